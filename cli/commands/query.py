@@ -1,0 +1,34 @@
+"""`memdb query`: the references nearest to a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cli.common import (
+    db_option,
+    example,
+    hit_json,
+    json_option,
+    one_line,
+    open_database,
+    print_json,
+)
+
+
+@click.command(epilog=example('memdb query "how do I open a file?" -k 3'))
+@click.argument("text")
+@db_option
+@click.option("-k", default=5, show_default=True, help="How many references.")
+@json_option
+def query(text: str, path: Path, k: int, as_json: bool) -> None:
+    """The references nearest to TEXT, best first, with their cosine similarity."""
+    with open_database(path) as database:
+        retrieval = database.query(text, k)
+    for place, hit in enumerate(retrieval.hits, 1):
+        if as_json:
+            print_json(hit_json(hit))
+        else:
+            click.echo(f"{place}. {hit.score:.3f}  {hit.reference.document_id}")
+            click.echo(f"   {one_line(hit.reference.content, 160)}")

@@ -1,0 +1,60 @@
+"""`memdb update`: change one document."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO
+
+import click
+
+from cli.common import (
+    db_option,
+    document_json,
+    example,
+    json_option,
+    open_database,
+    parse_metadata,
+    print_json,
+)
+
+
+@click.command(
+    epilog=example('memdb update veldmoor --text "The harbour master of Veldmoor is Ada Quist."')
+)
+@click.argument("id")
+@db_option
+@click.option("--text", help="The new text.")
+@click.option(
+    "--file",
+    type=click.File("r", encoding="utf-8"),
+    help="A file with the new text; - for standard input.",
+)
+@click.option("--metadata", help="The new metadata, a JSON object.")
+@click.option("--cold", is_flag=True, help="Leave the memories of a new text to their first use.")
+@json_option
+def update(
+    id: str,
+    path: Path,
+    text: str | None,
+    file: IO[str] | None,
+    metadata: str | None,
+    cold: bool,
+    as_json: bool,
+) -> None:
+    """Replace the text of the document with this ID, its metadata, or both.
+
+    A new text has new references and memories; new metadata alone keeps them.
+    """
+    if text is not None and file is not None:
+        raise click.UsageError("--text and --file exclude each other")
+    if file is not None:
+        text = file.read()
+    values = parse_metadata(metadata)
+    if text is None and values is None:
+        raise click.UsageError("nothing to change: give --text, --file or --metadata")
+    with open_database(path) as database:
+        document = database.update(id, text=text, metadata=values, cold=cold)
+    if as_json:
+        print_json(document_json(document))
+    else:
+        click.echo(f"{document.id} is now version {document.version}")

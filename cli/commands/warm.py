@@ -1,0 +1,23 @@
+"""`memdb warm`: write the memories of cold references."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cli.common import db_option, example, open_database
+from cli.progress import progress_bar
+
+
+@click.command(epilog=example("memdb warm", "memdb warm library/asyncio library/json"))
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@db_option
+def warm(ids: tuple[str, ...], path: Path) -> None:
+    """Write the memories that are not there yet, of all documents or of those named.
+
+    May be interrupted; run again, it goes on.
+    """
+    with open_database(path) as database, progress_bar() as progress:
+        written = database.warm(ids or None, progress=progress)
+    click.echo(f"{written} memories written")

@@ -1,0 +1,130 @@
+"""What several commands share: options, opening a database, printing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import click
+
+from memdb import Hit, MemDB, MissingPartError, StoredDocument
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+db_option = click.option(
+    "--db",
+    "path",
+    envvar="MEMDB_PATH",
+    default="my.memdb",
+    show_default=True,
+    show_envvar=True,
+    type=click.Path(path_type=Path),
+    help="The database's folder.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
+
+
+def example(*lines: str) -> str:
+    """The end of a command's help: an example that can be pasted."""
+    return "\b\nExample:\n" + "\n".join(f"    {line}" for line in lines)
+
+
+def notify(message: str) -> None:
+    """Tell the user what is going on, beside the output."""
+    click.echo(message, err=True)
+
+
+def adapter() -> ModuleType:
+    """`model_adapter`, imported when a command needs a model: torch takes seconds to load."""
+    try:
+        from transformers.utils import logging
+
+        import model_adapter
+    except ImportError as error:
+        raise MissingPartError(
+            f"this needs the model adapter, and {error.name} is not installed. Run: "
+            "pip install 'explicit-memdb[adapter]'"
+        ) from error
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    return model_adapter
+
+
+def open_database(path: Path) -> MemDB:
+    """A database with the model and embedder that it records, loaded when first needed."""
+    database: MemDB = adapter().open_database(path, notify=notify)
+    return database
+
+
+def print_json(value: object) -> None:
+    """One object on one line."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def hit_json(hit: Hit) -> dict[str, Any]:
+    """A hit as JSON values, without its memory."""
+    return {
+        "score": round(hit.score, 4),
+        "document": hit.reference.document_id,
+        "reference": hit.reference.id,
+        "version": hit.reference.version,
+        "ordinal": hit.reference.ordinal,
+        "text": hit.reference.content,
+        "metadata": hit.metadata,
+    }
+
+
+def document_json(document: StoredDocument) -> dict[str, Any]:
+    """A document as JSON values; a line of these can be ingested again but for the counts."""
+    return {
+        "id": document.id,
+        "version": document.version,
+        "text": document.text,
+        "metadata": document.metadata,
+        "references": len(document.references),
+        "warm": document.warm,
+    }
+
+
+def one_line(text: str, width: int) -> str:
+    """A text's beginning on one line."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= width else flat[: width - 1] + "…"
+
+
+def parse_where(values: tuple[str, ...]) -> dict[str, Any]:
+    """`key=value` options as a metadata filter. A value is JSON if it reads as JSON, else text."""
+    where = {}
+    for item in values:
+        key, separator, value = item.partition("=")
+        if not key or not separator:
+            raise click.BadParameter(f"{item!r} is not of the form KEY=VALUE", param_hint="--where")
+        try:
+            where[key] = json.loads(value)
+        except ValueError:
+            where[key] = value
+    return where
+
+
+def parse_metadata(text: str | None) -> dict[str, Any] | None:
+    """The value of a `--metadata` option."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"not JSON: {error}", param_hint="--metadata") from error
+    if not isinstance(value, dict):
+        raise click.BadParameter("not a JSON object", param_hint="--metadata")
+    return value
+
+
+where_option = click.option(
+    "--where",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Documents whose metadata has this value; given again, all must fit.",
+)

@@ -1,0 +1,44 @@
+"""`memdb`: the command line's entry point."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cli.commands import COMMANDS
+from memdb import MemDBError, __version__
+
+
+class _UserError(click.ClickException):
+    """A mistake that the user can mend: its message alone, and exit code 2."""
+
+    exit_code = 2
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MemDBError as error:
+            raise _UserError(str(error)) from error
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of a user's way through them
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="memdb")
+def main() -> None:
+    """A database for explicit memory: text goes in, and a language model remembers it.
+
+    \b
+    Begin with:
+        memdb ingest corpus.jsonl
+        memdb query "..."
+        memdb generate "..."
+    """
+
+
+for command in COMMANDS:
+    main.add_command(command)

@@ -1,0 +1,43 @@
+"""8 bits a number, one scale a vector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memdb.codecs.base import Codec
+from memdb.records import DType, from_float32, to_float32
+
+
+class Int8(Codec):
+    """Symmetric absmax quantization: x is about scale * q, with q an int8 in -127..127 and
+    scale = max|x| / 127 (float32) for each vector.
+
+    The error of a number is at most half its vector's scale. head_dim + 4 bytes a vector: 1.9 times
+    smaller than bfloat16 at head_dim 64.
+    """
+
+    name = "int8"
+
+    def vector_bytes(self, head_dim: int, dtype: DType) -> int:
+        """One byte a number and a float32 scale."""
+        return head_dim + 4
+
+    def encode(self, vectors: NDArray[Any], dtype: DType) -> bytes:
+        """All scales first, then all numbers."""
+        x = to_float32(vectors, dtype)
+        scales = np.abs(x).max(axis=1, initial=0.0) / np.float32(127)
+        # In float64: near float32's smallest numbers the scale has few bits left.
+        q = np.rint(x / np.where(scales > 0, scales, 1)[:, None].astype(np.float64))
+        levels = np.clip(q, -127, 127).astype(np.int8)
+        encoded: bytes = scales.astype("<f4").tobytes() + levels.tobytes()
+        return encoded
+
+    def decode(self, data: memoryview, n: int, head_dim: int, dtype: DType) -> NDArray[Any]:
+        """scale * q."""
+        scales = np.frombuffer(data[: 4 * n], "<f4")
+        levels = np.frombuffer(data[4 * n :], np.int8).reshape(n, head_dim)
+        x = levels.astype(np.float32) * scales[:, None]
+        return from_float32(x, dtype)

@@ -1,0 +1,83 @@
+"""Corpora: JSON lines of `id` (optional), `text` and `metadata` (optional)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from memdb.documents import checked, content_hash
+from memdb.errors import CorpusError, InvalidInputError
+from memdb.records import Document
+
+_FIELDS = ("id", "text", "metadata")
+
+
+def read_corpus(path: Path, name: str | None = None) -> Iterator[tuple[int, str, Document]]:
+    """Line number, id and document of every line; blank lines are passed over.
+
+    A line without an id whose text another such line has is the same document and comes once.
+
+    Args:
+        path: a file of UTF-8 JSON lines.
+        name: what to call it in errors; default: the path.
+
+    Raises:
+        CorpusError: at the first line that is wrong, naming it.
+    """
+    name = name or str(path)
+    seen: dict[str, tuple[int, bytes]] = {}
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if not line.strip():
+                    continue
+                try:
+                    document = _document(line)
+                    key, document = checked(document)
+                except InvalidInputError as error:
+                    raise CorpusError(name, number, str(error)) from error
+                content = content_hash(document)
+                if key in seen:
+                    first, other = seen[key]
+                    if document.id is None and content == other:
+                        continue
+                    raise CorpusError(name, number, _duplicate(document, first))
+                seen[key] = number, content
+                yield number, key, document
+    except OSError as error:
+        raise InvalidInputError(f"cannot read '{name}': {error.strerror or error}") from error
+
+
+def _document(line: bytes) -> Document:
+    try:
+        fields = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
+    except json.JSONDecodeError as error:
+        raise InvalidInputError(f"not JSON: {error.msg} (column {error.colno})") from error
+    except (RecursionError, ValueError) as error:  # nested too deep, or a number too long
+        raise InvalidInputError(f"not JSON that can be read: {error}") from error
+    if not isinstance(fields, dict):
+        raise InvalidInputError('not a JSON object; a line looks like {"id": "a", "text": "…"}')
+    if "text" not in fields:
+        raise InvalidInputError("the field 'text' is missing")
+    unknown = sorted(set(fields) - set(_FIELDS))
+    if unknown:
+        raise InvalidInputError(
+            f"unknown field '{unknown[0]}'; fields are {', '.join(_FIELDS)}. Put what else you "
+            "want to keep into 'metadata'"
+        )
+    metadata = fields.get("metadata")
+    return Document(fields["text"], fields.get("id"), {} if metadata is None else metadata)
+
+
+def _duplicate(document: Document, first: int) -> str:
+    if document.id is None:
+        return (
+            f"the same text as in line {first} with other metadata; give both lines an 'id' to "
+            "keep them apart"
+        )
+    return f"the id '{document.id}' is already used in line {first}; ids must differ within a file"

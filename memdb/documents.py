@@ -1,0 +1,89 @@
+"""Documents at the door: what is accepted, and which is the same as one that is there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from memdb.errors import InvalidInputError
+from memdb.layout import json_payload
+from memdb.records import Document
+
+MAX_ID_BYTES = 480  # LMDB keys end at 511 bytes
+
+
+def checked(document: Document) -> tuple[str, Document]:
+    """The id of a document that may be stored, and the document.
+
+    Raises:
+        InvalidInputError: saying what is wrong with it.
+    """
+    check_text(document.text)
+    check_metadata(document.metadata)
+    if document.id is None:
+        return "sha256:" + text_hash(document.text).hex()[:32], document
+    check_id(document.id)
+    return document.id, document
+
+
+def check_id(name: object) -> None:
+    """Raise `InvalidInputError` unless this can be a document's id."""
+    if not isinstance(name, str):
+        raise InvalidInputError(f"'id' must be a string, got {_kind(name)}")
+    if not name:
+        raise InvalidInputError("'id' is empty; leave it out to have one derived from the text")
+    size = len(_utf8(name, "'id'"))
+    if size > MAX_ID_BYTES:
+        raise InvalidInputError(f"'id' has {size} bytes of UTF-8; at most {MAX_ID_BYTES} are kept")
+    if "\0" in name:
+        raise InvalidInputError("'id' contains a zero character")
+
+
+def check_text(text: object) -> None:
+    """Raise `InvalidInputError` unless this can be a document's text."""
+    if not isinstance(text, str):
+        raise InvalidInputError(f"'text' must be a string, got {_kind(text)}")
+    if not text.strip():
+        raise InvalidInputError("'text' is empty")
+    _utf8(text, "'text'")
+
+
+def check_metadata(metadata: object) -> None:
+    """Raise `InvalidInputError` unless this can be a document's metadata."""
+    if not isinstance(metadata, Mapping):
+        raise InvalidInputError(f"'metadata' must be an object, got {_kind(metadata)}")
+    try:
+        json_payload(dict(metadata))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInputError(f"'metadata' cannot be kept as JSON: {error}") from error
+
+
+def text_hash(text: str) -> bytes:
+    """32 bytes that differ where the text does."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+def content_hash(document: Document) -> bytes:
+    """32 bytes that differ where text or metadata do."""
+    return hashlib.sha256(text_hash(document.text) + json_payload(dict(document.metadata))).digest()
+
+
+def matches(metadata: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
+    """Whether metadata has every value that the filter names."""
+    return all(name in metadata and metadata[name] == value for name, value in where.items())
+
+
+def _utf8(text: str, what: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"{what} has half a surrogate pair at character {error.start + 1}, which is no text"
+        ) from error
+
+
+def _kind(value: object) -> str:
+    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number"}
+    names |= {str: "a string", list: "an array", dict: "an object"}
+    return names.get(type(value), type(value).__name__)

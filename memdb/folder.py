@@ -1,0 +1,128 @@
+"""The database's folder: generations, `CURRENT` and the lock that processes share.
+
+    my.memdb/
+        CURRENT        names the generation in use, e.g. "gen-000001"
+        LOCK           every process that has the database open holds a shared lock on it
+        gen-000001/    one LMDB environment: data.mdb and lock.mdb
+
+A new generation is written beside the old one and `CURRENT` swapped by a rename, so that at every
+moment the folder holds one whole database (as in LevelDB).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from memdb.errors import DatabaseExistsError, NotADatabaseError, StorageError
+
+CURRENT = "CURRENT"
+LOCK = "LOCK"
+_FIRST = "gen-000001"
+_GENERATION = re.compile(r"gen-[0-9]{6}\Z")
+
+
+def current_generation(folder: Path) -> Path:
+    """The subfolder that `CURRENT` names.
+
+    Raises:
+        NotADatabaseError: the folder is missing or is no database.
+    """
+    if not folder.exists():
+        raise NotADatabaseError(
+            f"there is no database at '{folder}'. `memdb init` makes one; --db or MEMDB_PATH says "
+            "where it is."
+        )
+    try:
+        name = (folder / CURRENT).read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotADatabaseError(
+            f"'{folder}' is no memdb database: its file {CURRENT} cannot be read ({error})."
+        ) from error
+    if not _GENERATION.match(name) or not (folder / name / "data.mdb").is_file():
+        raise NotADatabaseError(
+            f"'{folder}' is no memdb database: its file {CURRENT} names {name[:40]!r}, which is no "
+            "generation in it."
+        )
+    return folder / name
+
+
+@contextmanager
+def new_database(folder: Path) -> Iterator[Path]:
+    """Yield the first generation's empty subfolder, and make it the current one on success.
+
+    On an error everything that was made is removed again. What an earlier, killed attempt left is
+    cleared away.
+
+    Raises:
+        DatabaseExistsError: a database is there.
+        StorageError: the folder holds something else, or cannot be written.
+    """
+    existed = folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        foreign = [
+            entry.name
+            for entry in folder.iterdir()
+            if entry.name not in (LOCK, CURRENT, CURRENT + ".new")
+            and not _GENERATION.match(entry.name)
+        ]
+        if foreign:
+            raise StorageError(
+                f"'{folder}' is not empty (it holds '{min(foreign)}'): a database needs a folder "
+                "of its own. Choose another path."
+            )
+        with (folder / LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (folder / CURRENT).exists():
+                raise DatabaseExistsError(f"there is already a database at '{folder}'.")
+            generation = folder / _FIRST
+            shutil.rmtree(generation, ignore_errors=True)
+            generation.mkdir()
+            try:
+                yield generation
+                _sync(generation)
+                _write_current(folder, _FIRST)
+            except BaseException:
+                shutil.rmtree(generation, ignore_errors=True)
+                (folder / LOCK).unlink(missing_ok=True)
+                if not existed:
+                    folder.rmdir()
+                raise
+    except OSError as error:
+        raise StorageError(f"cannot make a database at '{folder}': {error}") from error
+
+
+class SharedLock:
+    """A shared lock on the folder, held while the database is open."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(self._file, fcntl.LOCK_SH)
+
+    def release(self) -> None:
+        """Give the lock back."""
+        os.close(self._file)
+
+
+def _write_current(folder: Path, name: str) -> None:
+    new = folder / (CURRENT + ".new")
+    with new.open("w", encoding="ascii") as file:
+        file.write(name + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    new.rename(folder / CURRENT)
+    _sync(folder)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

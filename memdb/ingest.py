@@ -1,0 +1,134 @@
+"""Ingest: a corpus file into the store, idempotent and resumable.
+
+First the whole file is checked and compared with the store; nothing is written. Then new and
+changed documents are written cold, a batch to a transaction; last, unless the caller wants them
+cold, their memories. Whatever is interrupted goes on at the next call, since what is there already
+is recognised by its content hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from memdb.chunking import Chunker
+from memdb.corpus import read_corpus
+from memdb.documents import content_hash, text_hash
+from memdb.errors import InvalidInputError
+from memdb.layout import DocumentEntry
+from memdb.protocols import Embedder, Progress
+from memdb.records import Document
+from memdb.store import Store
+from memdb.writing import prepare, put, put_metadata
+
+_BATCH = 64  # references to a transaction, and to a call of the embedder
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What an ingest did.
+
+    Attributes:
+        inserted: new documents.
+        updated: documents whose text or metadata changed.
+        unchanged: documents that were there already.
+        references: references written.
+        memories: memories written.
+    """
+
+    inserted: int
+    updated: int
+    unchanged: int
+    references: int
+    memories: int
+
+
+def ingest(
+    path: Path,
+    *,
+    name: str | None,
+    store: Store,
+    chunker: Chunker,
+    embedder: Embedder,
+    warm: Callable[..., int] | None,
+    progress: Progress,
+) -> IngestReport:
+    """See `MemDB.ingest`.
+
+    Args:
+        path: the corpus.
+        name: what to call it in errors.
+        store: where to.
+        chunker: cuts documents into references.
+        embedder: embeds them.
+        warm: `MemDB.warm`, or None: the references stay cold.
+        progress: told of the work.
+    """
+    if not path.is_file():
+        raise InvalidInputError(f"there is no file '{name or path}'")
+    names, total = _survey(path, name, store, chunker, progress)
+    batch: list[tuple[str, Document]] = []
+    pieces = 0
+    inserted = updated = references = 0
+
+    def flush() -> None:
+        nonlocal inserted, updated, references, pieces
+        progress("embedding", references, total)
+        ready = prepare(batch, chunker, embedder)
+        with store.write() as transaction:
+            for item in ready:
+                old = transaction.document(item.id)
+                if _change(old, item.document) is not None:  # else another process was faster
+                    put(transaction, item, old)
+                    inserted += old is None
+                    updated += old is not None
+        references += pieces
+        batch.clear()
+        pieces = 0
+
+    for _, key, document in read_corpus(path, name):
+        with store.read() as transaction:
+            change = _change(transaction.document(key), document)
+        if change == "metadata":
+            with store.write() as transaction:
+                put_metadata(transaction, key, document)
+            updated += 1
+        elif change == "text":
+            count = len(chunker.split(document.text))
+            if batch and pieces + count > _BATCH:
+                flush()
+            batch.append((key, document))
+            pieces += count
+    if batch:
+        flush()
+    progress("embedding", references, total)
+    memories = warm(names, progress=progress) if warm is not None else 0
+    unchanged = len(names) - inserted - updated
+    return IngestReport(inserted, updated, unchanged, references, memories)
+
+
+def _survey(
+    path: Path, name: str | None, store: Store, chunker: Chunker, progress: Progress
+) -> tuple[list[str], int]:
+    """Check the whole file. Returns its documents' ids, and how many references are to write."""
+    names = []
+    total = 0
+    for number, key, document in read_corpus(path, name):
+        names.append(key)
+        with store.read() as transaction:
+            change = _change(transaction.document(key), document)
+        if change == "text":
+            total += len(chunker.split(document.text))
+        if number % 1000 == 0:
+            progress("reading", number, 0)
+    if not names:
+        raise InvalidInputError(f"'{name or path}' holds no documents")
+    return names, total
+
+
+def _change(old: DocumentEntry | None, document: Document) -> str | None:
+    """What a document brings that the store does not have: `text`, `metadata`, or nothing."""
+    if old is None or old.text_hash != text_hash(document.text):
+        return "text"
+    return None if old.content_hash == content_hash(document) else "metadata"

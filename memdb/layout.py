@@ -1,0 +1,176 @@
+"""Records as bytes: the seal that every record carries, and the layout of each table's payload.
+
+storage_format.md describes the same bytes in prose; the two must agree.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+import zstandard
+from numpy.typing import NDArray
+
+from memdb.errors import CorruptRecordError
+from memdb.records import Reference
+
+FORMAT_VERSION = 1
+
+SETTINGS = "settings"
+DOCUMENTS = "documents"
+METADATA = "metadata"
+REFERENCES = "references"
+EMBEDDINGS = "embeddings"
+MEMORIES = "memories"
+CHANGES = "changes"
+
+#: Tables keyed by an integer (uint64, LMDB's MDB_INTEGERKEY); the others by UTF-8.
+INTEGER_TABLES = frozenset({REFERENCES, EMBEDDINGS, MEMORIES, CHANGES})
+TABLES = (SETTINGS, DOCUMENTS, METADATA, REFERENCES, EMBEDDINGS, MEMORIES, CHANGES)
+
+#: What a change did to a reference.
+INSERTED, DELETED, REMEMBERED = 1, 2, 3
+
+_SEAL = struct.Struct("<QII")  # checksum, version, payload length
+_KEY = struct.Struct("<Q")
+_REFERENCE = struct.Struct("<IHH")  # ordinal, tokens, bytes of the document's id
+_CHANGE = np.dtype([("what", "u1"), ("reference", "<i8")])
+_TEXT_LIMIT = 1 << 28  # bytes of one text: what a damaged or hostile frame may claim at most
+
+
+def integer_key(number: int) -> bytes:
+    """A reference id or change number as a key."""
+    return _KEY.pack(number)
+
+
+def read_integer_key(key: bytes | memoryview) -> int:
+    """The inverse of `integer_key`."""
+    return int(_KEY.unpack(key)[0])
+
+
+def seal(table: str, key: bytes, version: int, payload: bytes) -> bytes:
+    """A payload as it is stored, behind its checksum."""
+    rest = _SEAL.pack(0, version, len(payload))[8:]
+    return _KEY.pack(_checksum(table, key, rest, payload)) + rest + payload
+
+
+def unseal(table: str, key: bytes | memoryview, record: memoryview) -> tuple[int, memoryview]:
+    """Version and payload of a stored record.
+
+    Raises:
+        CorruptRecordError: the checksum does not fit the table, the key, the version and the bytes.
+    """
+    key = bytes(key)
+    if len(record) < _SEAL.size:
+        raise CorruptRecordError(table, readable(table, key), f"it has only {len(record)} bytes")
+    checksum, version, length = _SEAL.unpack_from(record)
+    payload = record[_SEAL.size :]
+    if len(payload) != length or checksum != _checksum(table, key, record[8:16], payload):
+        raise CorruptRecordError(table, readable(table, key), "its checksum does not match")
+    return int(version), payload
+
+
+def readable(table: str, key: bytes) -> str:
+    """A key for an error message."""
+    if table in INTEGER_TABLES and len(key) == _KEY.size:
+        return str(read_integer_key(key))
+    return repr(key.decode("utf-8", "backslashreplace"))
+
+
+def _checksum(table: str, key: bytes, rest: bytes | memoryview, payload: bytes | memoryview) -> int:
+    head = xxhash.xxh3_64(b"%s\0%s\0" % (table.encode(), key))
+    head.update(rest)
+    head.update(payload)
+    return int(head.intdigest())
+
+
+# --- payloads -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DocumentEntry:
+    """The document map's record: which references a document has, and what it was made of.
+
+    Attributes:
+        version: of the document.
+        content_hash: 32 bytes, SHA-256 of its text and metadata.
+        text_hash: 32 bytes, SHA-256 of its text.
+        references: ids in the order of the text.
+    """
+
+    version: int
+    content_hash: bytes
+    text_hash: bytes
+    references: tuple[int, ...]
+
+    def payload(self) -> bytes:
+        """Bytes for the table `documents`."""
+        ids = np.array(self.references, "<i8").tobytes()
+        return self.content_hash + self.text_hash + ids
+
+    @classmethod
+    def read(cls, version: int, payload: memoryview) -> DocumentEntry:
+        """The inverse of `payload`."""
+        ids = np.frombuffer(payload[64:], "<i8")
+        return cls(version, bytes(payload[:32]), bytes(payload[32:64]), tuple(map(int, ids)))
+
+
+def reference_payload(reference: Reference) -> bytes:
+    """Bytes for the table `references`."""
+    document = reference.document_id.encode()
+    head = _REFERENCE.pack(reference.ordinal, reference.tokens, len(document))
+    return head + document + zstandard.compress(reference.text.encode(), 3)
+
+
+def read_reference(number: int, version: int, payload: memoryview) -> Reference:
+    """The inverse of `reference_payload`."""
+    ordinal, tokens, size = _REFERENCE.unpack_from(payload)
+    at = _REFERENCE.size + size
+    return Reference(
+        id=number,
+        version=version,
+        document_id=bytes(payload[_REFERENCE.size : at]).decode(),
+        ordinal=ordinal,
+        tokens=tokens,
+        text=decompress(payload[at:]).decode(),
+    )
+
+
+def read_embedding(payload: memoryview) -> NDArray[np.float32]:
+    """(dimension,) float32."""
+    return np.frombuffer(payload, "<f4").copy()
+
+
+def changes_payload(changes: Iterable[tuple[int, int]]) -> bytes:
+    """(what, reference id) pairs of one transaction, for the table `changes`."""
+    return np.array(list(changes), _CHANGE).tobytes()
+
+
+def read_changes(payload: memoryview) -> NDArray[Any]:
+    """Structured array with the fields `what` and `reference`."""
+    return np.frombuffer(payload, _CHANGE).copy()
+
+
+def json_payload(value: object) -> bytes:
+    """JSON without white space, UTF-8; NaN and infinities are refused with ValueError."""
+    return json.dumps(
+        value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
+    ).encode()
+
+
+def read_json(payload: memoryview) -> Any:
+    """The inverse of `json_payload`."""
+    return json.loads(bytes(payload))
+
+
+def decompress(frame: bytes | memoryview) -> bytes:
+    """The content of one zstandard frame; a claim of more than 256 MiB is refused."""
+    size = zstandard.frame_content_size(frame)
+    if not 0 <= size <= _TEXT_LIMIT:
+        raise ValueError(f"a compressed text claims {size} bytes")
+    return zstandard.decompress(frame)

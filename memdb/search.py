@@ -1,0 +1,82 @@
+"""The index of one open database, kept in step with the store's change log."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import chain, islice
+
+import numpy as np
+
+from memdb.index import FlatIndex, Ids, Index, Vectors
+from memdb.layout import DELETED, INSERTED
+from memdb.store import Store, Transaction
+
+_LOAD_BATCH = 4096
+
+
+class Searcher:
+    """Search over exactly what one read transaction sees, whoever wrote it."""
+
+    def __init__(self, store: Store, dimension: int) -> None:
+        self._store = store
+        self._dimension = dimension
+        self._index: Index = FlatIndex(dimension)
+        self._change: int | None = None  # the change up to which the index is built
+        self._guard = threading.Lock()
+
+    @contextmanager
+    def search(self, queries: Vectors, k: int) -> Iterator[tuple[Transaction, Vectors, Ids]]:
+        """A read transaction, and the k best scores and ids in it for each query.
+
+        Args:
+            queries: (n, dimension) float32, each of length 1.
+            k: at least 1.
+
+        Yields:
+            The transaction; scores and ids, each (n, k), -1 where there are fewer than k.
+        """
+        with ExitStack() as stack:
+            with self._guard:
+                # The transaction begins under the guard, so the index never runs ahead of it.
+                transaction = stack.enter_context(self._store.read())
+                self._catch_up(transaction)
+                scores, ids = self._index.search(queries, k)
+            yield transaction, scores, ids
+
+    def _catch_up(self, transaction: Transaction) -> None:
+        last = transaction.last_change()
+        if self._change == last:
+            return
+        try:
+            if self._change is None:
+                entries = (entry for _, entry in transaction.documents())
+                self._add(transaction, chain.from_iterable(e.references for e in entries))
+            else:
+                self._apply(transaction, self._change)
+        except BaseException:
+            # Half of it is in the index: begin anew at the next search.
+            self._index, self._change = FlatIndex(self._dimension), None
+            raise
+        self._change = last
+
+    def _apply(self, transaction: Transaction, after: int) -> None:
+        inserted: dict[int, None] = {}  # a set that keeps its order
+        deleted: list[int] = []
+        for change in transaction.changes(after):
+            for what, reference in change.tolist():
+                if what == INSERTED:
+                    inserted[reference] = None
+                elif what == DELETED:
+                    deleted.append(reference)
+                    inserted.pop(reference, None)
+        if deleted:
+            self._index.remove(np.array(deleted, np.int64))
+        self._add(transaction, inserted)
+
+    def _add(self, transaction: Transaction, references: Iterable[int]) -> None:
+        remaining = iter(references)
+        while batch := list(islice(remaining, _LOAD_BATCH)):
+            vectors = np.stack([transaction.embedding(number) for number in batch])
+            self._index.add(np.array(batch, np.int64), vectors)

@@ -1,0 +1,390 @@
+"""The store: ids -> records, in one LMDB environment. Everything that may not be lost is here.
+
+A write happens in one transaction, which reaches the disk before it is acknowledged; a reader sees
+the state at the moment it began, and neither waits for the other.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lmdb
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from memdb import layout
+from memdb.errors import (
+    CorruptRecordError,
+    ForkedProcessError,
+    FormatError,
+    NotADatabaseError,
+    StorageError,
+)
+from memdb.folder import SharedLock, current_generation, new_database
+from memdb.layout import (
+    CHANGES,
+    DOCUMENTS,
+    EMBEDDINGS,
+    MEMORIES,
+    METADATA,
+    REFERENCES,
+    SETTINGS,
+    DocumentEntry,
+    integer_key,
+)
+from memdb.records import Reference
+
+_MAP_SIZE = 1 << 40  # address space, not disk: nobody has to size the database
+_READERS = 1024
+
+
+class Store:
+    """One open environment. Threads of a process share it; another process opens its own.
+
+    Opening the same folder again in a process gives the same object; each `open` needs a `close`.
+    """
+
+    _open: ClassVar[dict[tuple[int, int], Store]] = {}
+    _guard: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, folder: Path, generation: Path, key: tuple[int, int]) -> None:
+        self.folder = folder
+        self._key = key
+        self.generation = generation
+        self._pid = os.getpid()
+        self._users = 1
+        self._lock = SharedLock(folder)
+        try:
+            self._environment = _open_environment(generation, create=False)
+            self._tables = _open_tables(self._environment, create=False)
+        except lmdb.Error as error:
+            self._lock.release()
+            raise NotADatabaseError(f"'{folder}' is no memdb database: {error}") from error
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @classmethod
+    def create(cls, folder: Path, settings: dict[str, Any], tokenizer: str | None) -> None:
+        """Make a database that holds these settings and nothing else."""
+        with new_database(folder) as generation:
+            environment = _open_environment(generation, create=True)
+            try:
+                tables = _open_tables(environment, create=True)
+                with environment.begin(write=True) as inner:
+                    transaction = Transaction(inner, tables)
+                    transaction.put_setting("format", {"version": layout.FORMAT_VERSION})
+                    for name, value in settings.items():
+                        transaction.put_setting(name, value)
+                    transaction.put_setting("counters", {"next_reference": 1, "last_change": 0})
+                    if tokenizer is not None:
+                        transaction.put_tokenizer(tokenizer)
+            finally:
+                environment.close()
+
+    @classmethod
+    def open(cls, folder: Path) -> Store:
+        """The store at `folder`.
+
+        Raises:
+            NotADatabaseError: there is none.
+            FormatError: it has a format version that this release does not read.
+        """
+        generation = current_generation(folder)
+        file = (generation / "data.mdb").stat()
+        key = file.st_dev, file.st_ino  # a folder may be moved, or deleted and made anew
+        with cls._guard:
+            store = cls._open.get(key)
+            if store is not None and store._pid == os.getpid():
+                store._users += 1
+                return store
+            store = cls(folder, generation, key)
+            try:
+                store._check_format()
+            except BaseException:
+                store._close_environment()
+                raise
+            cls._open[key] = store
+            return store
+
+    def close(self) -> None:
+        """Give the store back; the last user closes the environment."""
+        with self._guard:
+            self._users -= 1
+            if self._users == 0:
+                self._open.pop(self._key, None)
+                self._close_environment()
+
+    def _close_environment(self) -> None:
+        if self._pid == os.getpid():
+            self._environment.close()
+        self._lock.release()
+
+    def _check_format(self) -> None:
+        with self.read() as transaction:
+            stored = transaction.setting("format")
+        version = stored.get("version") if isinstance(stored, dict) else None
+        if version != layout.FORMAT_VERSION:
+            raise FormatError(
+                f"'{self.folder}' has format version {version}; this release reads version "
+                f"{layout.FORMAT_VERSION}. Use the release of explicit-memdb that wrote it, or a "
+                "newer one."
+            )
+
+    @contextmanager
+    def read(self) -> Iterator[Transaction]:
+        """A consistent view of this moment. Records come out as copies and outlive it."""
+        with self._begin(write=False) as transaction:
+            yield transaction
+
+    @contextmanager
+    def write(self) -> Iterator[Transaction]:
+        """All or nothing: on an exception nothing of it happened; after it, it is on the disk.
+
+        One writer at a time, over all processes; others wait.
+        """
+        with self._begin(write=True) as transaction:
+            yield transaction
+            transaction._finish()
+
+    @contextmanager
+    def _begin(self, write: bool) -> Iterator[Transaction]:
+        if self._pid != os.getpid():
+            raise ForkedProcessError(
+                f"'{self.folder}' was opened before this process was forked. Open it in the child, "
+                "or start children with the 'spawn' method."
+            )
+        try:
+            with self._environment.begin(write=write, buffers=True) as inner:
+                yield Transaction(inner, self._tables)
+        except lmdb.MapFullError as error:
+            raise StorageError(f"'{self.folder}' has outgrown its map: {error}") from error
+        except lmdb.CorruptedError as error:
+            raise CorruptRecordError("?", "?", f"LMDB: {error}") from error
+        except lmdb.Error as error:
+            raise StorageError(f"'{self.folder}': {error}") from error
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes on disk by table (whole pages), and of the file, as `file`."""
+        with self._begin(write=False) as transaction:
+            sizes = {name: transaction.size(name) for name in layout.TABLES}
+        return {**sizes, "file": (self.generation / "data.mdb").stat().st_size}
+
+
+class Transaction:
+    """Typed access to the tables. Made by `Store.read` and `Store.write`."""
+
+    def __init__(self, inner: Any, tables: dict[str, Any]) -> None:
+        self._inner = inner
+        self._tables = tables
+        self._changes: list[tuple[int, int]] = []
+
+    # --- settings ---
+
+    def setting(self, name: str) -> Any:
+        """A setting's JSON value, or None."""
+        found = self._get(SETTINGS, name.encode())
+        return None if found is None else self._read(SETTINGS, name.encode(), found, _json)
+
+    def put_setting(self, name: str, value: object) -> None:
+        """Store a setting as JSON."""
+        self._put(SETTINGS, name.encode(), 1, layout.json_payload(value))
+
+    def tokenizer(self) -> str | None:
+        """The text of the model's tokenizer.json, or None."""
+        found = self._get(SETTINGS, b"tokenizer")
+        if found is None:
+            return None
+        return str(
+            self._read(SETTINGS, b"tokenizer", found, lambda _, p: layout.decompress(p).decode())
+        )
+
+    def put_tokenizer(self, text: str) -> None:
+        """Store the tokenizer, compressed."""
+        self._put(SETTINGS, b"tokenizer", 1, zstandard.compress(text.encode(), 9))
+
+    # --- documents ---
+
+    def document(self, name: str) -> DocumentEntry | None:
+        """The document map's entry of an id, or None."""
+        key = name.encode()
+        found = self._get(DOCUMENTS, key)
+        return None if found is None else self._read(DOCUMENTS, key, found, DocumentEntry.read)
+
+    def put_document(self, name: str, entry: DocumentEntry, metadata: dict[str, Any]) -> None:
+        """Store the entry and the metadata; the references are put one by one."""
+        self._put(DOCUMENTS, name.encode(), entry.version, entry.payload())
+        self._put(METADATA, name.encode(), entry.version, layout.json_payload(metadata))
+
+    def delete_document(self, name: str, entry: DocumentEntry) -> None:
+        """Remove a document with all its references."""
+        for reference in entry.references:
+            self._delete_reference(reference)
+        self._inner.delete(name.encode(), db=self._tables[DOCUMENTS])
+        self._inner.delete(name.encode(), db=self._tables[METADATA])
+
+    def metadata(self, name: str) -> dict[str, Any]:
+        """A document's metadata."""
+        return dict(self._require(METADATA, name.encode(), _json))
+
+    def documents(self, after: str = "") -> Iterator[tuple[str, DocumentEntry]]:
+        """All documents with an id behind `after`, in the order of their ids' bytes."""
+        cursor = self._inner.cursor(self._tables[DOCUMENTS])
+        start = after.encode() + b"\0" if after else b""
+        if cursor.set_range(start) if start else cursor.first():
+            for key, record in cursor:
+                name = bytes(key)
+                found = layout.unseal(DOCUMENTS, name, record)
+                yield name.decode(), self._read(DOCUMENTS, name, found, DocumentEntry.read)
+
+    # --- references ---
+
+    def next_references(self, count: int) -> range:
+        """Take `count` new reference ids; they are never given again."""
+        counters = self.setting("counters")
+        first = counters["next_reference"]
+        self.put_setting("counters", {**counters, "next_reference": first + count})
+        return range(first, first + count)
+
+    def reference(self, number: int) -> Reference:
+        """A reference; `CorruptRecordError` if the map names it and it is not there."""
+        return self._require(  # type: ignore[no-any-return]
+            REFERENCES,
+            integer_key(number),
+            lambda version, payload: layout.read_reference(number, version, payload),
+        )
+
+    def embedding(self, number: int) -> NDArray[np.float32]:
+        """The reference's vector."""
+        return self._require(  # type: ignore[no-any-return]
+            EMBEDDINGS, integer_key(number), lambda _, payload: layout.read_embedding(payload)
+        )
+
+    def put_reference(
+        self, reference: Reference, embedding: NDArray[np.float32], memory: bytes | None
+    ) -> None:
+        """Store a new reference with its vector, and its memory unless it stays cold."""
+        key = integer_key(reference.id)
+        self._put(REFERENCES, key, reference.version, layout.reference_payload(reference))
+        self._put(EMBEDDINGS, key, reference.version, embedding.astype("<f4").tobytes())
+        self._changes.append((layout.INSERTED, reference.id))
+        if memory is not None:
+            self.put_memory(reference, memory)
+
+    def _delete_reference(self, number: int) -> None:
+        for table in (REFERENCES, EMBEDDINGS, MEMORIES):
+            self._inner.delete(integer_key(number), db=self._tables[table])
+        self._changes.append((layout.DELETED, number))
+
+    def has_reference(self, number: int) -> bool:
+        """Whether the reference is still there."""
+        return self._inner.get(integer_key(number), db=self._tables[REFERENCES]) is not None
+
+    # --- memories ---
+
+    def is_warm(self, number: int) -> bool:
+        """Whether the reference has a memory."""
+        return self._inner.get(integer_key(number), db=self._tables[MEMORIES]) is not None
+
+    def memory(self, number: int, decode: Any) -> Any:
+        """`decode(payload)` of the reference's memory, or None if it is cold."""
+        key = integer_key(number)
+        found = self._get(MEMORIES, key)
+        return None if found is None else self._read(MEMORIES, key, found, lambda _, p: decode(p))
+
+    def put_memory(self, reference: Reference, payload: bytes) -> None:
+        """Store a reference's memory."""
+        self._put(MEMORIES, integer_key(reference.id), reference.version, payload)
+        self._changes.append((layout.REMEMBERED, reference.id))
+
+    # --- change log ---
+
+    def last_change(self) -> int:
+        """Number of the newest change; 0 in a new database."""
+        return int(self.setting("counters")["last_change"])
+
+    def changes(self, after: int) -> Iterator[NDArray[Any]]:
+        """The changes behind number `after`, oldest first; fields `what` and `reference`."""
+        cursor = self._inner.cursor(self._tables[CHANGES])
+        if cursor.set_range(integer_key(after + 1)):
+            for key, record in cursor:
+                found = layout.unseal(CHANGES, key, record)
+                yield self._read(CHANGES, bytes(key), found, lambda _, p: layout.read_changes(p))
+
+    def _finish(self) -> None:
+        """Write what this transaction did to the change log."""
+        if not self._changes:
+            return
+        counters = self.setting("counters")
+        number = counters["last_change"] + 1
+        self._put(CHANGES, integer_key(number), 1, layout.changes_payload(self._changes))
+        self.put_setting("counters", {**counters, "last_change": number})
+
+    # --- counts ---
+
+    def count(self, table: str) -> int:
+        """Records of a table."""
+        return int(self._inner.stat(self._tables[table])["entries"])
+
+    def size(self, table: str) -> int:
+        """Bytes of a table's pages."""
+        stat = self._inner.stat(self._tables[table])
+        pages = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        return int(pages * stat["psize"])
+
+    # --- plumbing ---
+
+    def _get(self, table: str, key: bytes) -> tuple[int, memoryview] | None:
+        record = self._inner.get(key, db=self._tables[table])
+        return None if record is None else layout.unseal(table, key, record)
+
+    def _read(self, table: str, key: bytes, found: tuple[int, memoryview], decode: Any) -> Any:
+        """Decode a payload; whatever goes wrong is a damaged record, and is named."""
+        try:
+            return decode(*found)
+        except Exception as error:
+            raise CorruptRecordError(table, layout.readable(table, key), str(error)) from error
+
+    def _require(self, table: str, key: bytes, decode: Any) -> Any:
+        found = self._get(table, key)
+        if found is None:
+            raise CorruptRecordError(table, layout.readable(table, key), "it is missing")
+        return self._read(table, key, found, decode)
+
+    def _put(self, table: str, key: bytes, version: int, payload: bytes) -> None:
+        self._inner.put(key, layout.seal(table, key, version, payload), db=self._tables[table])
+
+
+def _json(_: int, payload: memoryview) -> Any:
+    return layout.read_json(payload)
+
+
+def _open_environment(folder: Path, *, create: bool) -> Any:
+    size = _MAP_SIZE
+    while True:
+        try:
+            # writemap stays off: on a full disk it would end the process with SIGBUS.
+            return lmdb.open(
+                str(folder), map_size=size, max_dbs=16, max_readers=_READERS, create=create
+            )
+        except (MemoryError, lmdb.MemoryError):  # address space is limited here: take less
+            if size <= 1 << 30:
+                raise
+            size //= 4
+        except OSError as error:
+            raise StorageError(f"cannot open '{folder}': {error}") from error
+
+
+def _open_tables(environment: Any, *, create: bool) -> dict[str, Any]:
+    return {
+        name: environment.open_db(
+            name.encode(), create=create, integerkey=name in layout.INTEGER_TABLES
+        )
+        for name in layout.TABLES
+    }

@@ -1,0 +1,53 @@
+"""Memory³ on Hugging Face models: writes explicit memories and reads them while it generates.
+
+db = create_database("facts.memdb")            # or open_database
+db.insert("The harbour master of Veldmoor is Ottoline Brask.")
+print(generate("Who is the harbour master of Veldmoor?", db).text)
+"""
+
+from model_adapter.attention import LayerMemory, MemoryTensors, memory_attention, memory_tensors
+from model_adapter.catalog import (
+    CATALOG,
+    DEFAULT_EMBEDDER,
+    DEFAULT_MODEL,
+    cache_folder,
+    is_pulled,
+    pull,
+)
+from model_adapter.database import create_database, load_embedder, open_database
+from model_adapter.embedder import SentenceEmbedder
+from model_adapter.framing import Frame, default_framing
+from model_adapter.generation import Chunk, Generation, Mode, generate
+from model_adapter.language_model import LanguageModel, load_model
+from model_adapter.selection import SELECTIONS, PaperRule, Reconstruction, Selection
+from model_adapter.writer import Writer
+
+__all__ = [
+    "CATALOG",
+    "DEFAULT_EMBEDDER",
+    "DEFAULT_MODEL",
+    "SELECTIONS",
+    "Chunk",
+    "Frame",
+    "Generation",
+    "LanguageModel",
+    "LayerMemory",
+    "MemoryTensors",
+    "Mode",
+    "PaperRule",
+    "Reconstruction",
+    "Selection",
+    "SentenceEmbedder",
+    "Writer",
+    "cache_folder",
+    "create_database",
+    "default_framing",
+    "generate",
+    "is_pulled",
+    "load_embedder",
+    "load_model",
+    "memory_attention",
+    "memory_tensors",
+    "open_database",
+    "pull",
+]

@@ -1,0 +1,251 @@
+"""A Hugging Face model with its tokenizer, ready to write and read memories."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from memdb import DType, InvalidInputError, Rope, UnsupportedModelError
+from model_adapter import attention
+from model_adapter.attention import MemoryTensors, Observer
+from model_adapter.catalog import CATALOG, Notify, pull
+from model_adapter.fingerprint import weights_fingerprint
+
+
+class LanguageModel:
+    """A decoder of transformers whose attention runs through `model_adapter.attention`.
+
+    Args:
+        model: a causal language model with RoPE and grouped-query (or multi-head) attention. Its
+            attention implementation is set to `memdb`, which without memories is plain attention.
+        tokenizer: its fast tokenizer.
+        name: how to load it again.
+
+    Raises:
+        UnsupportedModelError: saying what the model lacks.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.config = model.config
+        self._require_supported()
+        model.set_attn_implementation(attention.NAME)
+        self._prefix_caches: dict[tuple[int, ...], Any] = {}
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        notify: Notify = lambda _: None,
+    ) -> LanguageModel:
+        """Load a model by a name of the catalogue, by folder, or by Hugging Face id.
+
+        Args:
+            name: e.g. `smollm2-135m`.
+            dtype: default: float32 on a CPU, else as the weights are stored.
+            device: default: the GPU if there is one.
+            notify: told when a model of the catalogue has to be pulled.
+
+        Raises:
+            InvalidInputError: it cannot be loaded.
+            UnsupportedModelError: it can, but not be used.
+        """
+        entry = CATALOG.get(name)
+        if entry is not None and entry.kind != "language":
+            raise InvalidInputError(f"'{name}' is an embedder, not a language model")
+        source: str | Path = pull(name, notify) if entry is not None else name
+        if entry is None and Path(name).is_dir():
+            source = name = str(Path(name).resolve())
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if dtype is None and torch.device(device).type == "cpu":
+            dtype = torch.float32
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto").to(device)
+        except Exception as error:  # hub, file and configuration errors have no common base
+            problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InvalidInputError(f"the model '{name}' cannot be loaded: {problem}") from error
+        return cls(model, tokenizer, name)
+
+    # --- what it is ---
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return torch.device(self.model.device)
+
+    @property
+    def dtype(self) -> DType:
+        """What it computes in, by name."""
+        name: DType = str(self.model.dtype).removeprefix("torch.")  # type: ignore[assignment]
+        return name
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def kv_heads(self) -> int:
+        """Key-value heads of a layer."""
+        return int(getattr(self.config, "num_key_value_heads", None) or self.heads)
+
+    @property
+    def heads(self) -> int:
+        """Query heads of a layer."""
+        return int(self.config.num_attention_heads)
+
+    @property
+    def head_dim(self) -> int:
+        """Length of a key."""
+        return int(getattr(self.config, "head_dim", None) or self.config.hidden_size // self.heads)
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence it was made for."""
+        return int(self.config.max_position_embeddings)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Over all weights."""
+        return weights_fingerprint(self.model)
+
+    def rope(self, layer: int) -> Rope | None:
+        """The rotary position embedding of a layer."""
+        parameters = dict(self.config.rope_parameters)
+        kind = (getattr(self.config, "layer_types", None) or [None] * self.layers)[layer]
+        if kind in parameters:  # one set for each kind of layer
+            parameters = dict(parameters[kind])
+        base, rope_type = parameters.pop("rope_theta"), parameters.pop("rope_type", "default")
+        return Rope(float(base), rope_type, parameters)
+
+    def stop_tokens(self) -> frozenset[int]:
+        """Token ids that end a text."""
+        stops = self.model.generation_config.eos_token_id
+        if stops is None:
+            stops = self.tokenizer.eos_token_id
+        if stops is None:
+            return frozenset()
+        return frozenset([stops] if isinstance(stops, int) else stops)
+
+    def _require_supported(self) -> None:
+        name = type(self.model).__name__
+        lacking = None
+        if not getattr(self.model, "_supports_attention_backend", False):
+            lacking = "does not use transformers' attention interface"
+        elif getattr(self.config, "rope_parameters", None) is None:
+            lacking = "has no rotary position embedding"
+        elif self.dtype not in get_args(DType):
+            lacking = f"computes in {self.dtype}; memories are {', '.join(get_args(DType))}"
+        elif not getattr(self.tokenizer, "is_fast", False):
+            lacking = "has a slow tokenizer; memdb stores the fast one's tokenizer.json"
+        if lacking:
+            raise UnsupportedModelError(f"the model '{self.name}' ({name}) {lacking}")
+
+    # --- what it does ---
+
+    def tokens(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids of a text, nothing added. What looks like a control token in it is plain text
+        unless `special` (for text that the framing writes itself)."""
+        ids: list[int] = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=not special
+        ).input_ids
+        return ids
+
+    @torch.no_grad()
+    def forward(
+        self,
+        tokens: Sequence[int],
+        start: int,
+        cache: Any,
+        memory: MemoryTensors | None = None,
+        *,
+        last: bool = True,
+    ) -> Tensor:
+        """One forward pass of one sequence.
+
+        Args:
+            tokens: token ids behind what the cache holds.
+            start: position of the first; it need not be the cache's length.
+            cache: from `prefix_cache`; the tokens are added to it.
+            memory: what every token sees beside the context.
+            last: logits of the last token only.
+
+        Returns:
+            (1 or len(tokens), vocabulary) logits.
+        """
+        end = start + len(tokens)
+        if end > self.max_positions:
+            raise InvalidInputError(
+                f"the text reaches position {end}; the model '{self.name}' ends at "
+                f"{self.max_positions}. Shorten the prompt, or generate fewer tokens."
+            )
+        out = self.model(
+            torch.tensor([list(tokens)], device=self.device),
+            position_ids=torch.arange(start, end, device=self.device)[None],
+            past_key_values=cache,
+            use_cache=True,
+            explicit_memory=memory,
+            logits_to_keep=1 if last else 0,
+        )
+        return out.logits[0]
+
+    def prefix_cache(self, prefix: tuple[int, ...]) -> Any:
+        """A new cache that holds the prefix at positions 0 and on. Computed once: the prefix's own
+        queries see no memory, so it is the same for every prompt."""
+        if prefix not in self._prefix_caches:
+            cache = DynamicCache(config=self.config)
+            if prefix:
+                self.forward(prefix, 0, cache)
+            self._prefix_caches[prefix] = cache
+        return copy.deepcopy(self._prefix_caches[prefix])
+
+    @torch.no_grad()
+    def observe(self, sequences: Sequence[Sequence[int]], observer: Observer) -> None:
+        """Run several sequences from position 0, side by side, padded at their ends (which no token
+        before sees), and show every layer's queries, keys and values to the observer."""
+        length = max(map(len, sequences))
+        padded = [[*tokens, *[0] * (length - len(tokens))] for tokens in sequences]
+        ids = torch.tensor(padded, device=self.device)
+        positions = torch.arange(length, device=self.device).expand(len(sequences), -1)
+        # The layers alone, without the output head.
+        self.model.base_model(ids, position_ids=positions, use_cache=False, observer=observer)
+
+    def unrotate(self, vectors: Tensor, start: int) -> Tensor:
+        """Queries or keys before RoPE, (heads, tokens, head_dim), given those after it at positions
+        from `start` on: the rotation undone."""
+        positions = torch.arange(start, start + vectors.shape[1], device=vectors.device)[None]
+        cos, sin = self.model.base_model.rotary_emb(vectors, positions)
+        rotated = cos.shape[-1]
+        x, rest = vectors[..., :rotated].float(), vectors[..., rotated:].float()
+        half = rotated // 2
+        turned = torch.cat((-x[..., half:], x[..., :half]), -1)
+        cos, sin = cos.float(), sin.float()
+        # cos and sin may carry a scale (YaRN); their squares then sum to its square.
+        x = (x * cos - turned * sin) / (cos**2 + sin**2)
+        return torch.cat((x, rest), -1)
+
+
+_loaded: dict[tuple[str, str], LanguageModel] = {}
+
+
+def load_model(name: str, notify: Notify = lambda _: None) -> LanguageModel:
+    """`LanguageModel.load`, once per process and name."""
+    key = name, os.environ.get("MEMDB_CACHE", "")
+    if key not in _loaded:
+        _loaded[key] = LanguageModel.load(name, notify=notify)
+    return _loaded[key]

@@ -1,0 +1,158 @@
+"""Selections: which tokens of which heads of a reference are kept (paper, 3.2).
+
+Each is one small class. `score` sees one layer at a time, `keep` all layers together, so a budget
+may be spent evenly or where it counts.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from memdb import InvalidInputError
+from model_adapter.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """What a selection sees of one reference in one layer.
+
+    Attributes:
+        queries: (heads, tokens, head_dim) of prefix, reference and suffix, after RoPE.
+        keys: (kv heads, tokens, head_dim), likewise.
+        reference: where the reference lies among the tokens.
+        scaling: factor of the attention's scores.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    reference: slice
+    scaling: float
+
+    def grouped(self, queries: Tensor) -> Tensor:
+        """(heads, n, d) -> (kv heads, heads of a group, n, d)."""
+        return queries.reshape(self.keys.shape[0], -1, *queries.shape[1:])
+
+
+class Selection(ABC):
+    """Which key-value pairs of a reference become its memory.
+
+    Args:
+        budget: pairs of a reference of 128 tokens, over all memory layers and kv heads; shorter
+            references keep proportionally fewer, at least one. None: `default_per_row` for each
+            (layer, kv head).
+        rows: number of (memory layer, kv head) pairs.
+        reference_length: tokens that the budget is for.
+    """
+
+    name: ClassVar[str]
+    default_per_row: ClassVar[int]
+
+    def __init__(self, budget: int | None, rows: int, reference_length: int = 128) -> None:
+        self.budget = self.default_per_row * rows if budget is None else budget
+        most = rows * reference_length
+        if not 1 <= self.budget <= most:
+            raise InvalidInputError(
+                f"the budget must be 1 to {most} key-value pairs per reference (that is, all of "
+                f"them), got {self.budget}"
+            )
+        self.reference_length = reference_length
+
+    def pairs(self, tokens: int) -> int:
+        """Pairs that a reference of so many tokens may keep."""
+        return max(1, round(self.budget * tokens / self.reference_length))
+
+    def suffix(self, model: LanguageModel, reference: list[int]) -> list[int]:
+        """Tokens to run behind the reference, for what `score` needs to see; none by default."""
+        return []
+
+    @abstractmethod
+    def score(self, model: LanguageModel, view: LayerView) -> Tensor:
+        """Importance of each key in one layer, (kv heads, reference tokens) float32."""
+
+    @abstractmethod
+    def keep(self, scores: Tensor) -> Tensor:
+        """(rows, reference tokens) scores -> bool of that shape: what is kept."""
+
+
+class PaperRule(Selection):
+    """The tokens that get most attention within the reference, the same number for each head.
+
+    w_j = sum_i softmax_j(q_i . k_j / sqrt(d)), with no causal mask and no position encoding, over
+    the reference alone; summed over the query heads of a group (paper, 3.2 and formula for w).
+    Needs no second pass. Made for a model that is trained for it.
+    """
+
+    name = "paper"
+    default_per_row = 8
+
+    def score(self, model: LanguageModel, view: LayerView) -> Tensor:
+        """See `Selection.score`."""
+        start = view.reference.start
+        queries = model.unrotate(view.queries[:, view.reference], start)
+        keys = model.unrotate(view.keys[:, view.reference], start)
+        logits = view.grouped(queries) @ keys[:, None].transpose(2, 3) * view.scaling
+        return logits.softmax(-1).sum((1, 2))
+
+    def keep(self, scores: Tensor) -> Tensor:
+        """The best of each row."""
+        rows, tokens = scores.shape
+        each = min(tokens, max(1, round(self.pairs(tokens) / rows)))
+        return _marked(scores, scores.topk(each, dim=1).indices)
+
+
+class Reconstruction(Selection):
+    """The pairs that the model looks at while it repeats the reference, wherever they are.
+
+    Behind the reference, the model reads "Repeat the text above." and the reference again. A key's
+    importance is the largest attention that it gets meanwhile, over the query heads of its group
+    and over positions; the budget is spent where these are largest, over all heads and layers
+    (KVzip, Kim et al., 2025, arXiv 2505.23416). Costs a pass of twice the length and no training.
+    """
+
+    name = "reconstruction"
+    default_per_row = 16
+
+    _REQUEST = "\n\nRepeat the text above.\n\n"
+
+    def suffix(self, model: LanguageModel, reference: list[int]) -> list[int]:
+        """The request, and the reference again."""
+        return [*model.tokens(self._REQUEST), *reference]
+
+    def score(self, model: LanguageModel, view: LayerView) -> Tensor:
+        """See `Selection.score`."""
+        total = view.keys.shape[1]
+        repeated = view.reference.stop - view.reference.start
+        first = total - repeated
+        queries = view.grouped(view.queries[:, first:].float())
+        logits = queries @ view.keys[:, None].float().transpose(2, 3) * view.scaling
+        at = torch.arange(total, device=logits.device)
+        logits.masked_fill_(at[None] > at[first:, None], float("-inf"))  # causal
+        return logits.softmax(-1)[..., view.reference].amax((1, 2))
+
+    def keep(self, scores: Tensor) -> Tensor:
+        """The best of all rows together."""
+        flat = scores.reshape(1, -1)
+        most = min(self.pairs(scores.shape[1]), flat.shape[1])
+        return _marked(flat, flat.topk(most, dim=1).indices).reshape(scores.shape)
+
+
+def _marked(scores: Tensor, indices: Tensor) -> Tensor:
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, indices, True)
+
+
+SELECTIONS: dict[str, type[Selection]] = {s.name: s for s in (PaperRule, Reconstruction)}
+DEFAULT_SELECTION = Reconstruction.name
+
+
+def selection_named(name: str) -> type[Selection]:
+    """The selection of that name, or `InvalidInputError` with the names there are."""
+    if name not in SELECTIONS:
+        raise InvalidInputError(
+            f"no selection is called {name!r}; there are: {', '.join(SELECTIONS)}"
+        )
+    return SELECTIONS[name]
