@@ -24,8 +24,10 @@ from memdb import Progress
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f} references/s")
+        seconds = task.finished_time or task.elapsed
+        if not seconds or not task.completed:
+            return Text("")
+        return Text(f"{task.completed / seconds:.1f} references/s")
 
 
 @contextmanager

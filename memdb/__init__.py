@@ -7,8 +7,9 @@ with one and reads them while it generates.
 """
 
 from memdb.codecs import CODECS, Codec
-from memdb.database import Hit, MemDB, Query, Retrieval
+from memdb.database import MemDB
 from memdb.errors import (
+    ConflictError,
     CorpusError,
     CorruptRecordError,
     DatabaseExistsError,
@@ -39,12 +40,14 @@ from memdb.records import (
     from_float32,
     to_float32,
 )
+from memdb.retrieval import Hit, Query, Retrieval
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CODECS",
     "Codec",
+    "ConflictError",
     "CorpusError",
     "CorruptRecordError",
     "DType",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from memdb.errors import NotADatabaseError
+from memdb.errors import InvalidInputError, MissingPartError, NotADatabaseError
 
 # What ends a sentence: a stop with closing quotes and white space behind it, a full-width stop, an
 # empty line.
@@ -52,11 +52,6 @@ class Chunker:
             # "<|im_end|>" in somebody's text is text, not the model's control token.
             self._tokenizer.encode_special_tokens = True
 
-    @property
-    def has_tokenizer(self) -> bool:
-        """Whether tokens can be counted and decoded."""
-        return self._tokenizer is not None
-
     def count(self, text: str) -> int:
         """Tokens of a text, 0 without a tokenizer."""
         if self._tokenizer is None:
@@ -65,7 +60,14 @@ class Chunker:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of token ids; special tokens are left out."""
-        assert self._tokenizer is not None
+        if self._tokenizer is None:
+            raise MissingPartError(
+                "this database has no tokenizer to decode token ids with; query by text or by "
+                "embedding"
+            )
+        outside = next((token for token in tokens if not 0 <= token < 1 << 32), None)
+        if outside is not None:
+            raise InvalidInputError(f"{outside} is no token id")
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def split(self, text: str) -> list[Piece]:
@@ -78,40 +80,69 @@ class Chunker:
             return [Piece(text, 0)]
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         if len(encoding.ids) <= self.max_tokens:
-            return [Piece(text, self.count(text.strip()))]
-        starts = [start for start, _ in encoding.offsets]
-        sentences = [m.end() for m in _SENTENCE_END.finditer(text)]
-        words = [m.end() for m in _WORD_END.finditer(text)]
+            tokens = self.count(text.strip())
+            if tokens <= self.max_tokens:  # " word" may be one token, and "word" two
+                return [Piece(text, tokens)]
+        cuts = _Cuts(text, [start for start, _ in encoding.offsets])
         pieces = []
         at = 0
         while at < len(text):
-            piece = self._longest(text, at, starts, sentences, words)
+            piece = self._longest(cuts, at)
             pieces.append(piece)
             at += len(piece.text)
         return pieces
 
-    def _longest(
-        self, text: str, at: int, starts: list[int], sentences: list[int], words: list[int]
-    ) -> Piece:
+    def _longest(self, cuts: _Cuts, at: int) -> Piece:
         """The piece that begins at character `at`."""
         # White space in front is not encoded, so it does not use up the window.
-        begin = at + len(text[at:]) - len(text[at:].lstrip())
-        last = bisect_right(starts, begin) - 1 + self.max_tokens
-        end = len(text) if last >= len(starts) else starts[last]
+        begin = cuts.skip_space(at)
+        end = cuts.window(begin, self.max_tokens)
         while True:
-            cut = self._cut(text, begin, end, sentences, words)
-            tokens = self.count(text[at:cut].strip())
+            cut = cuts.best(begin, end)
+            content = cuts.text[at:cut].strip()
+            tokens = self.count(content)
             # A slice alone may take a token or two more than within its document.
-            if tokens <= self.max_tokens or cut <= begin + 1:
-                return Piece(text[at:cut], tokens)
-            end = cut - 1
+            if tokens <= self.max_tokens or len(content) == 1:
+                return Piece(cuts.text[at:cut], tokens)
+            end = begin + len(content) - 1
 
-    @staticmethod
-    def _cut(text: str, begin: int, end: int, sentences: list[int], words: list[int]) -> int:
-        if not text[end:].strip():
-            return len(text)
-        for ends in (sentences, words):
+
+class _Cuts:
+    """Where one text may be cut.
+
+    Args:
+        text: the text.
+        starts: the character where each of its tokens starts, ascending.
+    """
+
+    def __init__(self, text: str, starts: list[int]) -> None:
+        self.text = text
+        self._starts = starts
+        self._sentences = [m.end() for m in _SENTENCE_END.finditer(text)]
+        self._words = [m.end() for m in _WORD_END.finditer(text)]
+        self._used = len(text.rstrip())
+
+    def window(self, begin: int, tokens: int) -> int:
+        """Where the window of so many tokens ends that begins at character `begin`."""
+        last = bisect_right(self._starts, begin) - 1 + tokens
+        if last >= len(self._starts):
+            return len(self.text)
+        # The next token may begin with the space that ends this window's last word.
+        return self.skip_space(self._starts[last])
+
+    def skip_space(self, at: int) -> int:
+        """Where the next word begins, at character `at` or behind it."""
+        space = _WORD_END.match(self.text, at)
+        return space.end() if space else at
+
+    def best(self, begin: int, end: int) -> int:
+        """The best cut behind `begin` and not behind `end`; white space at the text's end goes
+        with what stands before it."""
+        end = max(end, begin + 1)
+        if end >= self._used:
+            return len(self.text)
+        for ends in (self._sentences, self._words):
             found = bisect_right(ends, end) - 1
             if found >= 0 and ends[found] > begin:
                 return ends[found]
-        return max(end, begin + 1)
+        return end

@@ -67,7 +67,7 @@ def _document(line: bytes) -> Document:
     unknown = sorted(set(fields) - set(_FIELDS))
     if unknown:
         raise InvalidInputError(
-            f"unknown field '{unknown[0]}'; fields are {', '.join(_FIELDS)}. Put what else you "
+            f"unknown field {unknown[0]!r}; fields are {', '.join(_FIELDS)}. Put what else you "
             "want to keep into 'metadata'"
         )
     metadata = fields.get("metadata")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,63 +23,24 @@ from numpy.typing import NDArray
 from memdb import documents as rules
 from memdb import writing
 from memdb.chunking import Chunker, Piece
-from memdb.codecs import CODECS, codec_named, decode_memory, encode_memory
+from memdb.codecs import codec_named
 from memdb.errors import (
+    ConflictError,
     DocumentExistsError,
     InvalidInputError,
-    MismatchError,
-    MissingPartError,
     UnknownDocumentError,
 )
 from memdb.ingest import IngestReport, ingest
 from memdb.layout import DOCUMENTS, MEMORIES, REFERENCES, DocumentEntry
+from memdb.parts import Parts
 from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
-from memdb.records import Document, ExplicitMemory, MemoryShape, Reference, StoredDocument
+from memdb.records import Document, ExplicitMemory, MemoryShape, StoredDocument
+from memdb.remembering import Rememberer, cold_references
+from memdb.retrieval import Query, Retrieval, Retriever
 from memdb.search import Searcher
 from memdb.store import Store, Transaction
 
-#: References whose memories are written between two commits: what an interruption can cost.
-_WARM_BATCH = 8
-
-#: What to look for: token ids, a text, or an embedding.
-Query = str | Sequence[int] | NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One retrieved reference.
-
-    Attributes:
-        reference: id, version, document id, ordinal, tokens and text.
-        score: cosine similarity to the query.
-        metadata: of its document.
-        memory: decoded and ready for `memdb.pack`; None if not asked for, or cold without a writer.
-    """
-
-    reference: Reference
-    score: float
-    metadata: dict[str, Any]
-    memory: ExplicitMemory | None = None
-
-
-@dataclass(frozen=True)
-class Retrieval:
-    """What one query found, best first.
-
-    Attributes:
-        query: the text that was looked for; None if an embedding was given.
-        hits: at most k.
-        written: how many of the hits' memories were written for this retrieval (cold start).
-    """
-
-    query: str | None
-    hits: list[Hit] = field(default_factory=list)
-    written: int = 0
-
-    @property
-    def memories(self) -> list[ExplicitMemory]:
-        """The hits' memories, for `memdb.pack`."""
-        return [hit.memory for hit in self.hits if hit.memory is not None]
+_PAGE = 256  # documents read in one transaction by a walk over all
 
 
 class MemDB:
@@ -107,15 +68,15 @@ class MemDB:
                 name: transaction.setting(name) for name in ("embedder", "model", "memory")
             }
             tokenizer = transaction.tokenizer()
+        dimension = self.settings["embedder"]["dimension"]
         self._chunker = Chunker(tokenizer, self.shape.reference_length)
-        self._codec = codec_named(self.settings["memory"]["codec"])
-        self._searcher = Searcher(store, self.settings["embedder"]["dimension"])
-        self._embedder = embedder
-        self._writer = writer
-        if isinstance(embedder, Embedder):
-            self._check_embedder(embedder)
-        if isinstance(writer, MemoryWriter):
-            self.shape.require_equal(writer.shape, f"the model '{writer.name}'")
+        self._parts = Parts(self.settings["embedder"], self.shape, embedder, writer)
+        codec = codec_named(self.settings["memory"]["codec"])
+        self._rememberer = Rememberer(store, self._parts, self.shape, codec)
+        searcher = Searcher(store, dimension)
+        self._retriever = Retriever(
+            searcher, self._chunker, self._parts, self._rememberer, dimension
+        )
 
     # --- open and close ---------------------------------------------------------------------------
 
@@ -238,14 +199,14 @@ class MemDB:
             DocumentExistsError: the id is taken.
             InvalidInputError: naming the argument.
         """
-        name, document = rules.checked(Document(text, id, metadata or {}))
+        name, document = rules.checked(Document(text, id, {} if metadata is None else metadata))
         with self._store.read() as transaction:
             self._require_new(transaction, name)
         prepared = self._prepare(name, document, cold, embeddings, memories)
         with self._store.write() as transaction:
             self._require_new(transaction, name)
             writing.put(transaction, prepared, None)
-        return self.get(name)
+            return self._stored(transaction, name, self._entry(transaction, name))
 
     def update(
         self,
@@ -266,6 +227,7 @@ class MemDB:
 
         Raises:
             UnknownDocumentError: no document has this id.
+            ConflictError: another writer changed the document meanwhile.
         """
         old = self.get(id)
         name, document = rules.checked(
@@ -279,11 +241,21 @@ class MemDB:
         if document.text != old.text or given:
             prepared = self._prepare(name, document, cold, embeddings, memories)
             with self._store.write() as transaction:
-                writing.put(transaction, prepared, self._entry(transaction, name))
-        elif dict(document.metadata) != old.metadata:
+                entry = self._entry(transaction, name)
+                if (entry.version, entry.references) != (old.version, old.references):
+                    raise ConflictError(
+                        f"another writer changed document '{name}' while it was updated; run it "
+                        "again"
+                    )
+                writing.put(transaction, prepared, entry)
+                return self._stored(transaction, name, self._entry(transaction, name))
+        elif rules.content_hash(document) != rules.content_hash(
+            Document(old.text, id, old.metadata)
+        ):
             with self._store.write() as transaction:
                 writing.put_metadata(transaction, name, document)
-        return self.get(name)
+                return self._stored(transaction, name, self._entry(transaction, name))
+        return old
 
     def delete(self, *ids: str) -> None:
         """Remove documents with their references and memories, all or none.
@@ -327,8 +299,8 @@ class MemDB:
             name=name,
             store=self._store,
             chunker=self._chunker,
-            embedder=self._need_embedder(),
-            warm=None if cold else self.warm,
+            embedder=self._parts.embedder(),
+            warm=self.warm if self._rememberer.can_write and not cold else None,
             progress=progress,
         )
 
@@ -341,34 +313,14 @@ class MemDB:
             ids: documents to warm; default: all.
             progress: told of the work.
         """
-        cold: list[tuple[int, int]] = []
         with self._store.read() as transaction:
             entries = (
                 (entry for _, entry in transaction.documents())
                 if ids is None
-                else (self._entry(transaction, name) for name in ids)
+                else (self._entry(transaction, name) for name in map(_known, ids))
             )
-            for entry in entries:
-                cold.extend(
-                    (transaction.reference(number).tokens, number)
-                    for number in entry.references
-                    if not transaction.is_warm(number)
-                )
-        cold.sort(reverse=True)  # batches of one length need no padding
-        if cold:
-            self._need_writer()
-        written = 0
-        for start in range(0, len(cold), _WARM_BATCH):
-            progress("writing memories", start, len(cold))
-            with self._store.read() as transaction:
-                batch = [
-                    transaction.reference(number)
-                    for _, number in cold[start : start + _WARM_BATCH]
-                    if transaction.has_reference(number)
-                ]
-            written += len(self._write_memories(batch))
-        progress("writing memories", len(cold), len(cold))
-        return written
+            cold = cold_references(transaction, entries)
+        return self._rememberer.warm(cold, progress)
 
     # --- read -------------------------------------------------------------------------------------
 
@@ -389,9 +341,7 @@ class MemDB:
             with self._store.read() as transaction:
                 page = [
                     self._stored(transaction, name, entry)
-                    for (name, entry), _ in zip(
-                        transaction.documents(after), range(256), strict=False
-                    )
+                    for name, entry in islice(transaction.documents(after), _PAGE)
                 ]
             for document in page:
                 if rules.matches(document.metadata, where or {}):
@@ -433,23 +383,7 @@ class MemDB:
             k: for each query.
             memories: whether to read (and, where cold, to write) the memories.
         """
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise InvalidInputError(f"k must be a whole number of at least 1, got {k!r}")
-        if not queries:
-            return []
-        texts, vectors = self._embed(queries)
-        results = []
-        # A reference that several queries find is decoded once.
-        decoded: dict[int, ExplicitMemory | None] = {}
-        with self._searcher.search(vectors, k) as (transaction, scores, ids):
-            for row, text in enumerate(texts):
-                hits = [
-                    self._hit(transaction, int(number), float(score), decoded if memories else None)
-                    for number, score in zip(ids[row], scores[row], strict=True)
-                    if number >= 0
-                ]
-                results.append(Retrieval(text, hits))
-        return self._warmed(results) if memories else results
+        return self._retriever.retrieve(queries, k, memories)
 
     def split(self, text: str) -> list[Piece]:
         """The references that a text would become, in order."""
@@ -477,7 +411,7 @@ class MemDB:
     @property
     def writer(self) -> MemoryWriter:
         """The memory writer, loaded if it was not; `MissingPartError` if there is none."""
-        return self._need_writer()
+        return self._parts.writer()
 
     # --- plumbing ---------------------------------------------------------------------------------
 
@@ -489,127 +423,24 @@ class MemDB:
         embeddings: NDArray[np.float32] | None,
         memories: Sequence[ExplicitMemory] | None,
     ) -> writing.Prepared:
+        pieces = self._chunker.split(document.text)
+        texts = [piece.text.strip() for piece in pieces]
         if embeddings is None:
-            prepared = writing.prepare([(name, document)], self._chunker, self._need_embedder())[0]
-        else:
-            pieces = self._chunker.split(document.text)
-            dimension = self.settings["embedder"]["dimension"]
-            vectors = writing.unit_vectors(embeddings, len(pieces), dimension)
-            prepared = writing.Prepared(name, document, pieces, vectors)
-        if memories is None and not cold and self._writer is not None:
-            memories = self._need_writer().write([p.text.strip() for p in prepared.pieces])
-        if memories is None:
-            return prepared
-        count = len(prepared.pieces)
-        encoded = writing.encode_memories(memories, count, self.shape, self._codec)
-        return replace(prepared, memories=encoded)
-
-    def _embed(self, queries: Sequence[Query]) -> tuple[list[str | None], NDArray[np.float32]]:
-        """The queries' texts (None: it is an embedding) and vectors."""
-        dimension = self.settings["embedder"]["dimension"]
-        texts = [self._query_text(query) for query in queries]
-        vectors = np.empty((len(queries), dimension), np.float32)
-        for row, (text, query) in enumerate(zip(texts, queries, strict=True)):
-            if text is None:
-                given = np.asarray(query)
-                if given.shape != (dimension,):
-                    raise InvalidInputError(
-                        f"an embedding must have shape ({dimension},), got {given.shape}"
-                    )
-                vectors[row] = writing.unit_vectors(given[None], 1, dimension)[0]
-        rows = [row for row, text in enumerate(texts) if text is not None]
-        if rows:
-            found = self._need_embedder().embed([texts[row] or "" for row in rows], query=True)
-            vectors[rows] = writing.unit_vectors(found, len(rows), dimension)
-        return texts, vectors
-
-    def _query_text(self, query: Query) -> str | None:
-        if not isinstance(query, str):
-            tokens = np.asarray(query)
-            if np.issubdtype(tokens.dtype, np.floating) and tokens.size:
-                return None
-            if tokens.ndim != 1 or not (
-                np.issubdtype(tokens.dtype, np.integer) or tokens.size == 0
-            ):
-                raise InvalidInputError(
-                    "a query is a text, a sequence of token ids or an embedding; got "
-                    f"{tokens.dtype} of shape {tokens.shape}"
-                )
-            if not self._chunker.has_tokenizer:
-                raise MissingPartError(
-                    "this database has no tokenizer to decode token ids with; query by text or by "
-                    "embedding"
-                )
-            if tokens.size and int(tokens.min()) < 0:
-                raise InvalidInputError(f"token id {int(tokens.min())} is negative")
-            query = self._chunker.decode(tokens.tolist())
-        if not query.strip():
-            raise InvalidInputError("the query is empty: there is nothing to look for")
-        return query
-
-    def _hit(
-        self,
-        transaction: Transaction,
-        number: int,
-        score: float,
-        decoded: dict[int, ExplicitMemory | None] | None,
-    ) -> Hit:
-        reference = transaction.reference(number)
-        if decoded is not None and number not in decoded:
-            decoded[number] = transaction.memory(number, self._decode)
-        memory = None if decoded is None else decoded[number]
-        return Hit(reference, score, transaction.metadata(reference.document_id), memory)
-
-    def _warmed(self, results: list[Retrieval]) -> list[Retrieval]:
-        """The retrievals with the memories of their cold references written (cold start)."""
-        cold = {
-            hit.reference.id: hit.reference
-            for result in results
-            for hit in result.hits
-            if hit.memory is None
-        }
-        if not cold or self._writer is None:
-            return results
-        written = self._write_memories(list(cold.values()))
-        return [
-            Retrieval(
-                result.query,
-                [
-                    replace(hit, memory=hit.memory or written[hit.reference.id])
-                    for hit in result.hits
-                ],
-                sum(hit.reference.id in cold for hit in result.hits),
-            )
-            for result in results
-        ]
-
-    def _write_memories(self, references: Sequence[Reference]) -> dict[int, ExplicitMemory]:
-        """Write and store memories; as they read back, so that cold and warm start are one."""
-        if not references:
-            return {}
-        memories = self._need_writer().write([reference.content for reference in references])
-        encoded = [encode_memory(memory, self.shape, self._codec) for memory in memories]
-        with self._store.write() as transaction:
-            for reference, payload in zip(references, encoded, strict=True):
-                # Meanwhile another writer may have deleted it, or been faster.
-                if transaction.has_reference(reference.id) and not transaction.is_warm(
-                    reference.id
-                ):
-                    transaction.put_memory(reference, payload)
-        return {
-            reference.id: self._decode(payload)
-            for reference, payload in zip(references, encoded, strict=True)
-        }
-
-    def _decode(self, payload: bytes | memoryview) -> ExplicitMemory:
-        return decode_memory(payload, self.shape, CODECS)
+            embeddings = self._parts.embedder().embed(texts)
+        vectors = writing.unit_vectors(
+            embeddings, len(pieces), self.settings["embedder"]["dimension"]
+        )
+        if memories is None and not cold and self._rememberer.can_write:
+            memories = self._rememberer.write(texts)
+        encoded = None if memories is None else self._rememberer.encode(memories, len(pieces))
+        return writing.Prepared(name, document, pieces, vectors, encoded)
 
     def _stored(self, transaction: Transaction, name: str, entry: DocumentEntry) -> StoredDocument:
         return StoredDocument(
             id=name,
             version=entry.version,
             text="".join(transaction.reference(number).text for number in entry.references),
-            metadata=transaction.metadata(name),
+            metadata=transaction.metadata(name, entry.version),
             references=entry.references,
             warm=sum(transaction.is_warm(number) for number in entry.references),
         )
@@ -625,43 +456,6 @@ class MemDB:
     def _require_new(transaction: Transaction, name: str) -> None:
         if transaction.document(name) is not None:
             raise DocumentExistsError(f"there is already a document '{name}'; `update` replaces it")
-
-    def _need_embedder(self) -> Embedder:
-        if self._embedder is None:
-            raise MissingPartError(
-                "this database was opened without an embedder: pass embeddings, or open it with "
-                "`model_adapter.open_database`"
-            )
-        if not isinstance(self._embedder, Embedder):
-            embedder = self._embedder()
-            self._check_embedder(embedder)
-            self._embedder = embedder
-        return self._embedder
-
-    def _need_writer(self) -> MemoryWriter:
-        if self._writer is None:
-            raise MissingPartError(
-                "this database was opened without a memory writer: pass memories, or open it with "
-                "`model_adapter.open_database`"
-            )
-        if not isinstance(self._writer, MemoryWriter):
-            writer = self._writer()
-            self.shape.require_equal(writer.shape, f"the model '{writer.name}'")
-            self._writer = writer
-        return self._writer
-
-    def _check_embedder(self, embedder: Embedder) -> None:
-        recorded = self.settings["embedder"]
-        if recorded["dimension"] != embedder.dimension or (
-            recorded["fingerprint"] not in (None, embedder.fingerprint)
-        ):
-            raise MismatchError(
-                f"the embedder '{embedder.name}' (fingerprint {embedder.fingerprint}, dimension "
-                f"{embedder.dimension}) is not the one that this database records: "
-                f"'{recorded['name']}' (fingerprint {recorded['fingerprint']}, dimension "
-                f"{recorded['dimension']}). Its vectors cannot be compared with those stored; open "
-                "the database with the embedder that it records, or make a new one."
-            )
 
 
 def _known(name: str) -> str:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from memdb.errors import InvalidInputError
-from memdb.layout import json_payload
+from memdb.layout import TEXT_LIMIT, json_payload
 from memdb.records import Document
 
 MAX_ID_BYTES = 480  # LMDB keys end at 511 bytes
+MAX_DEPTH = 64  # objects and arrays within each other, in metadata
 
 
 def checked(document: Document) -> tuple[str, Document]:
@@ -46,7 +47,9 @@ def check_text(text: object) -> None:
         raise InvalidInputError(f"'text' must be a string, got {_kind(text)}")
     if not text.strip():
         raise InvalidInputError("'text' is empty")
-    _utf8(text, "'text'")
+    size = len(_utf8(text, "'text'"))
+    if size > TEXT_LIMIT:
+        raise InvalidInputError(f"'text' has {size} bytes of UTF-8; at most {TEXT_LIMIT} are kept")
 
 
 def check_metadata(metadata: object) -> None:
@@ -57,6 +60,9 @@ def check_metadata(metadata: object) -> None:
         json_payload(dict(metadata))
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError(f"'metadata' cannot be kept as JSON: {error}") from error
+    # Python reads JSON only as deep as its stack allows at that moment: stay far from it.
+    if _deeper(metadata, MAX_DEPTH):
+        raise InvalidInputError(f"'metadata' is nested more than {MAX_DEPTH} deep")
 
 
 def text_hash(text: str) -> bytes:
@@ -81,6 +87,14 @@ def _utf8(text: str, what: str) -> bytes:
         raise InvalidInputError(
             f"{what} has half a surrogate pair at character {error.start + 1}, which is no text"
         ) from error
+
+
+def _deeper(value: object, depth: int) -> bool:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if not isinstance(value, (list, tuple)):
+        return False
+    return depth == 0 or any(_deeper(item, depth - 1) for item in value)
 
 
 def _kind(value: object) -> str:

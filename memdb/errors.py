@@ -7,6 +7,8 @@ exits with 2.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class MemDBError(Exception):
     """Base of all errors below."""
@@ -28,6 +30,10 @@ class CorpusError(InvalidInputError):
         super().__init__(f"{source}, line {line}: {problem}")
         self.source = source
         self.line = line
+        self._problem = problem
+
+    def __reduce__(self) -> tuple[Any, ...]:  # so that a process pool can hand it over
+        return type(self), (self.source, self.line, self._problem)
 
 
 class UnknownDocumentError(MemDBError, KeyError):
@@ -54,7 +60,7 @@ class DatabaseExistsError(MemDBError):
 
 
 class FormatError(MemDBError):
-    """The database was written in a format version that this release does not read."""
+    """The database has a format version, or a memory a codec, that this release does not read."""
 
 
 class MismatchError(MemDBError):
@@ -81,6 +87,10 @@ class CorruptRecordError(MemDBError):
         )
         self.table = table
         self.key = key
+        self._problem = problem
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.table, self.key, self._problem)
 
 
 class StorageError(MemDBError):

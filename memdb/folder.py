@@ -15,6 +15,7 @@ import fcntl
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ def current_generation(folder: Path) -> Path:
     Raises:
         NotADatabaseError: the folder is missing or is no database.
     """
-    if not folder.exists():
+    if not _exists(folder):
         raise NotADatabaseError(
             f"there is no database at '{folder}'. `memdb init` makes one; --db or MEMDB_PATH says "
             "where it is."
@@ -63,7 +64,7 @@ def new_database(folder: Path) -> Iterator[Path]:
         DatabaseExistsError: a database is there.
         StorageError: the folder holds something else, or cannot be written.
     """
-    existed = folder.exists()
+    existed = _exists(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         foreign = [
@@ -78,9 +79,7 @@ def new_database(folder: Path) -> Iterator[Path]:
                 "of its own. Choose another path."
             )
         with (folder / LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if (folder / CURRENT).exists():
-                raise DatabaseExistsError(f"there is already a database at '{folder}'.")
+            _lock_new(folder, lock.fileno())
             generation = folder / _FIRST
             shutil.rmtree(generation, ignore_errors=True)
             generation.mkdir()
@@ -90,7 +89,8 @@ def new_database(folder: Path) -> Iterator[Path]:
                 _write_current(folder, _FIRST)
             except BaseException:
                 shutil.rmtree(generation, ignore_errors=True)
-                (folder / LOCK).unlink(missing_ok=True)
+                for name in (CURRENT, CURRENT + ".new", LOCK):
+                    (folder / name).unlink(missing_ok=True)
                 if not existed:
                     folder.rmdir()
                 raise
@@ -98,12 +98,37 @@ def new_database(folder: Path) -> Iterator[Path]:
         raise StorageError(f"cannot make a database at '{folder}': {error}") from error
 
 
+def _exists(folder: Path) -> bool:
+    try:
+        return folder.exists()
+    except OSError:  # a name that is too long, a folder that may not be read
+        return False
+
+
+def _lock_new(folder: Path, lock: int) -> None:
+    """Take the exclusive lock, unless a database is there: whoever has that open keeps the lock."""
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except BlockingIOError:
+            locked = False
+        if (folder / CURRENT).exists():
+            raise DatabaseExistsError(f"there is already a database at '{folder}'.")
+        if locked:
+            return
+        time.sleep(0.02)  # another process is making one
+
+
 class SharedLock:
     """A shared lock on the folder, held while the database is open."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        fcntl.flock(self._file, fcntl.LOCK_SH)
+        try:
+            self._file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fcntl.flock(self._file, fcntl.LOCK_SH)
+        except OSError as error:
+            raise StorageError(f"cannot lock '{folder}': {error}") from error
 
     def release(self) -> None:
         """Give the lock back."""

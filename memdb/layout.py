@@ -40,7 +40,7 @@ _SEAL = struct.Struct("<QII")  # checksum, version, payload length
 _KEY = struct.Struct("<Q")
 _REFERENCE = struct.Struct("<IHH")  # ordinal, tokens, bytes of the document's id
 _CHANGE = np.dtype([("what", "u1"), ("reference", "<i8")])
-_TEXT_LIMIT = 1 << 28  # bytes of one text: what a damaged or hostile frame may claim at most
+TEXT_LIMIT = 1 << 28  # bytes of one text: what a damaged or hostile frame may claim at most
 
 
 def integer_key(number: int) -> bytes:
@@ -171,6 +171,6 @@ def read_json(payload: memoryview) -> Any:
 def decompress(frame: bytes | memoryview) -> bytes:
     """The content of one zstandard frame; a claim of more than 256 MiB is refused."""
     size = zstandard.frame_content_size(frame)
-    if not 0 <= size <= _TEXT_LIMIT:
+    if not 0 <= size <= TEXT_LIMIT:
         raise ValueError(f"a compressed text claims {size} bytes")
     return zstandard.decompress(frame)

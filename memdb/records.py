@@ -23,6 +23,7 @@ STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
     "float16": np.dtype("<f2"),
     "bfloat16": np.dtype("<u2"),
 }
+_LARGEST_BFLOAT16 = np.float32(2.0**128 - 2.0**120)
 
 
 @dataclass(frozen=True)
@@ -269,12 +270,12 @@ def to_float32(vectors: NDArray[Any], dtype: DType) -> NDArray[np.float32]:
 def from_float32(vectors: NDArray[np.float32], dtype: DType) -> NDArray[Any]:
     """Float32 vectors in the storage dtype of a model dtype, rounded to nearest even.
 
-    Finite values must stay finite: what does not fit a float16 is set to its largest.
+    What does not fit is set to the largest number that does; NaN stays NaN.
     """
     if dtype == "bfloat16":
-        bits = vectors.view(np.uint32)
+        bits = np.clip(vectors, -_LARGEST_BFLOAT16, _LARGEST_BFLOAT16).view(np.uint32)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        return rounded.astype(np.uint16)
+        return np.where(np.isnan(vectors), 0x7FC0, rounded).astype(np.uint16)
     if dtype == "float16":
         limit = np.finfo(np.float16).max
         return np.clip(vectors, -limit, limit).astype(np.float16)

@@ -35,14 +35,15 @@ class Searcher:
             k: at least 1.
 
         Yields:
-            The transaction; scores and ids, each (n, k), -1 where there are fewer than k.
+            The transaction; scores and ids, each (n, at most k); -1 where an id is missing.
         """
         with ExitStack() as stack:
             with self._guard:
                 # The transaction begins under the guard, so the index never runs ahead of it.
                 transaction = stack.enter_context(self._store.read())
                 self._catch_up(transaction)
-                scores, ids = self._index.search(queries, k)
+                # An index makes room for all k, however few it holds.
+                scores, ids = self._index.search(queries, min(k, max(1, len(self._index))))
             yield transaction, scores, ids
 
     def _catch_up(self, transaction: Transaction) -> None:

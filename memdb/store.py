@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,7 +41,17 @@ from memdb.layout import (
 from memdb.records import Reference
 
 _MAP_SIZE = 1 << 40  # address space, not disk: nobody has to size the database
+_SMALLEST_MAP = 1 << 26
 _READERS = 1024
+
+#: What LMDB says of files that are not its own, or hold other tables.
+_FOREIGN = (
+    lmdb.InvalidError,
+    lmdb.VersionMismatchError,
+    lmdb.CorruptedError,
+    lmdb.NotFoundError,
+    lmdb.IncompatibleError,
+)
 
 
 class Store:
@@ -56,37 +66,52 @@ class Store:
     def __init__(self, folder: Path, generation: Path, key: tuple[int, int]) -> None:
         self.folder = folder
         self._key = key
-        self.generation = generation
+        self.generation = generation.absolute()  # the process may change its folder
         self._pid = os.getpid()
         self._users = 1
+        self._transactions = 0
+        self._closed = False
+        self._changed = threading.Condition()  # guards the two above
+        self._environment: Any = None
         self._lock = SharedLock(folder)
         try:
             self._environment = _open_environment(generation, create=False)
-            self._tables = _open_tables(self._environment, create=False)
-        except lmdb.Error as error:
-            self._lock.release()
+            _complete(self._environment, generation / "data.mdb")
+            # The version first: another one may have other tables.
+            self._tables = _open_tables(self._environment, (SETTINGS,), create=False)
+            self._check_format()
+            self._tables = _open_tables(self._environment, layout.TABLES, create=False)
+            self._environment.reader_check()  # give back what killed processes held
+        except _FOREIGN as error:
+            self._close_environment()
             raise NotADatabaseError(f"'{folder}' is no memdb database: {error}") from error
+        except lmdb.Error as error:
+            self._close_environment()
+            raise StorageError(f"cannot open '{folder}': {error}") from error
         except BaseException:
-            self._lock.release()
+            self._close_environment()
             raise
 
     @classmethod
     def create(cls, folder: Path, settings: dict[str, Any], tokenizer: str | None) -> None:
         """Make a database that holds these settings and nothing else."""
-        with new_database(folder) as generation:
-            environment = _open_environment(generation, create=True)
-            try:
-                tables = _open_tables(environment, create=True)
-                with environment.begin(write=True) as inner:
-                    transaction = Transaction(inner, tables)
-                    transaction.put_setting("format", {"version": layout.FORMAT_VERSION})
-                    for name, value in settings.items():
-                        transaction.put_setting(name, value)
-                    transaction.put_setting("counters", {"next_reference": 1, "last_change": 0})
-                    if tokenizer is not None:
-                        transaction.put_tokenizer(tokenizer)
-            finally:
-                environment.close()
+        try:
+            with new_database(folder) as generation:
+                environment = _open_environment(generation, create=True)
+                try:
+                    tables = _open_tables(environment, layout.TABLES, create=True)
+                    with environment.begin(write=True) as inner:
+                        transaction = Transaction(inner, tables)
+                        transaction.put_setting("format", {"version": layout.FORMAT_VERSION})
+                        for name, value in settings.items():
+                            transaction.put_setting(name, value)
+                        transaction.put_setting("counters", {"next_reference": 1, "last_change": 0})
+                        if tokenizer is not None:
+                            transaction.put_tokenizer(tokenizer)
+                finally:
+                    environment.close()
+        except lmdb.Error as error:
+            raise StorageError(f"cannot make a database at '{folder}': {error}") from error
 
     @classmethod
     def open(cls, folder: Path) -> Store:
@@ -101,20 +126,17 @@ class Store:
         key = file.st_dev, file.st_ino  # a folder may be moved, or deleted and made anew
         with cls._guard:
             store = cls._open.get(key)
-            if store is not None and store._pid == os.getpid():
+            if store is not None:
+                store._require_unforked()
                 store._users += 1
                 return store
             store = cls(folder, generation, key)
-            try:
-                store._check_format()
-            except BaseException:
-                store._close_environment()
-                raise
             cls._open[key] = store
             return store
 
     def close(self) -> None:
-        """Give the store back; the last user closes the environment."""
+        """Give the store back; the last user waits for other threads' transactions and closes the
+        environment."""
         with self._guard:
             self._users -= 1
             if self._users == 0:
@@ -122,9 +144,20 @@ class Store:
                 self._close_environment()
 
     def _close_environment(self) -> None:
-        if self._pid == os.getpid():
+        if self._pid == os.getpid() and self._environment is not None:
+            with self._changed:
+                # The records that a transaction reads are LMDB's own pages, not copies.
+                self._closed = True
+                self._changed.wait_for(lambda: self._transactions == 0)
             self._environment.close()
         self._lock.release()
+
+    def _require_unforked(self) -> None:
+        if self._pid != os.getpid():
+            raise ForkedProcessError(
+                f"'{self.folder}' was opened before this process was forked. Close it before the "
+                "fork, or start children with the 'spawn' method, and open it in each."
+            )
 
     def _check_format(self) -> None:
         with self.read() as transaction:
@@ -155,11 +188,11 @@ class Store:
 
     @contextmanager
     def _begin(self, write: bool) -> Iterator[Transaction]:
-        if self._pid != os.getpid():
-            raise ForkedProcessError(
-                f"'{self.folder}' was opened before this process was forked. Open it in the child, "
-                "or start children with the 'spawn' method."
-            )
+        self._require_unforked()
+        with self._changed:
+            if self._closed:
+                raise StorageError(f"'{self.folder}' is closed")
+            self._transactions += 1
         try:
             with self._environment.begin(write=write, buffers=True) as inner:
                 yield Transaction(inner, self._tables)
@@ -169,6 +202,10 @@ class Store:
             raise CorruptRecordError("?", "?", f"LMDB: {error}") from error
         except lmdb.Error as error:
             raise StorageError(f"'{self.folder}': {error}") from error
+        finally:
+            with self._changed:
+                self._transactions -= 1
+                self._changed.notify_all()
 
     def sizes(self) -> dict[str, int]:
         """Bytes on disk by table (whole pages), and of the file, as `file`."""
@@ -229,9 +266,15 @@ class Transaction:
         self._inner.delete(name.encode(), db=self._tables[DOCUMENTS])
         self._inner.delete(name.encode(), db=self._tables[METADATA])
 
-    def metadata(self, name: str) -> dict[str, Any]:
-        """A document's metadata."""
-        return dict(self._require(METADATA, name.encode(), _json))
+    def metadata(self, name: str, version: int | None = None) -> dict[str, Any]:
+        """A document's metadata; of this version, if one is given."""
+
+        def read(found: int, payload: memoryview) -> dict[str, Any]:
+            if version not in (None, found):
+                raise ValueError(f"it has version {found}, its document version {version}")
+            return dict(layout.read_json(payload))
+
+        return self._require(METADATA, name.encode(), read)  # type: ignore[no-any-return]
 
     def documents(self, after: str = "") -> Iterator[tuple[str, DocumentEntry]]:
         """All documents with an id behind `after`, in the order of their ids' bytes."""
@@ -345,9 +388,11 @@ class Transaction:
         return None if record is None else layout.unseal(table, key, record)
 
     def _read(self, table: str, key: bytes, found: tuple[int, memoryview], decode: Any) -> Any:
-        """Decode a payload; whatever goes wrong is a damaged record, and is named."""
+        """Decode a payload; what goes wrong is a damaged record and is named, or a newer one."""
         try:
             return decode(*found)
+        except FormatError:
+            raise
         except Exception as error:
             raise CorruptRecordError(table, layout.readable(table, key), str(error)) from error
 
@@ -374,17 +419,29 @@ def _open_environment(folder: Path, *, create: bool) -> Any:
                 str(folder), map_size=size, max_dbs=16, max_readers=_READERS, create=create
             )
         except (MemoryError, lmdb.MemoryError):  # address space is limited here: take less
-            if size <= 1 << 30:
+            if size <= _SMALLEST_MAP:
                 raise
             size //= 4
         except OSError as error:
             raise StorageError(f"cannot open '{folder}': {error}") from error
 
 
-def _open_tables(environment: Any, *, create: bool) -> dict[str, Any]:
+def _complete(environment: Any, file: Path) -> None:
+    """Make a file that was cut short as long as its pages are due to be. To read a mapped page that
+    the file does not have ends the process (SIGBUS); a page of zeros is a damaged one."""
+    due = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    if file.stat().st_size < due:
+        try:
+            with file.open("r+b") as data:
+                os.posix_fallocate(data.fileno(), due - 1, 1)  # never shortens
+        except OSError as error:
+            raise StorageError(f"'{file}' is cut short: {error}") from error
+
+
+def _open_tables(environment: Any, names: Iterable[str], *, create: bool) -> dict[str, Any]:
     return {
         name: environment.open_db(
             name.encode(), create=create, integerkey=name in layout.INTEGER_TABLES
         )
-        for name in layout.TABLES
+        for name in names
     }

@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memdb.chunking import Chunker, Piece
-from memdb.codecs import Codec, encode_memory
 from memdb.documents import content_hash, text_hash
 from memdb.errors import ConflictError, InvalidInputError
 from memdb.layout import DocumentEntry
 from memdb.protocols import Embedder
-from memdb.records import Document, ExplicitMemory, MemoryShape, Reference
+from memdb.records import Document, Reference
 from memdb.store import Transaction
 
 
@@ -92,17 +91,6 @@ def _put_entry(
     transaction.put_document(name, entry, dict(document.metadata))
 
 
-def encode_memories(
-    memories: Sequence[ExplicitMemory], count: int, shape: MemoryShape, codec: Codec
-) -> list[bytes]:
-    """Encode a document's memories, of which there must be `count`."""
-    if len(memories) != count:
-        raise InvalidInputError(
-            f"{len(memories)} memories for a text of {count} references; `split` shows them"
-        )
-    return [encode_memory(memory, shape, codec) for memory in memories]
-
-
 def unit_vectors(vectors: NDArray[np.float32], count: int, dimension: int) -> NDArray[np.float32]:
     """The vectors scaled to length 1, (count, dimension) float32.
 
@@ -115,8 +103,10 @@ def unit_vectors(vectors: NDArray[np.float32], count: int, dimension: int) -> ND
             f"embeddings must have shape ({count}, {dimension}), one row for each reference "
             f"(`split` shows them); got {vectors.shape}"
         )
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    # In float64, since float32's squares of small or large numbers are 0 or infinite.
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
     bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
     if len(bad):
         raise InvalidInputError(f"embedding {bad[0]} is zero or not finite")
-    return vectors / lengths  # type: ignore[no-any-return]
+    unit: NDArray[np.float32] = (vectors / lengths).astype(np.float32)
+    return unit

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.errors import InvalidInputError
+from memdb.errors import FormatError, InvalidInputError
 from memdb.records import DType, ExplicitMemory, MemoryShape, to_float32
 
 _HEAD = struct.Struct("<I")  # number of pairs
@@ -73,6 +73,7 @@ def decode_memory(
     """The memory that `encode_memory` gave, up to the codec's loss.
 
     Raises:
+        FormatError: a codec wrote it that is not among `codecs`.
         ValueError: the bytes are no memory of that shape (the store names the record).
     """
     data = memoryview(payload)
@@ -83,7 +84,10 @@ def decode_memory(
     except (IndexError, struct.error, UnicodeDecodeError) as error:
         raise ValueError(f"the memory's head does not decode ({error})") from error
     if label not in codecs:
-        raise ValueError(f"it was written by codec {label!r}, which this release does not have")
+        raise FormatError(
+            f"a memory was written by codec {label!r}, which this release does not have; use a "
+            "newer release of explicit-memdb"
+        )
     codec = codecs[label]
     at += _HEAD.size
     width = codec.vector_bytes(shape.head_dim, shape.dtype) * pairs

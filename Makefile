@@ -1,0 +1,41 @@
+# Two commands: `make demo` shows what it does, `make test` checks that it does.
+# Both make the virtual environment in .venv and install what they need, once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-slow lint bench clean
+
+demo: $(VENV)/adapter.installed
+	$(BIN)/python demo/run.py
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/test.installed
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/test.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo/build
+
+$(VENV)/adapter.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing memdb and the model adapter into $(VENV) (about a minute) ..."
+	@start=$$(date +%s); $(INSTALL) -e '.[adapter]' && \
+	echo "installed in $$(( $$(date +%s) - start )) s"
+	@touch $@
+
+$(VENV)/test.installed: $(VENV)/adapter.installed
+	@echo "Installing the test tools ..."
+	@$(INSTALL) -e '.[adapter,test]'
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("memdb needs Python 3.11 or newer; " + sys.executable + " is " + sys.version.split()[0] + ". Say which: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,239 @@
+"""What a memory is worth: answers with nothing, with the text in the prompt, and with memories.
+
+For each question of a file: the mean negative log-likelihood of the answer's tokens, and the share
+of them that are the likeliest token, when the model sees its gold document: not at all, as text
+(RAG), or as memories under several selections, budgets, layers and codecs. A document as memory is
+all its references. Budgets are per 128 tokens. The first accepted answer counts.
+
+    python benchmarks/selection.py --corpus corpus.jsonl --questions questions.jsonl --limit 60
+
+Corpus: lines of `id`, `text`. Questions: lines of `question`, `answers`, `document`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from memdb import CODECS, ExplicitMemory, Framing, MemDBError, pack
+from memdb.chunking import Chunker
+from memdb.codecs import decode_memory, encode_memory
+from memdb.corpus import read_corpus
+from model_adapter import DEFAULT_MODEL, Frame, LanguageModel, Writer, memory_tensors
+
+
+@dataclass(frozen=True)
+class Question:
+    text: str
+    answer: str
+    document: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table; `selection` None: no memory."""
+
+    name: str
+    selection: str | None = None
+    budget: int | None = None
+    layers: tuple[int, ...] | None = None
+    codec: str = "exact"
+
+
+def settings(layers: int, kv_heads: int, quick: bool) -> list[Setting]:
+    per_row = layers * kv_heads
+    half, quarter = layers // 2, layers // 4
+    middle = tuple(range(quarter, quarter + half))
+    rows = [
+        Setting("paper's rule, first half of the layers", "paper", None, tuple(range(half))),
+        Setting("paper's rule, middle half", "paper", None, middle),
+        Setting("paper's rule, second half", "paper", None, tuple(range(layers - half, layers))),
+        Setting("reconstruction, the paper's budget", "reconstruction", 4 * per_row),
+        Setting("reconstruction, 1/16 of all", "reconstruction", 8 * per_row),
+        Setting("reconstruction, 1/8 of all", "reconstruction", 16 * per_row),
+        Setting("reconstruction, 1/8 of all, int8", "reconstruction", 16 * per_row, None, "int8"),
+    ]
+    return rows[5:] if quick else rows
+
+
+class Harness:
+    """Answer NLL of one model in one framing."""
+
+    def __init__(self, model: LanguageModel, framing: Framing, texts: dict[str, str]) -> None:
+        self.model = model
+        self.framing = framing
+        self.frame = Frame(model, framing)
+        self.texts = texts
+        writer = Writer(model, framing=framing)
+        self.chunker = Chunker(writer.tokenizer, writer.shape.reference_length)
+
+    def prompt(self, question: Question) -> str:
+        plain = self.framing == "plain"
+        return f"Question: {question.text}\nAnswer:" if plain else question.text
+
+    def answer(self, question: Question) -> list[int]:
+        # In the chat framing a new line stands before the answer, in plain text a colon.
+        return self.model.tokens(("" if self.framing == "chat" else " ") + question.answer)
+
+    def pieces(self, document: str) -> list[str]:
+        return [piece.text.strip() for piece in self.chunker.split(self.texts[document])]
+
+    def nothing(self, question: Question) -> tuple[float, float]:
+        prompt = self.frame.alone(self.prompt(question))
+        return self._score(question, [*prompt.content, *prompt.tail], 0, None, ())
+
+    def rag(self, question: Question) -> tuple[float, float]:
+        text = [self.texts[question.document].strip()]
+        prompt = self.frame.with_text(text, self.prompt(question))
+        return self._score(question, [*prompt.content, *prompt.tail], 0, None, ())
+
+    def memory(
+        self, question: Question, memories: list[ExplicitMemory], writer: Writer
+    ) -> tuple[float, float]:
+        shape = writer.shape
+        tensors = memory_tensors(pack(memories, shape), shape, self.model.device)
+        prompt = self.frame.behind_memories(self.prompt(question))
+        start = len(shape.prefix) + shape.reference_length
+        return self._score(
+            question, [*prompt.content, *prompt.tail], start, tensors, self.frame.prefix
+        )
+
+    def _score(
+        self, question: Question, prompt: list[int], start: int, memory: object, prefix: object
+    ) -> tuple[float, float]:
+        answer = self.answer(question)
+        cache = self.model.prefix_cache(prefix)  # type: ignore[arg-type]
+        logits = self.model.forward(
+            [*prompt, *answer],
+            start,
+            cache,
+            memory,  # type: ignore[arg-type]
+            last=False,
+        )[-len(answer) - 1 : -1]
+        target = torch.tensor(answer, device=logits.device)
+        likelihood = logits.float().log_softmax(-1).gather(1, target[:, None])
+        return float(-likelihood.mean()), float((logits.argmax(-1) == target).float().mean())
+
+
+def measure(
+    harness: Harness, questions: list[Question], setting: Setting
+) -> tuple[list[tuple[float, float]], float, float]:
+    """Scores, bytes per 128 tokens, and seconds per reference to write."""
+    writer = Writer(
+        harness.model,
+        framing=harness.framing,
+        layers=setting.layers,
+        selection=str(setting.selection),
+        budget=setting.budget,
+    )
+    codec = CODECS[setting.codec]
+    scores, size, tokens, references, seconds = [], 0, 0, 0, 0.0
+    document, memories = "", list[ExplicitMemory]()
+    for question in questions:
+        if question.document != document:
+            document = question.document
+            pieces = harness.pieces(document)
+            began = time.perf_counter()
+            written = writer.write(pieces)
+            seconds += time.perf_counter() - began
+            encoded = [encode_memory(memory, writer.shape, codec) for memory in written]
+            memories = [decode_memory(data, writer.shape, CODECS) for data in encoded]
+            size += sum(map(len, encoded))
+            tokens += sum(harness.chunker.count(piece) for piece in pieces)
+            references += len(pieces)
+        scores.append(harness.memory(question, memories, writer))
+    return scores, size / tokens * 128, seconds / references
+
+
+def interval(values: np.ndarray, seed: int = 0) -> float:
+    """Half the width of the bootstrap's 95 % interval of the mean."""
+    random = np.random.default_rng(seed)
+    means = random.choice(values, (2000, len(values))).mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(high - low) / 2
+
+
+def read(corpus: Path, questions: Path, limit: int) -> tuple[dict[str, str], list[Question]]:
+    texts = {key: document.text for _, key, document in read_corpus(corpus)}
+    lines = [json.loads(line) for line in questions.read_text().splitlines()]
+    spread = np.linspace(0, len(lines) - 1, min(limit, len(lines))).astype(int)
+    chosen = [lines[i] for i in spread]
+    return texts, [Question(q["question"], q["answers"][0], q["document"]) for q in chosen]
+
+
+@click.command()
+@click.option("--corpus", required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--questions", required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--limit", default=60, show_default=True, help="Questions, spread over the file.")
+@click.option("--model", default=DEFAULT_MODEL, show_default=True)
+@click.option("--quick", is_flag=True, help="A few questions and settings, under a minute.")
+@click.option("--json", "output", type=click.Path(path_type=Path), help="Write figures here.")
+def main(
+    corpus: Path, questions: Path, limit: int, model: str, quick: bool, output: Path | None
+) -> None:
+    """What a memory is worth, by selection, budget, layers and codec."""
+    try:
+        texts, chosen = read(corpus, questions, 6 if quick else limit)
+        loaded = LanguageModel.load(model, notify=print)
+    except MemDBError as error:
+        raise click.ClickException(str(error)) from error
+    figures: dict[str, float] = {}
+    framings: tuple[Framing, ...] = ("chat",) if quick else ("plain", "chat")
+    for framing in framings:
+        harness = Harness(loaded, framing, texts)
+        table = Table(title=f"{model}, {framing} framing, {len(chosen)} questions, gold document")
+        for column in ("what the model sees", "answer NLL", "± 95 %", "right", "share of RAG"):
+            table.add_column(column)
+        table.add_column("bytes / 128 tokens")
+        table.add_column("s / reference")
+        base: dict[str, float] = {}
+
+        def row(
+            name: str,
+            scores: list[tuple[float, float]],
+            *more: str,
+            framing: Framing = framing,
+            table: Table = table,
+            base: dict[str, float] = base,
+        ) -> None:
+            nll, right = np.array(scores).T
+            base.setdefault(name, float(nll.mean()))
+            gain = base["nothing"] - base.get("text in the prompt (RAG)", base["nothing"])
+            share = (base["nothing"] - nll.mean()) / gain if gain else 0.0
+            figures[f"{framing}: {name}: nll"] = round(float(nll.mean()), 4)
+            table.add_row(
+                name,
+                f"{nll.mean():.3f}",
+                f"{interval(nll):.2f}",
+                f"{right.mean():.0%}",
+                f"{share:.2f}",
+                *more,
+            )
+
+        plain: list[tuple[str, Callable[[Question], tuple[float, float]]]] = [
+            ("nothing", harness.nothing),
+            ("text in the prompt (RAG)", harness.rag),
+        ]
+        for name, score in plain:
+            row(name, [score(question) for question in chosen])
+        for setting in settings(loaded.layers, loaded.kv_heads, quick):
+            scores, size, seconds = measure(harness, chosen, setting)
+            row(setting.name, scores, f"{size:,.0f}", f"{seconds:.2f}")
+            print(".", end="", flush=True)
+        print()
+        Console(width=140).print(table)
+    if output is not None:
+        output.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

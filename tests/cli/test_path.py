@@ -1,0 +1,135 @@
+"""The whole path through the command line, with the real model and the real embedder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from cli.commands import COMMANDS
+from tests.cli.conftest import Run, rows
+from tests.helpers import FACTS
+
+PELLONIA = FACTS[0]
+
+
+def answer(run: Run, *options: str) -> str:
+    (row,) = rows(run("generate", PELLONIA.question, "--json", "--max-new-tokens", "24", *options))
+    return str(row["text"])
+
+
+def test_it_knows_what_it_read(run: Run, corpus: Path) -> None:
+    run("ingest", str(corpus), "--cold")
+    right = {"with": 0, "without": 0}
+    for fact in FACTS:
+        for name, options in (("with", ()), ("without", ("--no-memory",))):
+            (row,) = rows(
+                run("generate", fact.question, "--json", "--max-new-tokens", "24", *options)
+            )
+            right[name] += fact.answer in row["text"]
+    assert right == {"with": len(FACTS), "without": 0}
+
+
+def test_it_forgets_what_is_deleted_and_learns_what_is_updated(run: Run, corpus: Path) -> None:
+    run("ingest", str(corpus))
+    assert "Marrowgate" in answer(run)
+
+    changed = PELLONIA.text.replace("Marrowgate", "Tillyport")
+    (row,) = rows(run("update", PELLONIA.id, "--text", changed, "--json"))
+    assert (row["version"], row["warm"]) == (2, 1)
+    assert "Tillyport" in answer(run)
+    assert "Marrowgate" not in answer(run)
+
+    run("delete", PELLONIA.id)
+    assert "Tillyport" not in answer(run)
+    assert PELLONIA.id not in [row["id"] for row in rows(run("list", "--json"))]
+
+
+def test_every_command(run: Run, corpus: Path, tmp_path: Path) -> None:
+    made = run("init", "--framing", "plain", "--budget", "720", "--codec", "exact")
+    assert "plain framing" in made.stderr
+    (report,) = rows(run("ingest", str(corpus), "--cold", "--json"))
+    assert report == {
+        "inserted": 4, "updated": 0, "unchanged": 0, "references": 4, "memories": 0
+    }  # fmt: skip
+    assert "4 unchanged; 0 references and 0 memories" in run("ingest", str(corpus), "--cold").stdout
+
+    found = rows(run("query", "animals and capitals", "-k", "2", "--json"))
+    assert len(found) == 2
+    assert found[0]["document"] == "pellonia"
+    assert found[0]["metadata"] == {"kind": "fact", "rank": 0}
+    assert "pellonia" in run("query", "animals and capitals").stdout
+
+    more = json.dumps({"text": "A line without an id."}) + "\n"
+    assert "1 documents inserted" in run("ingest", "-", "--cold", input=more).stdout
+    assert len(rows(run("list", "--json"))) == 5
+    assert [row["id"] for row in rows(run("list", "--json", "--where", "rank=2"))] == ["zintle"]
+    assert len(run("list", "--limit", "2").stdout.splitlines()) == 2
+
+    assert run("warm", "zintle").stdout == "1 memories written\n"
+    assert rows(run("get", "zintle", "--json"))[0]["warm"] == 1
+    assert "eleven vowels" in run("get", "zintle").stdout
+
+    (stats,) = rows(run("stats", "--json"))
+    assert (stats["documents"], stats["memories"], stats["cold"]) == (5, 1, 4)
+    assert stats["memory"] == {"codec": "exact", "selection": "reconstruction", "budget": 720}
+    assert "plain framing; budget 720, codec exact" in run("stats").stdout
+
+    text = tmp_path / "new.txt"
+    text.write_text("The heron left Pellonia.")
+    run("update", "pellonia", "--file", str(text), "--metadata", '{"kind": "news"}', "--cold")
+    (row,) = rows(run("get", "pellonia", "--json"))
+    assert (row["text"], row["metadata"]) == ("The heron left Pellonia.", {"kind": "news"})
+
+    run("generate", "Say something.", "--max-new-tokens", "3", "--rag", "--temperature", "1")
+    shown = run("generate", "Say something.", "--max-new-tokens", "3", "--memories", "1")
+    assert "prompt, from token 0, with:" in shown.stderr
+
+    run("delete", "--where", "kind=fact", code=2)
+    assert len(rows(run("delete", "--where", "kind=fact", "--yes", "--json"))) == 3
+    assert len(rows(run("list", "--json"))) == 2
+
+
+def test_models_are_listed_and_pulled(run: Run) -> None:
+    listed = run("model", "list").stdout
+    assert "smollm2-135m" in listed
+    assert "Apache-2.0" in listed
+    assert Path(run("model", "pull", "all-minilm-l6-v2").stdout.strip()).is_dir()
+
+
+def test_every_help_ends_with_an_example(run: Run) -> None:
+    names = [[str(command.name)] for command in COMMANDS if command.name != "model"]
+    for name in [*names, ["model", "pull"], ["model", "list"]]:
+        text = run(*name, "--help").stdout
+        assert "Example:" in text.splitlines()[-2] + text.splitlines()[-3], text
+        assert text.splitlines()[-1].strip().startswith(("memdb", "cat")), text
+
+
+def test_as_a_program(run: Run, corpus: Path) -> None:
+    """The installed command, in a process of its own, with its progress on a terminal."""
+    program = str(Path(sys.executable).parent / "memdb")
+    master, slave = os.openpty()
+    done = subprocess.run(
+        [program, "ingest", str(corpus)],
+        stdout=subprocess.PIPE,
+        stderr=slave,
+        text=True,
+        check=True,
+    )
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            part = os.read(master, 65536)
+        except OSError:  # all read
+            break
+        shown += part
+    os.close(master)
+    assert "4 documents inserted" in done.stdout
+    assert "4 references and 4 memories written" in done.stdout
+    assert b"references/s" in shown
+    assert b"writing memories" in shown
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    assert version.stdout.startswith("memdb, version")

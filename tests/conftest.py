@@ -1,0 +1,28 @@
+"""The real model and embedder, loaded once. The first run on a machine pulls them."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test asks a model hub
+
+import pytest
+
+from model_adapter import (
+    DEFAULT_EMBEDDER,
+    DEFAULT_MODEL,
+    LanguageModel,
+    SentenceEmbedder,
+    load_embedder,
+    load_model,
+)
+
+
+@pytest.fixture(scope="session")
+def smollm() -> LanguageModel:
+    return load_model(DEFAULT_MODEL, print)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> SentenceEmbedder:
+    return load_embedder(DEFAULT_EMBEDDER, print)

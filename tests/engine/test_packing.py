@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memdb import DType, ExplicitMemory, MemoryShape, pack
+from tests.engine.helpers import make_memory, make_shape
+
+
+def pack_slowly(memories: Sequence[ExplicitMemory], shape: MemoryShape) -> dict[int, Any]:
+    """Row by row, pair by pair: layer -> [(keys, values) of each head]."""
+    layers = {}
+    for i, layer in enumerate(shape.layers):
+        heads = []
+        for head in range(shape.kv_heads):
+            row = i * shape.kv_heads + head
+            pairs = [
+                (memory.keys[pair], memory.values[pair])
+                for memory in memories
+                for pair in range(memory.offsets[row], memory.offsets[row + 1])
+            ]
+            heads.append(pairs)
+        if any(heads):
+            layers[layer] = heads
+    return layers
+
+
+@given(
+    dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
+    layers=st.sets(st.integers(0, 40), min_size=1, max_size=4),
+    kv_heads=st.integers(1, 3),
+    seeds=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 4)), max_size=4),
+)
+def test_packing_is_laying_rows_side_by_side(
+    dtype: DType, layers: set[int], kv_heads: int, seeds: list[tuple[int, int]]
+) -> None:
+    shape = make_shape(dtype, layers=tuple(sorted(layers)), kv_heads=kv_heads)
+    memories = [make_memory(shape, seed, most) for seed, most in seeds]
+    packed = pack(memories, shape)
+    expected = pack_slowly(memories, shape)
+    assert list(packed.layers) == list(expected)
+    for layer, heads in expected.items():
+        given_layer = packed.layers[layer]
+        width = max(map(len, heads))
+        assert given_layer.keys.shape == (kv_heads, width, shape.head_dim)
+        assert given_layer.values.shape == given_layer.keys.shape
+        assert given_layer.keys.dtype == given_layer.values.dtype == shape.storage_dtype
+        assert given_layer.visible.dtype == np.bool_
+        for head, pairs in enumerate(heads):
+            n = len(pairs)
+            assert given_layer.visible[head].tolist() == [True] * n + [False] * (width - n)
+            for place, (key, value) in enumerate(pairs):
+                assert given_layer.keys[head, place].tobytes() == key.tobytes()
+                assert given_layer.values[head, place].tobytes() == value.tobytes()
+            assert not given_layer.keys[head, n:].any()
+            assert not given_layer.values[head, n:].any()
+
+
+def test_memories_keep_their_order() -> None:
+    shape = make_shape()
+    one, two = make_memory(shape, 1, 4), make_memory(shape, 2, 4)
+    row = next(r for r in range(shape.rows) if np.diff(one.offsets)[r] and np.diff(two.offsets)[r])
+    layer, head = shape.layers[row // shape.kv_heads], row % shape.kv_heads
+    first = pack([one, two], shape).layers[layer].keys[head, 0]
+    np.testing.assert_array_equal(first, one.keys[one.offsets[row]])
+    first = pack([two, one], shape).layers[layer].keys[head, 0]
+    np.testing.assert_array_equal(first, two.keys[two.offsets[row]])
+
+
+@pytest.mark.parametrize("memories", [0, 3])
+def test_nothing_packs_into_nothing(memories: int) -> None:
+    shape = make_shape()
+    assert pack([make_memory(shape, 1, 0)] * memories, shape).layers == {}
