@@ -127,7 +127,7 @@ class Harness:
 def measure(
     harness: Harness, questions: list[Question], setting: Setting
 ) -> tuple[list[tuple[float, float]], float, float]:
-    """Scores, bytes per 128 tokens, and seconds per reference to write."""
+    """Scores, bytes per 128 tokens, and the median of the seconds to write a reference."""
     writer = Writer(
         harness.model,
         framing=harness.framing,
@@ -136,7 +136,7 @@ def measure(
         budget=setting.budget,
     )
     codec = CODECS[setting.codec]
-    scores, size, tokens, references, seconds = [], 0, 0, 0, 0.0
+    scores, size, tokens, seconds = [], 0, 0, list[float]()
     document, memories = "", list[ExplicitMemory]()
     for question in questions:
         if question.document != document:
@@ -144,14 +144,13 @@ def measure(
             pieces = harness.pieces(document)
             began = time.perf_counter()
             written = writer.write(pieces)
-            seconds += time.perf_counter() - began
+            seconds.append((time.perf_counter() - began) / len(pieces))
             encoded = [encode_memory(memory, writer.shape, codec) for memory in written]
             memories = [decode_memory(data, writer.shape, CODECS) for data in encoded]
             size += sum(map(len, encoded))
             tokens += sum(harness.chunker.count(piece) for piece in pieces)
-            references += len(pieces)
         scores.append(harness.memory(question, memories, writer))
-    return scores, size / tokens * 128, seconds / references
+    return scores, size / tokens * 128, float(np.median(seconds))
 
 
 def interval(values: np.ndarray, seed: int = 0) -> float:

@@ -87,8 +87,8 @@ def side_by_side(question: str) -> None:
     console.print(table)
     console.print("remembered:")
     for hit in with_memory["chunks"][0]["references"]:
-        text = " ".join(hit["text"].split())[:66]
-        console.print(f"  {hit['score']:.3f}  {hit['document']:26} {text}", markup=False)
+        text = " ".join(hit["text"].split())[:56]
+        console.print(f"  {hit['score']:.3f}  {hit['document']:30} {text}", markup=False)
 
 
 def main() -> None:
@@ -107,7 +107,7 @@ def main() -> None:
     documents = len(CORPUS.read_bytes().splitlines())
     console.print(f"  {documents} documents in {CORPUS.relative_to(Path.cwd())}")
 
-    step("3. Ingest it cold: text and embeddings; memories are written when they are first needed")
+    step("3. Ingest it cold: memories are written when they are first needed")
     run("ingest", str(CORPUS.relative_to(Path.cwd())), "--cold", *db)
 
     step("4. Query it")
