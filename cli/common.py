@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 import click
+from rich.console import Console
 
 from memdb import Hit, MemDB, MissingPartError, StoredDocument
 
@@ -53,10 +55,38 @@ def adapter() -> ModuleType:
     return model_adapter
 
 
-def open_database(path: Path) -> MemDB:
-    """A database with the model and embedder that it records, loaded when first needed."""
-    database: MemDB = adapter().open_database(path, notify=notify)
+def parts_options(command: F) -> F:
+    """`--model` and `--embedder`: what to make a database for; or what to open it with, where they
+    are no longer where it recorded them (others are refused)."""
+    embedder = click.option(
+        "--embedder",
+        envvar="MEMDB_EMBEDDER",
+        help="The text embedder, likewise.",
+    )
+    model = click.option(
+        "--model",
+        envvar="MEMDB_MODEL",
+        help="The model: a name (`memdb model list`), a folder, or a Hugging Face id.",
+    )
+    return model(embedder(command))
+
+
+def open_database(path: Path, model: str | None = None, embedder: str | None = None) -> MemDB:
+    """A database with the model and embedder that it records, loaded when first needed, or with
+    those given."""
+    database: MemDB = adapter().open_database(path, model=model, embedder=embedder, notify=notify)
     return database
+
+
+@contextmanager
+def busy(what: str) -> Iterator[Callable[[], None]]:
+    """A spinner on a terminal while something takes seconds; yields what stops it early."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda: None
+        return
+    with console.status(what) as status:
+        yield status.stop
 
 
 def print_json(value: object) -> None:

@@ -22,6 +22,12 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except MemDBError as error:
             raise _UserError(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo(
+                "\ninterrupted; what was written stays, and the same command goes on from there",
+                err=True,
+            )
+            ctx.exit(130)  # 128 + SIGINT, as shells have it
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of a user's way through them

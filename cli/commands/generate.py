@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import click
 
 from cli.common import (
     adapter,
+    busy,
     db_option,
     example,
     hit_json,
@@ -17,6 +17,7 @@ from cli.common import (
     notify,
     one_line,
     open_database,
+    parts_options,
     print_json,
 )
 
@@ -39,23 +40,30 @@ from cli.common import (
 @click.option("--top-k", type=int, help="Draw among so many of the likeliest tokens.")
 @click.option("--top-p", default=1.0, show_default=True, help="Draw among this much probability.")
 @click.option("--seed", type=int, help="The same seed draws the same tokens.")
+@parts_options
 @json_option
 def generate(
-    prompt: str, path: Path, no_memory: bool, rag: bool, as_json: bool, **options: Any
+    prompt: str,
+    path: Path,
+    no_memory: bool,
+    rag: bool,
+    model: str | None,
+    embedder: str | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Answer PROMPT with 5 explicit memories for every 64 tokens, and say which."""
     if no_memory and rag:
         raise click.UsageError("--no-memory and --rag exclude each other")
     mode = "none" if no_memory else "rag" if rag else "memory"
-    shown = sys.stdout if not as_json else None
-    with open_database(path) as database:
-        result = adapter().generate(
-            prompt,
-            database,
-            mode=mode,
-            on_text=None if shown is None else lambda text: click.echo(text, nl=False),
-            **options,
-        )
+    with busy("remembering") as stop, open_database(path, model, embedder) as database:
+
+        def show(text: str) -> None:
+            stop()
+            if not as_json:
+                click.echo(text, nl=False)
+
+        result = adapter().generate(prompt, database, mode=mode, on_text=show, **options)
     chunks = [
         {
             "start": chunk.start,

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from cli.commands.init import make_database
-from cli.common import db_option, example, json_option, open_database, print_json
+from cli.common import db_option, example, json_option, open_database, parts_options, print_json
 from cli.progress import progress_bar
 
 
@@ -22,8 +22,16 @@ from cli.progress import progress_bar
 @click.argument("corpus", type=click.Path(path_type=Path))
 @db_option
 @click.option("--cold", is_flag=True, help="Leave memories to their first use, or to `memdb warm`.")
+@parts_options
 @json_option
-def ingest(corpus: Path, path: Path, cold: bool, as_json: bool) -> None:
+def ingest(
+    corpus: Path,
+    path: Path,
+    cold: bool,
+    model: str | None,
+    embedder: str | None,
+    as_json: bool,
+) -> None:
     """Bring in a JSONL file: lines of "id" (optional), "text" and "metadata" (optional).
 
     CORPUS is a file, or - for standard input. New documents are inserted, changed ones updated; the
@@ -34,8 +42,8 @@ def ingest(corpus: Path, path: Path, cold: bool, as_json: bool) -> None:
         if not file.is_file():
             raise click.BadParameter(f"there is no file '{name}'", param_hint="CORPUS")
         if not path.exists():
-            make_database(path)
-        with open_database(path) as database, progress_bar() as progress:
+            make_database(path, model=model, embedder=embedder)
+        with open_database(path, model, embedder) as database, progress_bar() as progress:
             report = database.ingest(file, cold=cold, progress=progress, name=name)
     if as_json:
         print_json(vars(report))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.common import adapter, db_option, example, notify
+from cli.common import adapter, db_option, example, notify, parts_options
 
 
 def parse_layers(text: str | None) -> list[int] | None:
@@ -27,8 +27,7 @@ def parse_layers(text: str | None) -> list[int] | None:
 
 @click.command(epilog=example("memdb init --db docs.memdb --framing plain --budget 720"))
 @db_option
-@click.option("--model", help="A name (`memdb model list`), a folder, or a Hugging Face id.")
-@click.option("--embedder", help="Likewise, for the text embedder.")
+@parts_options
 @click.option(
     "--framing",
     type=click.Choice(["plain", "chat"]),
@@ -47,15 +46,13 @@ def init(path: Path, layers: str | None, **options: object) -> None:
 
     `memdb ingest` makes one with the defaults by itself.
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    if layers is not None:
-        given["layers"] = parse_layers(layers)
-    make_database(path, **given)
+    make_database(path, layers=parse_layers(layers), **options)
 
 
 def make_database(path: Path, **options: object) -> None:
-    """Make a database and say what it is."""
-    with adapter().create_database(path, notify=notify, **options) as database:
+    """Make a database and say what it is; options that are None take their defaults."""
+    given = {name: value for name, value in options.items() if value is not None}
+    with adapter().create_database(path, notify=notify, **given) as database:
         settings = database.settings
         notify(
             f"made '{path}' for the model {settings['model']['name']} "

@@ -7,12 +7,14 @@ from pathlib import Path
 import click
 
 from cli.common import (
+    busy,
     db_option,
     example,
     hit_json,
     json_option,
     one_line,
     open_database,
+    parts_options,
     print_json,
 )
 
@@ -21,10 +23,13 @@ from cli.common import (
 @click.argument("text")
 @db_option
 @click.option("-k", default=5, show_default=True, help="How many references.")
+@parts_options
 @json_option
-def query(text: str, path: Path, k: int, as_json: bool) -> None:
+def query(
+    text: str, path: Path, k: int, model: str | None, embedder: str | None, as_json: bool
+) -> None:
     """The references nearest to TEXT, best first, with their cosine similarity."""
-    with open_database(path) as database:
+    with busy("searching"), open_database(path, model, embedder) as database:
         retrieval = database.query(text, k)
     for place, hit in enumerate(retrieval.hits, 1):
         if as_json:

@@ -8,12 +8,14 @@ from typing import IO
 import click
 
 from cli.common import (
+    busy,
     db_option,
     document_json,
     example,
     json_option,
     open_database,
     parse_metadata,
+    parts_options,
     print_json,
 )
 
@@ -31,6 +33,7 @@ from cli.common import (
 )
 @click.option("--metadata", help="The new metadata, a JSON object.")
 @click.option("--cold", is_flag=True, help="Leave the memories of a new text to their first use.")
+@parts_options
 @json_option
 def update(
     id: str,
@@ -39,6 +42,8 @@ def update(
     file: IO[str] | None,
     metadata: str | None,
     cold: bool,
+    model: str | None,
+    embedder: str | None,
     as_json: bool,
 ) -> None:
     """Replace the text of the document with this ID, its metadata, or both.
@@ -52,7 +57,7 @@ def update(
     values = parse_metadata(metadata)
     if text is None and values is None:
         raise click.UsageError("nothing to change: give --text, --file or --metadata")
-    with open_database(path) as database:
+    with busy("updating"), open_database(path, model, embedder) as database:
         document = database.update(id, text=text, metadata=values, cold=cold)
     if as_json:
         print_json(document_json(document))

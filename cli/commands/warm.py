@@ -6,18 +6,19 @@ from pathlib import Path
 
 import click
 
-from cli.common import db_option, example, open_database
+from cli.common import db_option, example, open_database, parts_options
 from cli.progress import progress_bar
 
 
 @click.command(epilog=example("memdb warm", "memdb warm library/asyncio library/json"))
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @db_option
-def warm(ids: tuple[str, ...], path: Path) -> None:
+@parts_options
+def warm(ids: tuple[str, ...], path: Path, model: str | None, embedder: str | None) -> None:
     """Write the memories that are not there yet, of all documents or of those named.
 
     May be interrupted; run again, it goes on.
     """
-    with open_database(path) as database, progress_bar() as progress:
+    with open_database(path, model, embedder) as database, progress_bar() as progress:
         written = database.warm(ids or None, progress=progress)
     click.echo(f"{written} memories written")

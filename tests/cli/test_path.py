@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from cli.commands import COMMANDS
 from tests.cli.conftest import Run, rows
-from tests.helpers import FACTS
+from tests.helpers import FACTS, tiny_model
 
 PELLONIA = FACTS[0]
 
@@ -133,3 +135,33 @@ def test_as_a_program(run: Run, corpus: Path) -> None:
     assert b"writing memories" in shown
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
     assert version.stdout.startswith("memdb, version")
+
+
+def test_an_interrupted_ingest_says_so_and_goes_on(run: Run, corpus: Path, tmp_path: Path) -> None:
+    program = str(Path(sys.executable).parent / "memdb")
+    run("init")
+    child = subprocess.Popen(
+        [program, "ingest", str(corpus)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(0.5)
+    while rows(run("stats", "--json"))[0]["documents"] == 0 and child.poll() is None:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)  # texts are in, memories are not
+    _, shown = child.communicate()
+    assert child.returncode == 130, shown
+    assert "interrupted; what was written stays" in shown
+    assert "Traceback" not in shown
+    (report,) = rows(run("ingest", str(corpus), "--json"))
+    assert (report["inserted"], report["unchanged"], report["memories"]) == (0, 4, 4)
+
+
+def test_a_model_that_moved_can_be_named(run: Run, corpus: Path, tmp_path: Path) -> None:
+    model = tiny_model()
+    model.model.save_pretrained(tmp_path / "here")
+    model.tokenizer.save_pretrained(tmp_path / "here")
+    run("ingest", str(corpus), "--cold", "--model", "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert "cannot be loaded" in run("warm", "zintle", code=2).stderr
+    assert run("warm", "zintle", "--model", "there").stdout == "1 memories written\n"
+    refused = run("warm", "--model", "smollm2-135m", code=2).stderr
+    assert "does not fit this database" in refused
