@@ -24,10 +24,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from memdb import CODECS, ExplicitMemory, Framing, MemDBError, pack
+from memdb import CODECS, ExplicitMemory, Framing, MemDBError, pack, read_corpus
 from memdb.chunking import Chunker
 from memdb.codecs import decode_memory, encode_memory
-from memdb.corpus import read_corpus
 from model_adapter import DEFAULT_MODEL, Frame, LanguageModel, Writer, memory_tensors
 
 

@@ -7,6 +7,7 @@ with one and reads them while it generates.
 """
 
 from memdb.codecs import CODECS, Codec
+from memdb.corpus import read_corpus
 from memdb.database import MemDB
 from memdb.errors import (
     ConflictError,
@@ -82,5 +83,6 @@ __all__ = [
     "UnsupportedModelError",
     "from_float32",
     "pack",
+    "read_corpus",
     "to_float32",
 ]

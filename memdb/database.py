@@ -409,6 +409,11 @@ class MemDB:
         }
 
     @property
+    def embedder(self) -> Embedder:
+        """The embedder, loaded if it was not; `MissingPartError` if there is none."""
+        return self._parts.embedder()
+
+    @property
     def writer(self) -> MemoryWriter:
         """The memory writer, loaded if it was not; `MissingPartError` if there is none."""
         return self._parts.writer()

@@ -114,6 +114,8 @@ def generate(
             f"generate needs a database whose writer is a model_adapter.Writer, not a "
             f"{type(writer).__name__}"
         )
+    if mode != "none":
+        db.embedder  # noqa: B018 - loaded here, so that the timings are those of the work
     sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     reader = _Reader(writer.model, writer.frame, db, memories, retrieve_every)
     logits = reader.read(prompt, mode)

@@ -14,6 +14,7 @@ import click
 from cli.commands.init import make_database
 from cli.common import db_option, example, json_option, open_database, parts_options, print_json
 from cli.progress import progress_bar
+from memdb import read_corpus
 
 
 @click.command(
@@ -42,6 +43,8 @@ def ingest(
         if not file.is_file():
             raise click.BadParameter(f"there is no file '{name}'", param_hint="CORPUS")
         if not path.exists():
+            for _ in read_corpus(file, name):  # a mistake in it leaves no database behind
+                pass
             make_database(path, model=model, embedder=embedder)
         with open_database(path, model, embedder) as database, progress_bar() as progress:
             report = database.ingest(file, cold=cold, progress=progress, name=name)

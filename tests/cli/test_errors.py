@@ -103,6 +103,12 @@ def test_init_and_ingest_keep_off_other_peoples_folders(run: Run, tmp_path: Path
     assert [path.name for path in (tmp_path / "db").iterdir()] == ["letter.txt"]
 
 
+def test_a_bad_corpus_makes_no_database(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_text(GOOD + "\n{")
+    assert "line 2" in run("ingest", "corpus.jsonl", code=2).stderr
+    assert not (tmp_path / "db").exists()
+
+
 def test_init_twice(run: Run, database: None) -> None:
     assert "there is already a database" in run("init", code=2).stderr
 
