@@ -119,6 +119,11 @@ def document_json(document: StoredDocument) -> dict[str, Any]:
     }
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """`1 document`, `2 documents`."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def one_line(text: str, width: int) -> str:
     """A text's beginning on one line."""
     flat = " ".join(text.split())

@@ -7,11 +7,22 @@ from pathlib import Path
 
 import click
 
-from cli.common import db_option, example, json_option, parse_where, print_json, where_option
+from cli.common import (
+    counted,
+    db_option,
+    example,
+    json_option,
+    parse_where,
+    print_json,
+    where_option,
+)
 from memdb import MemDB
 
 
-@click.command(epilog=example("memdb delete veldmoor", "memdb delete --where source=library --yes"))
+@click.command(
+    short_help="Documents out, by id or by metadata.",
+    epilog=example("memdb delete veldmoor", "memdb delete --where source=library --yes"),
+)
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @db_option
 @where_option
@@ -28,12 +39,14 @@ def delete(
             ids = tuple(document.id for document in database.documents(parse_where(where)))
             if ids and not yes:
                 if not sys.stdin.isatty():
-                    raise click.UsageError(f"{len(ids)} documents fit; --yes deletes them")
-                click.confirm(f"Delete {len(ids)} documents?", abort=True)
+                    raise click.UsageError(
+                        f"{counted(len(ids), 'document')} found; --yes deletes what is found"
+                    )
+                click.confirm(f"Delete {counted(len(ids), 'document')}?", abort=True)
         if ids:
             database.delete(*ids)
     if as_json:
         for name in ids:
             print_json({"deleted": name})
     else:
-        click.echo(f"{len(ids)} documents deleted")
+        click.echo(f"{counted(len(ids), 'document')} deleted")

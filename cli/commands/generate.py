@@ -23,10 +23,11 @@ from cli.common import (
 
 
 @click.command(
+    short_help="An answer with explicit memories.",
     epilog=example(
         'memdb generate "Who keeps the lighthouse?"',
         'memdb generate "Who keeps the lighthouse?" --no-memory',
-    )
+    ),
 )
 @click.argument("prompt")
 @db_option

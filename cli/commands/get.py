@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from cli.common import db_option, document_json, example, json_option, print_json
+from cli.common import counted, db_option, document_json, example, json_option, print_json
 from memdb import MemDB
 
 
-@click.command(epilog=example("memdb get library/json --json"))
+@click.command(short_help="One document.", epilog=example("memdb get library/json --json"))
 @click.argument("id")
 @db_option
 @json_option
@@ -22,8 +22,8 @@ def get(id: str, path: Path, as_json: bool) -> None:
         print_json(document_json(document))
         return
     click.echo(
-        f"{document.id}  version {document.version}, {len(document.references)} references, "
-        f"{document.warm} with a memory"
+        f"{document.id}  version {document.version}, "
+        f"{counted(len(document.references), 'reference')}, {document.warm} with a memory"
     )
     for name, value in document.metadata.items():
         click.echo(f"  {name}: {value}")

@@ -12,13 +12,22 @@ from pathlib import Path
 import click
 
 from cli.commands.init import make_database
-from cli.common import db_option, example, json_option, open_database, parts_options, print_json
+from cli.common import (
+    counted,
+    db_option,
+    example,
+    json_option,
+    open_database,
+    parts_options,
+    print_json,
+)
 from cli.progress import progress_bar
 from memdb import read_corpus
 
 
 @click.command(
-    epilog=example("memdb ingest corpus.jsonl", "cat more.jsonl | memdb ingest - --cold")
+    short_help="Documents in: a JSONL file.",
+    epilog=example("memdb ingest corpus.jsonl", "cat more.jsonl | memdb ingest - --cold"),
 )
 @click.argument("corpus", type=click.Path(path_type=Path))
 @db_option
@@ -52,8 +61,9 @@ def ingest(
         print_json(vars(report))
     else:
         click.echo(
-            f"{report.inserted} documents inserted, {report.updated} updated, {report.unchanged} "
-            f"unchanged; {report.references} references and {report.memories} memories written"
+            f"{counted(report.inserted, 'document')} inserted, {report.updated} updated, "
+            f"{report.unchanged} unchanged; {counted(report.references, 'reference')} and "
+            f"{counted(report.memories, 'memory', 'memories')} written"
         )
 
 

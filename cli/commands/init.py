@@ -25,7 +25,10 @@ def parse_layers(text: str | None) -> list[int] | None:
     return layers
 
 
-@click.command(epilog=example("memdb init --db docs.memdb --framing plain --budget 720"))
+@click.command(
+    short_help="Make a database for one model.",
+    epilog=example("memdb init --db docs.memdb --framing plain --budget 720"),
+)
 @db_option
 @parts_options
 @click.option(

@@ -20,7 +20,11 @@ from cli.common import (
 from memdb import MemDB
 
 
-@click.command("list", epilog=example("memdb list --where source=library --limit 10"))
+@click.command(
+    "list",
+    short_help="All documents, or those with some metadata.",
+    epilog=example("memdb list --where source=library --limit 10"),
+)
 @db_option
 @where_option
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many.")

@@ -19,7 +19,10 @@ from cli.common import (
 )
 
 
-@click.command(epilog=example('memdb query "how do I open a file?" -k 3'))
+@click.command(
+    short_help="The references nearest to a text.",
+    epilog=example('memdb query "how do I open a file?" -k 3'),
+)
 @click.argument("text")
 @db_option
 @click.option("-k", default=5, show_default=True, help="How many references.")

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import click
 
-from cli.common import db_option, example, json_option, print_json
+from cli.common import counted, db_option, example, json_option, print_json
 from memdb import MemDB
 
 
-@click.command(epilog=example("memdb stats", "memdb stats --json"))
+@click.command(
+    short_help="Counts, bytes, model and embedder.",
+    epilog=example("memdb stats", "memdb stats --json"),
+)
 @db_option
 @json_option
 def stats(path: Path, as_json: bool) -> None:
@@ -23,7 +26,8 @@ def stats(path: Path, as_json: bool) -> None:
     shape, memory = values["shape"], values["memory"]
     how = ", ".join(f"{name} {value}" for name, value in memory.items())
     click.echo(
-        f"{values['documents']} documents, {values['references']} references: "
+        f"{counted(values['documents'], 'document')}, "
+        f"{counted(values['references'], 'reference')}: "
         f"{values['memories']} with a memory, {values['cold']} cold"
     )
     click.echo(f"model      {values['model']['name']} (fingerprint {shape['model'][:16]})")

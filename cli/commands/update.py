@@ -21,7 +21,8 @@ from cli.common import (
 
 
 @click.command(
-    epilog=example('memdb update veldmoor --text "The harbour master of Veldmoor is Ada Quist."')
+    short_help="Change a document's text or metadata.",
+    epilog=example('memdb update veldmoor --text "The harbour master of Veldmoor is Ada Quist."'),
 )
 @click.argument("id")
 @db_option

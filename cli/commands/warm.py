@@ -6,11 +6,14 @@ from pathlib import Path
 
 import click
 
-from cli.common import db_option, example, open_database, parts_options
+from cli.common import counted, db_option, example, open_database, parts_options
 from cli.progress import progress_bar
 
 
-@click.command(epilog=example("memdb warm", "memdb warm library/asyncio library/json"))
+@click.command(
+    short_help="Write the memories that are not there yet.",
+    epilog=example("memdb warm", "memdb warm library/asyncio library/json"),
+)
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @db_option
 @parts_options
@@ -21,4 +24,4 @@ def warm(ids: tuple[str, ...], path: Path, model: str | None, embedder: str | No
     """
     with open_database(path, model, embedder) as database, progress_bar() as progress:
         written = database.warm(ids or None, progress=progress)
-    click.echo(f"{written} memories written")
+    click.echo(f"{counted(written, 'memory', 'memories')} written")

@@ -65,12 +65,12 @@ def test_every_command(run: Run, corpus: Path, tmp_path: Path) -> None:
     assert "pellonia" in run("query", "animals and capitals").stdout
 
     more = json.dumps({"text": "A line without an id."}) + "\n"
-    assert "1 documents inserted" in run("ingest", "-", "--cold", input=more).stdout
+    assert "1 document inserted" in run("ingest", "-", "--cold", input=more).stdout
     assert len(rows(run("list", "--json"))) == 5
     assert [row["id"] for row in rows(run("list", "--json", "--where", "rank=2"))] == ["zintle"]
     assert len(run("list", "--limit", "2").stdout.splitlines()) == 2
 
-    assert run("warm", "zintle").stdout == "1 memories written\n"
+    assert run("warm", "zintle").stdout == "1 memory written\n"
     assert rows(run("get", "zintle", "--json"))[0]["warm"] == 1
     assert "eleven vowels" in run("get", "zintle").stdout
 
@@ -162,6 +162,6 @@ def test_a_model_that_moved_can_be_named(run: Run, corpus: Path, tmp_path: Path)
     run("ingest", str(corpus), "--cold", "--model", "here")
     (tmp_path / "here").rename(tmp_path / "there")
     assert "cannot be loaded" in run("warm", "zintle", code=2).stderr
-    assert run("warm", "zintle", "--model", "there").stdout == "1 memories written\n"
+    assert run("warm", "zintle", "--model", "there").stdout == "1 memory written\n"
     refused = run("warm", "--model", "smollm2-135m", code=2).stderr
     assert "does not fit this database" in refused
