@@ -391,7 +391,7 @@ class MemDB:
         return self._chunker.split(text)
 
     def stats(self) -> dict[str, Any]:
-        """Counts, bytes on disk by table, and what the database records, as JSON values."""
+        """The id, counts, bytes on disk by table, and what the database records, as JSON values."""
         with self._store.read() as transaction:
             counts = {
                 "documents": transaction.count(DOCUMENTS),
@@ -401,6 +401,7 @@ class MemDB:
             }
         return {
             "path": str(self.path),
+            "id": self._store.id,
             **counts,
             "cold": counts["references"] - counts["memories"],
             "bytes": self._store.sizes(),

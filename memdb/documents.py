@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from memdb.canonical import json_payload
 from memdb.errors import InvalidInputError
-from memdb.layout import TEXT_LIMIT, json_payload
+from memdb.layout import TEXT_LIMIT
 from memdb.records import Document
 
 MAX_ID_BYTES = 480  # LMDB keys end at 511 bytes
@@ -56,13 +57,11 @@ def check_metadata(metadata: object) -> None:
     """Raise `InvalidInputError` unless this can be a document's metadata."""
     if not isinstance(metadata, Mapping):
         raise InvalidInputError(f"'metadata' must be an object, got {_kind(metadata)}")
+    _check_nesting(metadata, MAX_DEPTH)
     try:
         json_payload(dict(metadata))
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError) as error:
         raise InvalidInputError(f"'metadata' cannot be kept as JSON: {error}") from error
-    # Python reads JSON only as deep as its stack allows at that moment: stay far from it.
-    if _deeper(metadata, MAX_DEPTH):
-        raise InvalidInputError(f"'metadata' is nested more than {MAX_DEPTH} deep")
 
 
 def text_hash(text: str) -> bytes:
@@ -89,12 +88,22 @@ def _utf8(text: str, what: str) -> bytes:
         ) from error
 
 
-def _deeper(value: object, depth: int) -> bool:
+def _check_nesting(value: object, depth: int) -> None:
+    """Refuse what JSON would change or cannot nest: keys that are no strings, too many levels."""
+    if not isinstance(value, (Mapping, list, tuple)):
+        return
+    if depth == 0:
+        # Python reads JSON only as deep as its stack allows at that moment: stay far from it.
+        raise InvalidInputError(f"'metadata' is nested more than {MAX_DEPTH} deep")
     if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise InvalidInputError(
+                    f"'metadata' cannot be kept as JSON: its key {key!r} is no string"
+                )
         value = list(value.values())
-    if not isinstance(value, (list, tuple)):
-        return False
-    return depth == 0 or any(_deeper(item, depth - 1) for item in value)
+    for item in value:
+        _check_nesting(item, depth - 1)
 
 
 def _kind(value: object) -> str:

@@ -60,11 +60,13 @@ class DatabaseExistsError(MemDBError):
 
 
 class FormatError(MemDBError):
-    """The database has a format version, or a memory a codec, that this release does not read."""
+    """The database has a format version or a memory shape, or a memory a codec, that this release
+    does not read."""
 
 
 class MismatchError(MemDBError):
-    """A model, adapter or embedder that is not the one the database records."""
+    """A model, adapter or embedder that is not the one the database records, or a memory of
+    another shape."""
 
 
 class MissingPartError(MemDBError):

@@ -17,7 +17,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from memdb.errors import DatabaseExistsError, NotADatabaseError, StorageError
@@ -34,7 +34,7 @@ def current_generation(folder: Path) -> Path:
     Raises:
         NotADatabaseError: the folder is missing or is no database.
     """
-    if not _exists(folder):
+    if not _exists(folder) or _is_bare(folder):
         raise NotADatabaseError(
             f"there is no database at '{folder}'. `memdb init` makes one; --db or MEMDB_PATH says "
             "where it is."
@@ -57,16 +57,15 @@ def current_generation(folder: Path) -> Path:
 def new_database(folder: Path) -> Iterator[Path]:
     """Yield the first generation's empty subfolder, and make it the current one on success.
 
-    On an error everything that was made is removed again. What an earlier, killed attempt left is
-    cleared away.
+    On an error the folder stays, with `LOCK` in it, since another process may wait for that; all
+    else is removed again. What an earlier, killed attempt left is cleared away.
 
     Raises:
         DatabaseExistsError: a database is there.
         StorageError: the folder holds something else, or cannot be written.
     """
-    existed = _exists(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         foreign = [
             entry.name
             for entry in folder.iterdir()
@@ -88,11 +87,9 @@ def new_database(folder: Path) -> Iterator[Path]:
                 _sync(generation)
                 _write_current(folder, _FIRST)
             except BaseException:
-                shutil.rmtree(generation, ignore_errors=True)
-                for name in (CURRENT, CURRENT + ".new", LOCK):
+                for name in (CURRENT, CURRENT + ".new"):
                     (folder / name).unlink(missing_ok=True)
-                if not existed:
-                    folder.rmdir()
+                shutil.rmtree(generation, ignore_errors=True)
                 raise
     except OSError as error:
         raise StorageError(f"cannot make a database at '{folder}': {error}") from error
@@ -103,6 +100,23 @@ def _exists(folder: Path) -> bool:
         return folder.exists()
     except OSError:  # a name that is too long, a folder that may not be read
         return False
+
+
+def _is_bare(folder: Path) -> bool:
+    """Whether nothing is there but what a creation leaves that failed."""
+    try:
+        return {entry.name for entry in folder.iterdir()} <= {LOCK, CURRENT + ".new"}
+    except OSError:
+        return False
+
+
+def _make(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, durably."""
+    made = [folder, *(above for above in folder.parents if not _exists(above))]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in made:  # the first one also if it was there: who made it may have been killed
+        with suppress(PermissionError):  # that folder's entries are not ours to read
+            _sync(path.parent)
 
 
 def _lock_new(folder: Path, lock: int) -> None:
@@ -121,12 +135,25 @@ def _lock_new(folder: Path, lock: int) -> None:
 
 
 class SharedLock:
-    """A shared lock on the folder, held while the database is open."""
+    """A shared lock on a database's folder, held while the database is open.
+
+    Attributes:
+        generation: the subfolder that `CURRENT` names, and goes on to name while this is held.
+
+    Raises:
+        NotADatabaseError: the folder is missing or is no database; nothing is made in it.
+        StorageError: it cannot be locked.
+    """
 
     def __init__(self, folder: Path) -> None:
+        current_generation(folder)  # or there is nothing to lock
         try:
             self._file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            fcntl.flock(self._file, fcntl.LOCK_SH)
+            with ExitStack() as on_error:
+                on_error.callback(self.release)
+                fcntl.flock(self._file, fcntl.LOCK_SH)
+                self.generation = current_generation(folder)  # it may have changed meanwhile
+                on_error.pop_all()
         except OSError as error:
             raise StorageError(f"cannot lock '{folder}': {error}") from error
 

@@ -5,7 +5,6 @@ storage_format.md describes the same bytes in prose; the two must agree.
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ import xxhash
 import zstandard
 from numpy.typing import NDArray
 
+from memdb.canonical import json_payload as json_payload
+from memdb.canonical import read_json as read_json
 from memdb.errors import CorruptRecordError
 from memdb.records import Reference
 
@@ -154,18 +155,6 @@ def changes_payload(changes: Iterable[tuple[int, int]]) -> bytes:
 def read_changes(payload: memoryview) -> NDArray[Any]:
     """Structured array with the fields `what` and `reference`."""
     return np.frombuffer(payload, _CHANGE).copy()
-
-
-def json_payload(value: object) -> bytes:
-    """JSON without white space, UTF-8; NaN and infinities are refused with ValueError."""
-    return json.dumps(
-        value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
-    ).encode()
-
-
-def read_json(payload: memoryview) -> Any:
-    """The inverse of `json_payload`."""
-    return json.loads(bytes(payload))
 
 
 def decompress(frame: bytes | memoryview) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
 
@@ -12,7 +12,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from memdb.errors import InvalidInputError, MismatchError
+from memdb.canonical import json_payload
+from memdb.errors import FormatError, InvalidInputError, MismatchError
 
 DType = Literal["float32", "float16", "bfloat16"]
 Framing = Literal["plain", "chat"]
@@ -23,7 +24,7 @@ STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
     "float16": np.dtype("<f2"),
     "bfloat16": np.dtype("<u2"),
 }
-_LARGEST_BFLOAT16 = np.float32(2.0**128 - 2.0**120)
+_LARGEST = {"float16": np.float32(65504), "bfloat16": np.float32(2.0**128 - 2.0**120)}
 
 
 @dataclass(frozen=True)
@@ -158,9 +159,10 @@ class MemoryShape:
         return np.dtype("u1") if self.reference_length <= 256 else np.dtype("<u2")
 
     @cached_property
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits that differ where any part of the shape does."""
-        return xxhash.xxh3_64_hexdigest(json.dumps(self.to_json(), sort_keys=True).encode())
+    def fingerprint(self) -> int:
+        """64 bits that differ where any part of the shape does: XXH3-64 of its canonical JSON.
+        Every memory record carries them."""
+        return xxhash.xxh3_64_intdigest(json_payload(self.to_json()))
 
     def to_json(self) -> dict[str, Any]:
         """The shape as JSON values; `from_json` is its inverse."""
@@ -168,7 +170,15 @@ class MemoryShape:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> MemoryShape:
-        """The shape that `to_json` gave."""
+        """The shape that `to_json` gave.
+
+        Raises:
+            FormatError: a field is missing, or not one that this release knows.
+        """
+        _require_fields(cls, values, "memory shape")
+        for entry in values["rope"]:
+            if entry is not None:
+                _require_fields(Rope, entry, "memory shape, RoPE of a layer")
         rope = tuple(None if r is None else Rope(**r) for r in values["rope"])
         lists = {name: tuple(values[name]) for name in ("layers", "prefix")}
         return cls(**{**values, **lists, "rope": rope})
@@ -187,6 +197,19 @@ class MemoryShape:
                 + "; ".join(differences)
                 + ". Open it with the model that it records (see `memdb stats`), or make a new "
                 "database for this one."
+            )
+
+
+def _require_fields(kind: type[MemoryShape | Rope], values: Mapping[str, Any], what: str) -> None:
+    due = [part.name for part in fields(kind)]
+    for name in due:
+        if name not in values:
+            raise FormatError(f"{what}: the field '{name}' is missing")
+    for name in values:
+        if name not in due:
+            raise FormatError(
+                f"{what}: this release does not know the field '{name}'; use a newer release of "
+                "explicit-memdb"
             )
 
 
@@ -272,11 +295,20 @@ def from_float32(vectors: NDArray[np.float32], dtype: DType) -> NDArray[Any]:
 
     What does not fit is set to the largest number that does; NaN stays NaN.
     """
-    if dtype == "bfloat16":
-        bits = np.clip(vectors, -_LARGEST_BFLOAT16, _LARGEST_BFLOAT16).view(np.uint32)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        return np.where(np.isnan(vectors), 0x7FC0, rounded).astype(np.uint16)
+    if dtype == "float32":
+        return vectors
+    largest = _LARGEST[dtype]
+    # Two passes over the numbers say whether any needs more than rounding; most often none does.
+    fits = vectors.max(initial=0) <= largest and vectors.min(initial=0) >= -largest
+    limited = vectors if fits else np.clip(vectors, -largest, largest)
     if dtype == "float16":
-        limit = np.finfo(np.float16).max
-        return np.clip(vectors, -limit, limit).astype(np.float16)
-    return vectors
+        return limited.astype(np.float16)
+    bits = limited.view(np.uint32)
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += bits
+    rounded += 0x7FFF
+    rounded >>= 16
+    if not fits:
+        rounded[np.isnan(vectors)] = 0x7FC0
+    return rounded.astype(np.uint16)

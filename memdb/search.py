@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import chain, islice
+from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memdb.index import FlatIndex, Ids, Index, Vectors
 from memdb.layout import DELETED, INSERTED
@@ -51,21 +52,24 @@ class Searcher:
         if self._change == last:
             return
         try:
-            if self._change is None:
-                entries = (entry for _, entry in transaction.documents())
-                self._add(transaction, chain.from_iterable(e.references for e in entries))
-            else:
-                self._apply(transaction, self._change)
+            if self._change is None or not self._apply(transaction, self._change, last):
+                self._index = FlatIndex(self._dimension)
+                self._add(transaction.embeddings())
         except BaseException:
             # Half of it is in the index: begin anew at the next search.
             self._index, self._change = FlatIndex(self._dimension), None
             raise
         self._change = last
 
-    def _apply(self, transaction: Transaction, after: int) -> None:
+    def _apply(self, transaction: Transaction, after: int, last: int) -> bool:
+        """Do what the changes behind `after`, up to `last`, did; False if the log has a gap there:
+        the index is then of another past than the database's."""
+        changes = list(transaction.changes(after))
+        if len(changes) != last - after:
+            return False
         inserted: dict[int, None] = {}  # a set that keeps its order
         deleted: list[int] = []
-        for change in transaction.changes(after):
+        for change in changes:
             for what, reference in change.tolist():
                 if what == INSERTED:
                     inserted[reference] = None
@@ -74,10 +78,11 @@ class Searcher:
                     inserted.pop(reference, None)
         if deleted:
             self._index.remove(np.array(deleted, np.int64))
-        self._add(transaction, inserted)
+        self._add((number, transaction.embedding(number)) for number in inserted)
+        return True
 
-    def _add(self, transaction: Transaction, references: Iterable[int]) -> None:
-        remaining = iter(references)
+    def _add(self, entries: Iterable[tuple[int, NDArray[np.float32]]]) -> None:
+        remaining = iter(entries)
         while batch := list(islice(remaining, _LOAD_BATCH)):
-            vectors = np.stack([transaction.embedding(number) for number in batch])
-            self._index.add(np.array(batch, np.int64), vectors)
+            numbers, vectors = zip(*batch, strict=True)
+            self._index.add(np.array(numbers, np.int64), np.stack(vectors))

@@ -7,9 +7,11 @@ the state at the moment it began, and neither waits for the other.
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,10 +25,11 @@ from memdb.errors import (
     CorruptRecordError,
     ForkedProcessError,
     FormatError,
+    MismatchError,
     NotADatabaseError,
     StorageError,
 )
-from memdb.folder import SharedLock, current_generation, new_database
+from memdb.folder import SharedLock, new_database
 from memdb.layout import (
     CHANGES,
     DOCUMENTS,
@@ -43,6 +46,7 @@ from memdb.records import Reference
 _MAP_SIZE = 1 << 40  # address space, not disk: nobody has to size the database
 _SMALLEST_MAP = 1 << 26
 _READERS = 1024
+_ID = re.compile(r"[0-9a-f]{32}\Z")
 
 #: What LMDB says of files that are not its own, or hold other tables.
 _FOREIGN = (
@@ -58,28 +62,35 @@ class Store:
     """One open environment. Threads of a process share it; another process opens its own.
 
     Opening the same folder again in a process gives the same object; each `open` needs a `close`.
+
+    Attributes:
+        folder: the database's folder.
+        generation: the subfolder with the environment, absolute.
+        id: 32 hexadecimal digits, drawn at creation: a file derived from a database (an index)
+            names it, and so is not taken for that of one made anew in the same place.
     """
 
     _open: ClassVar[dict[tuple[int, int], Store]] = {}
     _guard: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, folder: Path, generation: Path, key: tuple[int, int]) -> None:
+    def __init__(self, folder: Path, lock: SharedLock, key: tuple[int, int]) -> None:
         self.folder = folder
         self._key = key
-        self.generation = generation.absolute()  # the process may change its folder
+        self._lock = lock
+        generation = lock.generation.absolute()  # the process may change its folder
+        self.generation = generation
         self._pid = os.getpid()
         self._users = 1
         self._transactions = 0
         self._closed = False
         self._changed = threading.Condition()  # guards the two above
         self._environment: Any = None
-        self._lock = SharedLock(folder)
         try:
             self._environment = _open_environment(generation, create=False)
             _complete(self._environment, generation / "data.mdb")
             # The version first: another one may have other tables.
             self._tables = _open_tables(self._environment, (SETTINGS,), create=False)
-            self._check_format()
+            self.id = self._check_format()
             self._tables = _open_tables(self._environment, layout.TABLES, create=False)
             self._environment.reader_check()  # give back what killed processes held
         except _FOREIGN as error:
@@ -102,7 +113,10 @@ class Store:
                     tables = _open_tables(environment, layout.TABLES, create=True)
                     with environment.begin(write=True) as inner:
                         transaction = Transaction(inner, tables)
-                        transaction.put_setting("format", {"version": layout.FORMAT_VERSION})
+                        transaction.put_setting(
+                            "format",
+                            {"id": secrets.token_hex(16), "version": layout.FORMAT_VERSION},
+                        )
                         for name, value in settings.items():
                             transaction.put_setting(name, value)
                         transaction.put_setting("counters", {"next_reference": 1, "last_change": 0})
@@ -121,18 +135,24 @@ class Store:
             NotADatabaseError: there is none.
             FormatError: it has a format version that this release does not read.
         """
-        generation = current_generation(folder)
-        file = (generation / "data.mdb").stat()
-        key = file.st_dev, file.st_ino  # a folder may be moved, or deleted and made anew
-        with cls._guard:
-            store = cls._open.get(key)
-            if store is not None:
-                store._require_unforked()
-                store._users += 1
+        lock = SharedLock(folder)
+        with ExitStack() as unless_kept:
+            unless_kept.callback(lock.release)
+            try:
+                file = (lock.generation / "data.mdb").stat()
+            except OSError as error:
+                raise StorageError(f"cannot open '{folder}': {error}") from error
+            key = file.st_dev, file.st_ino  # a folder may be moved, or deleted and made anew
+            with cls._guard:
+                store = cls._open.get(key)
+                if store is not None:
+                    store._require_unforked()
+                    store._users += 1
+                    return store
+                unless_kept.pop_all()  # from here on the store gives the lock back
+                store = cls(folder, lock, key)
+                cls._open[key] = store
                 return store
-            store = cls(folder, generation, key)
-            cls._open[key] = store
-            return store
 
     def close(self) -> None:
         """Give the store back; the last user waits for other threads' transactions and closes the
@@ -159,7 +179,8 @@ class Store:
                 "fork, or start children with the 'spawn' method, and open it in each."
             )
 
-    def _check_format(self) -> None:
+    def _check_format(self) -> str:
+        """The database's id, if it has the format of this release."""
         with self.read() as transaction:
             stored = transaction.setting("format")
         version = stored.get("version") if isinstance(stored, dict) else None
@@ -169,6 +190,13 @@ class Store:
                 f"{layout.FORMAT_VERSION}. Use the release of explicit-memdb that wrote it, or a "
                 "newer one."
             )
+        identity = stored.get("id")
+        if not isinstance(identity, str) or not _ID.match(identity):
+            raise FormatError(
+                f"'{self.folder}' has no id of 32 hexadecimal digits: it was made before format "
+                "version 1 was finished. Make it anew."
+            )
+        return identity
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
@@ -305,9 +333,18 @@ class Transaction:
 
     def embedding(self, number: int) -> NDArray[np.float32]:
         """The reference's vector."""
-        return self._require(  # type: ignore[no-any-return]
-            EMBEDDINGS, integer_key(number), lambda _, payload: layout.read_embedding(payload)
-        )
+        return self._require(EMBEDDINGS, integer_key(number), _vector)  # type: ignore[no-any-return]
+
+    def embeddings(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Every reference's id and vector, by ascending id; `CorruptRecordError` if a reference has
+        none."""
+        if self.count(EMBEDDINGS) != self.count(REFERENCES):
+            for key in self._inner.cursor(self._tables[REFERENCES]).iternext(values=False):
+                self._require(EMBEDDINGS, bytes(key), _vector)
+        for key, record in self._inner.cursor(self._tables[EMBEDDINGS]):
+            found = layout.unseal(EMBEDDINGS, key, record)
+            vector = self._read(EMBEDDINGS, bytes(key), found, _vector)
+            yield layout.read_integer_key(key), vector
 
     def put_reference(
         self, reference: Reference, embedding: NDArray[np.float32], memory: bytes | None
@@ -391,8 +428,10 @@ class Transaction:
         """Decode a payload; what goes wrong is a damaged record and is named, or a newer one."""
         try:
             return decode(*found)
-        except FormatError:
-            raise
+        except (FormatError, MismatchError) as error:
+            raise type(error)(
+                f"record {layout.readable(table, key)} of table '{table}': {error}"
+            ) from error
         except Exception as error:
             raise CorruptRecordError(table, layout.readable(table, key), str(error)) from error
 
@@ -404,6 +443,10 @@ class Transaction:
 
     def _put(self, table: str, key: bytes, version: int, payload: bytes) -> None:
         self._inner.put(key, layout.seal(table, key, version, payload), db=self._tables[table])
+
+
+def _vector(_: int, payload: memoryview) -> NDArray[np.float32]:
+    return layout.read_embedding(payload)
 
 
 def _json(_: int, payload: memoryview) -> Any:

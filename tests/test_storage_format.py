@@ -30,11 +30,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from memdb import (
     CODECS,
+    CorruptRecordError,
     Document,
     ExplicitMemory,
     FormatError,
     MemDB,
     MemoryShape,
+    MismatchError,
     Reference,
     Rope,
     from_float32,
@@ -111,8 +113,14 @@ def narrow(numbers: Sequence[float], dtype: str) -> bytes:
     return struct.pack(f"<{len(bits)}H", *[(b + 0x7FFF + ((b >> 16) & 1)) >> 16 for b in bits])
 
 
-def vector_bytes(codec: str, d: int, dtype: str) -> int:
-    return d + 4 if codec == "int8" else d * (4 if dtype == "float32" else 2)
+def fingerprint(shape: dict[str, Any]) -> int:
+    canonical = json.dumps(shape, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return xxhash.xxh3_64_intdigest(canonical.encode(), seed=0)
+
+
+def section_bytes(codec: str, n: int, d: int, dtype: str) -> int:
+    """How long the keys, or the values, are due to be."""
+    return n * (d + 4) if codec == "int8" else n * d * (4 if dtype == "float32" else 2)
 
 
 LARGEST_SCALE = struct.unpack("<f", struct.pack("<I", 0x7C010203))[0]
@@ -147,10 +155,12 @@ class Memory:
 
     def vectors(self, shape: dict[str, Any]) -> tuple[bytes, bytes]:
         """Keys and values as `exact` bytes."""
+        d, dtype = shape["head_dim"], shape["dtype"]
+        assert self.codec in ("exact", "int8")
+        for data in (self.keys, self.values):
+            assert len(data) == section_bytes(self.codec, len(self.positions), d, dtype)
         if self.codec == "exact":
             return self.keys, self.values
-        assert self.codec == "int8"
-        d, dtype = shape["head_dim"], shape["dtype"]
         return read_int8(self.keys, d, dtype), read_int8(self.values, d, dtype)
 
 
@@ -213,14 +223,16 @@ class Database:
         p, code = (1, "B") if shape["reference_length"] <= 256 else (2, "H")
         c = payload[0]
         codec = payload[1 : 1 + c].decode("ascii")
-        (n,) = struct.unpack_from("<I", payload, 1 + c)
-        w = vector_bytes(codec, shape["head_dim"], shape["dtype"])
-        assert len(payload) == 5 + c + 2 * rows + n * (p + 2 * w)
-        counts = struct.unpack_from(f"<{rows}H", payload, 5 + c)
-        at = 5 + c + 2 * rows
+        written_for, n, k, v = struct.unpack_from("<QIII", payload, 1 + c)
+        assert written_for == fingerprint(shape)
+        h = 21 + c
+        assert len(payload) == h + 2 * rows + n * p + k + v
+        counts = struct.unpack_from(f"<{rows}H", payload, h)
+        assert sum(counts) == n
+        at = h + 2 * rows
         positions = struct.unpack_from(f"<{n}{code}", payload, at)
         at += n * p
-        return Memory(codec, counts, positions, payload[at : at + n * w], payload[at + n * w :])
+        return Memory(codec, counts, positions, payload[at : at + k], payload[at + k :])
 
     def changes(self) -> dict[int, list[tuple[int, int]]]:
         return {
@@ -254,7 +266,7 @@ def follow(index: set[int], built: int | None, database: Database) -> tuple[set[
     if built == last:
         return index, last
     changes = database.changes()
-    if built is None or built > last or built + 1 not in changes:
+    if built is None or built > last or not set(range(built + 1, last + 1)) <= set(changes):
         return set(database.embeddings()), last
     entries = [entry for i in range(built + 1, last + 1) for entry in changes[i]]
     deleted = {reference for what, reference in entries if what == DELETED}
@@ -281,6 +293,7 @@ def seals(database: Database) -> None:
 
 def settings_are_there(database: Database) -> None:
     assert database.setting("format")["version"] == 1
+    assert re.fullmatch("[0-9a-f]{32}", database.setting("format")["id"])
     for setting, name, kind, _ in rows("Settings", columns=4):
         record = database.setting(setting.strip("`"))
         if name.strip("`") in record or not kind.endswith(" or missing"):
@@ -374,13 +387,14 @@ def embeddings_are_unit_vectors(database: Database) -> None:
 
 def memories_are_well_formed(database: Database) -> None:
     for memory in database.memories().values():
-        assert sum(memory.counts) == len(memory.positions)
         at = 0
         for count in memory.counts:
             row = memory.positions[at : at + count]
             assert list(row) == sorted(set(row))
             at += count
         assert all(p < database.shape["reference_length"] for p in memory.positions)
+        if memory.codec not in ("exact", "int8"):
+            continue
         for vectors in memory.vectors(database.shape):
             assert all(map(math.isfinite, widen(vectors, database.shape["dtype"])))
 
@@ -660,6 +674,8 @@ def test_an_independent_reader_reads_it_all(tmp_path: Path, dtype: str, codec: s
     with create(path, dtype, codec) as db:
         database = check()
         assert MemoryShape.from_json(database.shape) == db.shape
+        assert fingerprint(database.shape) == db.shape.fingerprint
+        assert database.setting("format")["id"] == db.stats()["id"]
         assert database.tokenizer == FakeWriter(db.shape).tokenizer
         assert database.setting("embedder") == {"name": "fake", "fingerprint": "e1", "dimension": 5}
         assert database.setting("memory") == {"codec": codec, "selection": "none", "budget": 7}
@@ -763,11 +779,26 @@ def flip(database: Database) -> None:
     database.records["memories"][key] = bytes(record)
 
 
+COUNTS = 21 + len("int8")  # where the counts of a memory begin, and its positions
+POSITIONS = COUNTS + 2 * 6
+
+
 def swap_positions(payload: bytes) -> bytes:
-    at = 5 + 4 + 2 * 6
-    (count,) = struct.unpack_from("<H", payload, 5 + 4)
+    at = POSITIONS
+    (count,) = struct.unpack_from("<H", payload, COUNTS)
     assert count >= 2
     return payload[:at] + payload[at : at + 2][::-1] + payload[at + 2 :]
+
+
+def put(at: int, data: bytes) -> Callable[[bytes], bytes]:
+    """The payload with other bytes there."""
+    return lambda payload: payload[:at] + data + payload[at + len(data) :]
+
+
+def move_the_border(payload: bytes) -> bytes:
+    """A byte of the values goes to the keys: the sections still add up."""
+    k, v = struct.unpack_from("<II", payload, COUNTS - 8)
+    return put(COUNTS - 8, struct.pack("<II", k + 1, v - 1))(payload)
 
 
 DAMAGE: dict[int, list[Callable[[Database], Any]]] = {
@@ -782,7 +813,9 @@ DAMAGE: dict[int, list[Callable[[Database], Any]]] = {
     ],
     3: [
         lambda d: d.records["settings"].pop(b"model"),
-        lambda d: set_setting(d, "format", {"version": 2}),
+        lambda d: set_setting(d, "format", {"id": 32 * "0", "version": 2}),
+        lambda d: set_setting(d, "format", {"version": 1}),
+        lambda d: set_setting(d, "format", {"id": 31 * "0", "version": 1}),
         lambda d: set_setting(d, "memory", {}),
         lambda d: set_setting(d, "shape", {**d.shape, "more": 1}),
     ],
@@ -813,8 +846,10 @@ DAMAGE: dict[int, list[Callable[[Database], Any]]] = {
     11: [
         lambda d: edit(d, "memories", lambda p: p + b"\0"),
         lambda d: edit(d, "memories", swap_positions),
-        lambda d: edit(d, "memories", lambda p: p[:21] + b"\xff" + p[22:]),
-        lambda d: edit(d, "memories", lambda p: p[:9] + b"\xff" + p[10:]),
+        lambda d: edit(d, "memories", put(POSITIONS, b"\xff")),
+        lambda d: edit(d, "memories", put(COUNTS, b"\xff")),
+        lambda d: edit(d, "memories", put(len("?int8"), bytes(8))),
+        lambda d: edit(d, "memories", move_the_border),
     ],
     12: [lambda d: set_setting(d, "counters", {"next_reference": 1, "last_change": 4})],
     13: [
@@ -881,24 +916,59 @@ def test_another_format_version_is_refused_by_name(tmp_path: Path) -> None:
         MemDB.open(path)
 
 
-def test_an_unknown_codec_is_no_damage(tmp_path: Path) -> None:
-    path = tmp_path / "a.memdb"
+def with_another_memory(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """Make a database whose one memory has another payload, with the right seal for it."""
     with create(path, "float32", "int8") as db:
         (reference,) = db.insert("Short.", id="a").references
 
-    def recode(transaction: Any, tables: Any) -> None:
+    def rewrite(transaction: Any, tables: Any) -> None:
         key = struct.pack("<Q", reference)
         _, payload = unseal("memories", key, transaction.get(key, db=tables["memories"]))
-        record = seal("memories", key, 1, payload.replace(b"\4int8", b"\4int4"))
+        record = seal("memories", key, 1, change(payload))
         transaction.put(key, record, db=tables["memories"])
 
-    edit_file(path, recode)
+    edit_file(path, rewrite)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        (lambda p: p.replace(b"\4int8", b"\4int4"), FormatError, "record 1 of .*codec 'int4'"),
+        (put(len("?int8"), b"!"), MismatchError, "record 1 of .*another memory shape.*not damaged"),
+        (lambda p: p + b"\0", CorruptRecordError, "are due"),
+        (move_the_border, CorruptRecordError, "are due"),
+    ],
+    ids=["codec", "shape", "length", "sections"],
+)
+def test_an_unknown_codec_and_another_shape_are_no_damage(
+    tmp_path: Path, change: Callable[[bytes], bytes], error: type[Exception], match: str
+) -> None:
+    path = tmp_path / "a.memdb"
+    with_another_memory(path, change)
     with MemDB.open(path) as db:
         assert db.get("a").warm == 1
         embedding = np.ones(DIMENSION, np.float32)
         assert db.retrieve_batch([embedding], memories=False)[0].hits
-        with pytest.raises(FormatError, match="int4"):
+        with pytest.raises(error, match=match) as caught:
             db.retrieve(embedding)
+        assert type(caught.value) is error
+
+
+def test_an_index_of_another_past_begins_anew() -> None:
+    records = {name: dict[bytes, bytes]() for name in TABLES}
+    database = Database("gen-000001", records, INTEGER_KEYS)
+    set_setting(database, "counters", {"next_reference": 9, "last_change": 3})
+    for i in (1, 2, 3):
+        key, entry = struct.pack("<Q", i), struct.pack("<Bq", INSERTED, i)
+        records["changes"][key] = seal("changes", key, 1, entry)
+        records["embeddings"][key] = seal("embeddings", key, 1, struct.pack("<f", 1))
+    assert follow({1}, 1, database) == ({1, 2, 3}, 3)
+    assert follow({7}, 1, database) == ({7, 2, 3}, 3)  # a wrong index stays wrong
+    for gap in (2, 3):
+        log = {k: v for k, v in records["changes"].items() if k != struct.pack("<Q", gap)}
+        gapped = replace(database, records={**records, "changes": log})
+        assert follow({7}, 1, gapped) == ({1, 2, 3}, 3)
+    assert follow({7}, 4, database) == follow({7}, None, database) == ({1, 2, 3}, 3)
 
 
 # --- (b) test vectors -----------------------------------------------------------------------------
@@ -915,8 +985,12 @@ def bfloat16(numbers: Any) -> np.ndarray:
     return bits.reshape(flat.shape)
 
 
-def test_the_example_database_has_the_records_of_the_document(tmp_path: Path) -> None:
+def test_the_example_database_has_the_records_of_the_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = example()
+    drawn = iter([calls["id"]])
+    monkeypatch.setattr("secrets.token_hex", lambda size: next(drawn) if size == 16 else None)
     shape = MemoryShape.from_json(calls["create"].pop("shape"))
     given = calls["insert"].pop("memory")
     memory = ExplicitMemory(
@@ -927,6 +1001,7 @@ def test_the_example_database_has_the_records_of_the_document(tmp_path: Path) ->
     )
     embedding = np.array([calls["insert"].pop("embedding")], np.float32)
     with MemDB.create(tmp_path / "a.memdb", shape=shape, **calls["create"]) as db:
+        assert db.stats()["id"] == calls["id"]
         db.insert(**calls["insert"], embeddings=embedding, memories=[memory])
         db.update(**calls["update"])
     database = read_database(tmp_path / "a.memdb")
@@ -949,10 +1024,15 @@ def test_the_example_database_by_hand() -> None:
         '"layers":[1,3],"model":"m1","prefix":[5],"reference_length":128,"rope":[{"base":10000.0,'
         '"kind":"default","parameters":{}},null]}'
     )
-    memory = [b"\4int8", struct.pack("<IHH", 3, 2, 1), bytes(given["positions"])]
-    memory += [write_int8(bfloat16(given[n]).tobytes(), 2, "bfloat16") for n in ("keys", "values")]
+    vectors = [write_int8(bfloat16(given[n]).tobytes(), 2, "bfloat16") for n in ("keys", "values")]
+    assert [len(data) for data in vectors] == [18, 18]
+    memory = [b"\4int8", struct.pack("<Q", xxhash.xxh3_64_intdigest(shape.encode()))]
+    memory += [struct.pack("<IIIHH", 3, 18, 18, 2, 1), bytes(given["positions"]), *vectors]
     payloads = {
-        ("settings", b"format"): (1, b'{"version":1}'),
+        ("settings", b"format"): (
+            1,
+            b'{"id":"000102030405060708090a0b0c0d0e0f","version":1}',
+        ),
         ("settings", b"shape"): (1, shape.encode()),
         ("settings", b"embedder"): (1, b'{"dimension":2,"fingerprint":null,"name":null}'),
         ("settings", b"model"): (1, b'{"name":null}'),
@@ -1002,13 +1082,14 @@ def test_vectors_under_each_codec(place: int) -> None:
     assert dtype == ("float32", "float16", "bfloat16")[place]
     assert write_int8(exact, 3, dtype) == int8
     assert read_int8(int8, 3, dtype) == back
-    assert len(exact) == 4 * vector_bytes("exact", 3, dtype)
-    assert len(int8) == 4 * vector_bytes("int8", 3, dtype)
+    assert len(exact) == section_bytes("exact", 4, 3, dtype)
+    assert len(int8) == section_bytes("int8", 4, 3, dtype)
 
-    array = CODECS["exact"].decode(memoryview(exact), 4, 3, dtype)
-    assert CODECS["exact"].encode(array, dtype) == exact
-    assert CODECS["int8"].encode(array, dtype) == int8
-    assert CODECS["int8"].decode(memoryview(int8), 4, 3, dtype).tobytes() == back
+    counts = np.array([1, 0, 3], np.uint16)
+    array = CODECS["exact"].decode(memoryview(exact), counts, 3, dtype)
+    assert CODECS["exact"].encode(array, counts, dtype) == exact
+    assert CODECS["int8"].encode(array, counts, dtype) == int8
+    assert CODECS["int8"].decode(memoryview(int8), counts, 3, dtype).tobytes() == back
     assert all(map(math.isfinite, widen(back, dtype)))
     np.testing.assert_allclose(
         widen(exact, dtype)[:6], np.float32([1, -0.1, 0.3, 127, 2.5, -3.5]), rtol=4e-3
@@ -1023,14 +1104,13 @@ def test_int8_agrees_bit_by_bit_on_any_vector(dtype: Any) -> None:
     numbers = np.array(widen(data, dtype), np.float64).reshape(-1, 2)
     keep = np.isfinite(numbers).all(1)
     data = b"".join(data[2 * size * i : 2 * size * (i + 1)] for i in range(len(keep)) if keep[i])
-    n = int(keep.sum())
-    assert n > 1000
-    array = CODECS["exact"].decode(memoryview(data), n, 2, dtype)
-    coded = CODECS["int8"].encode(array, dtype)
+    counts = np.array([keep.sum()])
+    assert counts[0] > 1000
+    array = CODECS["exact"].decode(memoryview(data), counts, 2, dtype)
+    coded = CODECS["int8"].encode(array, counts, dtype)
     assert coded == write_int8(data, 2, dtype)
-    assert CODECS["int8"].decode(memoryview(coded), n, 2, dtype).tobytes() == read_int8(
-        coded, 2, dtype
-    )
+    back = CODECS["int8"].decode(memoryview(coded), counts, 2, dtype)
+    assert back.tobytes() == read_int8(coded, 2, dtype)
 
 
 def test_a_derived_id() -> None:

@@ -14,14 +14,20 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.errors import FormatError, InvalidInputError
+from memdb.errors import FormatError, InvalidInputError, MismatchError
 from memdb.records import DType, ExplicitMemory, MemoryShape, to_float32
 
-_HEAD = struct.Struct("<I")  # number of pairs
+#: (rows,): how many pairs each row of a memory has.
+Counts = NDArray[np.integer[Any]]
+
+_HEAD = struct.Struct("<QIII")  # shape's fingerprint, pairs, bytes of the keys, of the values
 
 
 class Codec(ABC):
-    """Vectors of a model dtype to bytes and back. Stateless; the bytes are self-contained.
+    """The keys, or the values, of one memory to bytes and back. Stateless.
+
+    The bytes may be of any length, which the record keeps. The vectors come row by row, as in
+    `ExplicitMemory`, with the number of each row's: a codec may code a row as a whole.
 
     Attributes:
         name: at most 255 ASCII characters, stored in every record that the codec wrote.
@@ -30,16 +36,37 @@ class Codec(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def vector_bytes(self, head_dim: int, dtype: DType) -> int:
-        """Bytes that one vector takes."""
+    def encode(self, vectors: NDArray[Any], counts: Counts, dtype: DType) -> bytes:
+        """Vectors as bytes.
+
+        Args:
+            vectors: (n, head_dim), finite, in the storage dtype of `dtype`.
+            counts: (rows,) pairs of each row of the memory; their sum is n.
+            dtype: what the model computes in.
+        """
 
     @abstractmethod
-    def encode(self, vectors: NDArray[Any], dtype: DType) -> bytes:
-        """(n, head_dim) finite vectors in the storage dtype of `dtype`: n * vector_bytes bytes."""
+    def decode(self, data: memoryview, counts: Counts, head_dim: int, dtype: DType) -> NDArray[Any]:
+        """The inverse of `encode`, up to the codec's loss.
 
-    @abstractmethod
-    def decode(self, data: memoryview, n: int, head_dim: int, dtype: DType) -> NDArray[Any]:
-        """The inverse of `encode`, (n, head_dim) in the storage dtype, up to the codec's loss."""
+        Args:
+            data: what `encode` gave; the result does not keep it.
+            counts: as for `encode`.
+            head_dim: length of a vector.
+            dtype: as for `encode`.
+
+        Returns:
+            (n, head_dim) in the storage dtype of `dtype`.
+
+        Raises:
+            ValueError: the data has not the length that is due.
+        """
+
+
+def require_bytes(data: memoryview, due: int) -> None:
+    """Raise ValueError unless the data has the length that is due."""
+    if len(data) != due:
+        raise ValueError(f"its vectors have {len(data)} bytes where {due} are due")
 
 
 def encode_memory(memory: ExplicitMemory, shape: MemoryShape, codec: Codec) -> bytes:
@@ -54,15 +81,17 @@ def encode_memory(memory: ExplicitMemory, shape: MemoryShape, codec: Codec) -> b
         _require_finite(name, vectors, memory, shape)
     label = codec.name.encode("ascii")
     counts = np.diff(memory.offsets).astype("<u2")
+    keys = codec.encode(memory.keys, counts, shape.dtype)
+    values = codec.encode(memory.values, counts, shape.dtype)
     return b"".join(
         [
             bytes([len(label)]),
             label,
-            _HEAD.pack(memory.pairs),
+            _HEAD.pack(shape.fingerprint, memory.pairs, len(keys), len(values)),
             counts.tobytes(),
             memory.positions.astype(shape.position_dtype).tobytes(),
-            codec.encode(memory.keys, shape.dtype),
-            codec.encode(memory.values, shape.dtype),
+            keys,
+            values,
         ]
     )
 
@@ -73,40 +102,47 @@ def decode_memory(
     """The memory that `encode_memory` gave, up to the codec's loss.
 
     Raises:
+        MismatchError: it is a memory of another shape.
         FormatError: a codec wrote it that is not among `codecs`.
-        ValueError: the bytes are no memory of that shape (the store names the record).
+        ValueError: the bytes are no memory (the store names the record).
     """
     data = memoryview(payload)
     try:
         label = bytes(data[1 : 1 + data[0]]).decode("ascii")
         at = 1 + data[0]
-        (pairs,) = _HEAD.unpack_from(data, at)
+        fingerprint, pairs, key_bytes, value_bytes = _HEAD.unpack_from(data, at)
     except (IndexError, struct.error, UnicodeDecodeError) as error:
         raise ValueError(f"the memory's head does not decode ({error})") from error
-    if label not in codecs:
-        raise FormatError(
-            f"a memory was written by codec {label!r}, which this release does not have; use a "
-            "newer release of explicit-memdb"
+    if fingerprint != shape.fingerprint:
+        raise MismatchError(
+            f"the memory was written for another memory shape (fingerprint {fingerprint:016x}) "
+            f"than this database has ({shape.fingerprint:016x}). It is not damaged; to use its "
+            "document here, delete it and ingest it again"
         )
-    codec = codecs[label]
     at += _HEAD.size
-    width = codec.vector_bytes(shape.head_dim, shape.dtype) * pairs
-    parts = [2 * shape.rows, shape.position_dtype.itemsize * pairs, width, width]
+    parts = [2 * shape.rows, shape.position_dtype.itemsize * pairs, key_bytes, value_bytes]
     if at + sum(parts) != len(data):
         raise ValueError(f"it has {len(data)} bytes where {at + sum(parts)} are due")
     sections = []
     for size in parts:
         sections.append(data[at : at + size])
         at += size
+    counts = np.frombuffer(sections[0], "<u2")
     offsets = np.zeros(shape.rows + 1, np.int32)
-    np.cumsum(np.frombuffer(sections[0], "<u2"), out=offsets[1:])
+    np.cumsum(counts, out=offsets[1:])
     if offsets[-1] != pairs:
         raise ValueError(f"its rows hold {offsets[-1]} pairs, its head says {pairs}")
+    if label not in codecs:
+        raise FormatError(
+            f"the memory was written by codec {label!r}, which this release does not have; use a "
+            "newer release of explicit-memdb"
+        )
+    codec = codecs[label]
     return ExplicitMemory(
         offsets=offsets,
         positions=np.frombuffer(sections[1], shape.position_dtype).copy(),
-        keys=codec.decode(sections[2], pairs, shape.head_dim, shape.dtype),
-        values=codec.decode(sections[3], pairs, shape.head_dim, shape.dtype),
+        keys=codec.decode(sections[2], counts, shape.head_dim, shape.dtype),
+        values=codec.decode(sections[3], counts, shape.head_dim, shape.dtype),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.codecs.base import Codec
+from memdb.codecs.base import Codec, Counts, require_bytes
 from memdb.records import STORAGE_DTYPES, DType
 
 
@@ -19,14 +19,12 @@ class Exact(Codec):
 
     name = "exact"
 
-    def vector_bytes(self, head_dim: int, dtype: DType) -> int:
-        """4 or 2 bytes a number."""
-        return head_dim * STORAGE_DTYPES[dtype].itemsize
-
-    def encode(self, vectors: NDArray[Any], dtype: DType) -> bytes:
-        """The array's bytes, row by row."""
+    def encode(self, vectors: NDArray[Any], counts: Counts, dtype: DType) -> bytes:
+        """(n, head_dim) as n * head_dim numbers of 4 or 2 bytes, vector after vector."""
         return np.ascontiguousarray(vectors, STORAGE_DTYPES[dtype]).tobytes()
 
-    def decode(self, data: memoryview, n: int, head_dim: int, dtype: DType) -> NDArray[Any]:
-        """A copy, so that it outlives the transaction that read it."""
-        return np.frombuffer(data, STORAGE_DTYPES[dtype]).reshape(n, head_dim).copy()
+    def decode(self, data: memoryview, counts: Counts, head_dim: int, dtype: DType) -> NDArray[Any]:
+        """(n, head_dim), a copy, so that it outlives the transaction that read it."""
+        n, stored = int(counts.sum()), STORAGE_DTYPES[dtype]
+        require_bytes(data, n * head_dim * stored.itemsize)
+        return np.frombuffer(data, stored).reshape(n, head_dim).copy()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.codecs.base import Codec
+from memdb.codecs.base import Codec, Counts, require_bytes
 from memdb.records import DType, from_float32, to_float32
 
 # 127 times this is float32's second largest number; 127 times the next scale would be infinite.
@@ -25,12 +25,8 @@ class Int8(Codec):
 
     name = "int8"
 
-    def vector_bytes(self, head_dim: int, dtype: DType) -> int:
-        """One byte a number and a float32 scale."""
-        return head_dim + 4
-
-    def encode(self, vectors: NDArray[Any], dtype: DType) -> bytes:
-        """All scales first, then all numbers."""
+    def encode(self, vectors: NDArray[Any], counts: Counts, dtype: DType) -> bytes:
+        """(n, head_dim) as n float32 scales, then n * head_dim int8 levels."""
         x = to_float32(vectors, dtype)
         scales = np.abs(x).max(axis=1, initial=0.0) / np.float32(127)
         scales = np.minimum(scales, _LARGEST_SCALE)
@@ -40,9 +36,11 @@ class Int8(Codec):
         encoded: bytes = scales.astype("<f4").tobytes() + levels.tobytes()
         return encoded
 
-    def decode(self, data: memoryview, n: int, head_dim: int, dtype: DType) -> NDArray[Any]:
-        """scale * q."""
+    def decode(self, data: memoryview, counts: Counts, head_dim: int, dtype: DType) -> NDArray[Any]:
+        """(n, head_dim), scale * q."""
+        n = int(counts.sum())
+        require_bytes(data, n * (head_dim + 4))
         scales = np.frombuffer(data[: 4 * n], "<f4")
-        levels = np.frombuffer(data[4 * n :], np.int8).reshape(n, head_dim)
-        x = levels.astype(np.float32) * scales[:, None]
+        x = np.frombuffer(data[4 * n :], np.int8).reshape(n, head_dim).astype(np.float32)
+        x *= scales[:, None]
         return from_float32(x, dtype)

@@ -106,7 +106,7 @@ class WordEmbedder:
         vectors = np.zeros((len(texts), self.dimension), np.float32)
         for row, text in enumerate(texts):
             for word in re.findall(r"\w+", text.lower()) or [text]:
-                vectors[row, xxhash.xxh3_64_intdigest(word) % self.dimension] += 1
+                vectors[row, xxhash.xxh3_64_intdigest(word.encode()) % self.dimension] += 1
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from memdb import (
     CODECS,
+    Codec,
     DType,
     ExplicitMemory,
     FormatError,
@@ -21,9 +23,11 @@ from memdb import (
     to_float32,
 )
 from memdb.codecs import codec_named, decode_memory, encode_memory
+from memdb.codecs.base import Counts
 from tests.engine.helpers import make_memory, make_shape, same_memory
 
 EXACT, INT8 = CODECS["exact"], CODECS["int8"]
+HEAD = 20  # bytes behind the codec's name: fingerprint, pairs, bytes of keys, bytes of values
 DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16")
 LARGEST = {"float32": 3.4028234663852886e38, "float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 SMALLEST = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
@@ -84,12 +88,21 @@ def assert_within_half_a_scale(x: NDArray[Any], y: NDArray[Any], dtype: DType) -
 # --- vectors --------------------------------------------------------------------------------------
 
 
+def rows_of(x: NDArray[Any]) -> NDArray[np.uint16]:
+    """The vectors in three rows, one of them empty."""
+    return np.array([len(x) // 2, 0, len(x) - len(x) // 2], np.uint16)
+
+
+def decoded(codec: Codec, data: bytes, like: NDArray[Any], dtype: DType) -> NDArray[Any]:
+    return codec.decode(memoryview(data), rows_of(like), like.shape[1], dtype)
+
+
 @given(vectors())
 def test_exact_gives_back_every_bit(drawn: tuple[DType, NDArray[Any]]) -> None:
     dtype, x = drawn
-    data = EXACT.encode(x, dtype)
-    assert len(data) == len(x) * EXACT.vector_bytes(x.shape[1], dtype)
-    y = EXACT.decode(memoryview(data), *x.shape, dtype)
+    data = EXACT.encode(x, rows_of(x), dtype)
+    assert len(data) == x.nbytes
+    y = decoded(EXACT, data, x, dtype)
     assert y.dtype == x.dtype
     assert y.shape == x.shape
     assert y.tobytes() == x.tobytes()
@@ -98,9 +111,9 @@ def test_exact_gives_back_every_bit(drawn: tuple[DType, NDArray[Any]]) -> None:
 @given(vectors())
 def test_int8_errs_by_at_most_half_a_scale(drawn: tuple[DType, NDArray[Any]]) -> None:
     dtype, x = drawn
-    data = INT8.encode(x, dtype)
-    assert len(data) == len(x) * INT8.vector_bytes(x.shape[1], dtype)
-    y = INT8.decode(memoryview(data), *x.shape, dtype)
+    data = INT8.encode(x, rows_of(x), dtype)
+    assert len(data) == len(x) * (4 + x.shape[1])
+    y = decoded(INT8, data, x, dtype)
     assert y.dtype == x.dtype
     assert y.shape == x.shape
     assert np.isfinite(to_float32(y, dtype)).all()
@@ -118,7 +131,7 @@ def test_int8_at_both_ends_of_each_dtype(dtype: DType, end: str) -> None:
         "zero": [[0, 0, -0.0, 0]],
     }[end]
     x = from_float32(np.array(rows, np.float32), dtype)
-    y = INT8.decode(memoryview(INT8.encode(x, dtype)), *x.shape, dtype)
+    y = decoded(INT8, INT8.encode(x, rows_of(x), dtype), x, dtype)
     assert np.isfinite(to_float32(y, dtype)).all()
     assert_within_half_a_scale(x, y, dtype)
     if end == "zero":
@@ -127,8 +140,8 @@ def test_int8_at_both_ends_of_each_dtype(dtype: DType, end: str) -> None:
 
 def test_int8_keeps_what_it_decoded() -> None:
     x = make_memory(make_shape(), 1, 50).keys
-    once = INT8.decode(memoryview(INT8.encode(x, "float32")), *x.shape, "float32")
-    twice = INT8.decode(memoryview(INT8.encode(once, "float32")), *x.shape, "float32")
+    once = decoded(INT8, INT8.encode(x, rows_of(x), "float32"), x, "float32")
+    twice = decoded(INT8, INT8.encode(once, rows_of(x), "float32"), x, "float32")
     np.testing.assert_allclose(twice, once, rtol=1e-6)
 
 
@@ -136,8 +149,19 @@ def test_int8_keeps_what_it_decoded() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_layout_of_the_array_in_ram_does_not_matter(codec: Any, dtype: DType) -> None:
     x = make_memory(make_shape(dtype), 1, 50).keys
-    assert codec.encode(np.asfortranarray(x), dtype) == codec.encode(x, dtype)
-    assert codec.encode(x[::-1], dtype) == codec.encode(x[::-1].copy(), dtype)
+    counts = rows_of(x)
+    assert codec.encode(np.asfortranarray(x), counts, dtype) == codec.encode(x, counts, dtype)
+    assert codec.encode(x[::-1], counts, dtype) == codec.encode(x[::-1].copy(), counts, dtype)
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_vectors_of_the_wrong_length_do_not_decode(codec: Any, dtype: DType) -> None:
+    x = make_memory(make_shape(dtype), 1).keys
+    data = codec.encode(x, rows_of(x), dtype)
+    for wrong in (b"", data[:-1], data + b"\0", data + data):
+        with pytest.raises(ValueError, match=f"{len(data)} are due"):
+            decoded(codec, wrong, x, dtype)
 
 
 # --- memories -------------------------------------------------------------------------------------
@@ -188,14 +212,14 @@ def test_what_is_not_finite_is_refused_and_its_place_named(
     shape = make_shape(dtype, layers=(1, 4), kv_heads=2)
     memory = ExplicitMemory(  # rows: layer 1 head 0, layer 1 head 1, layer 4 head 0, layer 4 head 1
         offsets=np.array([0, 2, 2, 2, 4], np.int32),
-        positions=np.array([0, 3, 2, 77], np.uint8),
+        positions=np.array([0, 3, 77, 78], np.uint8),
         keys=from_float32(np.ones((4, 4), np.float32), dtype),
         values=from_float32(np.ones((4, 4), np.float32), dtype),
     )
     encode_memory(memory, shape, EXACT)
     bits = {"float32": np.float32, "float16": np.float16}.get(dtype)
     bad = bits(number) if bits else np.array([number], np.float32).view(np.uint32)[0] >> 16
-    {"key": memory.keys, "value": memory.values}[part][3, 1] = bad
+    {"key": memory.keys, "value": memory.values}[part][2, 1] = bad
     place = f"the {part} of layer 4, kv head 1, token position 77 is not finite .dimension 1"
     for codec in CODECS.values():
         with pytest.raises(InvalidInputError, match=place):
@@ -215,7 +239,7 @@ def test_bytes_cut_short_or_too_long_are_no_memory(codec: Any) -> None:
     shape = make_shape()
     payload = encode_memory(make_memory(shape, 1), shape, codec)
     for end in range(len(payload)):
-        with pytest.raises((ValueError, FormatError)):  # a name cut short is an unknown codec
+        with pytest.raises(ValueError, match=r"does not decode|are due"):
             decode_memory(payload[:end], shape, CODECS)
     with pytest.raises(ValueError, match="are due"):
         decode_memory(payload + b"\0", shape, CODECS)
@@ -224,8 +248,20 @@ def test_bytes_cut_short_or_too_long_are_no_memory(codec: Any) -> None:
 def test_rows_that_do_not_add_up_are_no_memory() -> None:
     shape = make_shape()
     payload = bytearray(encode_memory(make_memory(shape, 1), shape, EXACT))
-    payload[1 + len("exact") + 4] += 1  # tokens of the first row
+    payload[1 + len("exact") + HEAD] += 1  # tokens of the first row
     with pytest.raises(ValueError, match="its rows hold"):
+        decode_memory(payload, shape, CODECS)
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+@pytest.mark.parametrize("moved", [-1, 1, -4, 4])
+def test_sections_that_add_up_but_do_not_fit_are_no_memory(codec: Any, moved: int) -> None:
+    shape = make_shape()
+    payload = bytearray(encode_memory(make_memory(shape, 1), shape, codec))
+    sizes = 1 + len(codec.name) + HEAD - 8
+    keys, values = struct.unpack_from("<II", payload, sizes)
+    struct.pack_into("<II", payload, sizes, keys + moved, values - moved)
+    with pytest.raises(ValueError, match=f"{keys + moved} bytes where {keys} are due"):
         decode_memory(payload, shape, CODECS)
 
 
@@ -236,10 +272,47 @@ def test_a_codec_of_the_future_is_named() -> None:
         decode_memory(payload.replace(b"int8", b"int4", 1), shape, CODECS)
 
 
-def test_a_memory_of_one_shape_does_not_decode_as_another() -> None:
+@pytest.mark.parametrize("changes", [{"head_dim": 5}, {"kv_heads": 1}, {"model": "model-2"}])
+def test_a_memory_of_one_shape_does_not_decode_as_another(changes: dict[str, Any]) -> None:
     payload = encode_memory(make_memory(make_shape(), 1), make_shape(), EXACT)
+    with pytest.raises(MismatchError, match=r"written for another memory shape.*not damaged"):
+        decode_memory(payload, make_shape(**changes), CODECS)
+
+
+class Runs(Codec):
+    """A codec of variable length: a row of equal vectors takes one of them."""
+
+    name = "runs"
+
+    def encode(self, vectors: NDArray[Any], counts: Counts, dtype: DType) -> bytes:
+        data = b""
+        for row in np.split(vectors, np.cumsum(counts)[:-1]):
+            one = bool(len(row) and (row == row[0]).all())
+            data += bytes([one]) + (row[:1] if one else row).tobytes()
+        return data
+
+    def decode(self, data: memoryview, counts: Counts, head_dim: int, dtype: DType) -> NDArray[Any]:
+        stored = make_shape(dtype).storage_dtype
+        rows, at = [np.empty((0, head_dim), stored)], 0
+        for n in map(int, counts):
+            size = (1 if data[at] else n) * head_dim
+            row = np.frombuffer(data, stored, size, at + 1).reshape(-1, head_dim)
+            rows.append(np.broadcast_to(row, (n, head_dim)))
+            at += 1 + row.nbytes
+        if at != len(data):
+            raise ValueError(f"{len(data)} bytes where {at} are due")
+        return np.concatenate(rows)
+
+
+def test_a_codec_may_see_rows_and_have_a_variable_length() -> None:
+    shape = make_shape()
+    memory = make_memory(shape, 1, 50)
+    memory.keys[memory.offsets[0] : memory.offsets[1]] = 7
+    payload = encode_memory(memory, shape, Runs())
+    assert len(payload) < len(encode_memory(memory, shape, EXACT))
+    assert same_memory(decode_memory(payload, shape, {"runs": Runs()}), memory)
     with pytest.raises(ValueError, match="are due"):
-        decode_memory(payload, make_shape(head_dim=5), CODECS)
+        decode_memory(payload + b"\0", shape, {"runs": Runs()})
 
 
 def test_an_unknown_codec_is_answered_with_those_there_are() -> None:

@@ -16,6 +16,7 @@ from memdb import (
     CorpusError,
     CorruptRecordError,
     ExplicitMemory,
+    FormatError,
     InvalidInputError,
     MemoryShape,
     MismatchError,
@@ -68,7 +69,17 @@ def test_a_shape_survives_json(shape: MemoryShape) -> None:
     assert MemoryShape.from_json(shape.to_json()) == shape
 
 
-CHANGED = {
+def test_a_shape_with_other_fields_is_of_another_format() -> None:
+    values = ROPED.to_json()
+    with pytest.raises(FormatError, match="does not know the field 'sinks'"):
+        MemoryShape.from_json({**values, "sinks": 4})
+    with pytest.raises(FormatError, match="the field 'prefix' is missing"):
+        MemoryShape.from_json({name: values[name] for name in values if name != "prefix"})
+    with pytest.raises(FormatError, match=r"RoPE of a layer: .* 'scaling'"):
+        MemoryShape.from_json({**values, "rope": [{**values["rope"][0], "scaling": 2}]})
+
+
+CHANGED: dict[str, Any] = {
     "model": "model-2",
     "layers": (0, 2, 4),
     "kv_heads": 3,

@@ -1,0 +1,76 @@
+"""The house as a whole: rooms keep to their direction, and the README's example runs."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli.commands import COMMANDS
+from memdb import __version__
+
+ROOT = Path(__file__).parent.parent
+MAY_IMPORT = {
+    "memdb": {"memdb"},
+    "model_adapter": {"model_adapter", "memdb"},
+    "cli": {"cli", "model_adapter", "memdb"},
+}
+
+
+def imports(file: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_rooms_import_in_one_direction(room: str) -> None:
+    for file in (ROOT / room).rglob("*.py"):
+        for name in imports(file):
+            top = name.split(".")[0]
+            assert top not in MAY_IMPORT or top in MAY_IMPORT[room], f"{file} imports {name}"
+            if room == "memdb":
+                assert top not in {"torch", "transformers", "click"}, f"{file} imports {name}"
+            if room != "memdb" and top == "memdb":  # the engine by its public names alone
+                assert name == "memdb", f"{file} imports {name}"
+
+
+def test_the_engine_runs_without_a_model_library() -> None:
+    code = (
+        "import sys, memdb; loaded = {'torch', 'transformers', 'sentence_transformers', "
+        "'model_adapter', 'cli'} & set(sys.modules); sys.exit(str(loaded) if loaded else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_readmes_example_runs(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert len(code.strip().splitlines()) <= 20
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    with_memory, without, updated, hit = done.stdout.splitlines()
+    assert "Marrowgate" in with_memory
+    assert "Marrowgate" not in without
+    assert "Tillyport" in updated
+    assert "pellonia" in hit
+
+
+def test_the_readme_names_every_command() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for command in COMMANDS:
+        assert f"memdb {command.name}" in readme, command.name
+
+
+def test_one_version() -> None:
+    assert f'version = "{__version__}"' in (ROOT / "pyproject.toml").read_text()
+    assert __version__ in (ROOT / "CHANGELOG.md").read_text()
