@@ -28,6 +28,7 @@ from memdb.errors import (
     ConflictError,
     DocumentExistsError,
     InvalidInputError,
+    StorageError,
     UnknownDocumentError,
 )
 from memdb.ingest import IngestReport, ingest
@@ -38,7 +39,8 @@ from memdb.records import Document, ExplicitMemory, MemoryShape, StoredDocument
 from memdb.remembering import Rememberer, cold_references
 from memdb.retrieval import Query, Retrieval, Retriever
 from memdb.search import Searcher
-from memdb.store import Store, Transaction
+from memdb.store import Store
+from memdb.transaction import Transaction
 
 _PAGE = 256  # documents read in one transaction by a walk over all
 
@@ -63,9 +65,9 @@ class MemDB:
         self._closed = False
         self.path = store.folder
         with store.read() as transaction:
-            self.shape = MemoryShape.from_json(transaction.setting("shape"))
+            self.shape = MemoryShape.from_json(transaction.required_setting("shape"))
             self.settings: dict[str, dict[str, Any]] = {
-                name: transaction.setting(name) for name in ("embedder", "model", "memory")
+                name: transaction.required_setting(name) for name in ("embedder", "model", "memory")
             }
             tokenizer = transaction.tokenizer()
         dimension = self.settings["embedder"]["dimension"]
@@ -109,6 +111,8 @@ class MemDB:
             StorageError: the folder holds something else, or cannot be written.
         """
         codec_named(codec)
+        if writer is not None:
+            Chunker(writer.tokenizer, writer.shape.reference_length)  # loads, or is refused
         shape = writer.shape if writer is not None else shape
         dimension = embedder.dimension if embedder is not None else dimension
         if shape is None or dimension is None or dimension < 1:
@@ -126,7 +130,7 @@ class MemDB:
             "model": {"name": writer.name if writer else None},
             "memory": {"codec": codec, **(writer.settings if writer else {})},
         }
-        Store.create(Path(path), settings, writer.tokenizer if writer else None)
+        Store.create(_folder(path), settings, writer.tokenizer if writer else None)
         return cls.open(path, embedder=embedder, writer=writer)
 
     @classmethod
@@ -148,7 +152,7 @@ class MemDB:
             FormatError: a format version that this release does not read.
             MismatchError: another embedder or model.
         """
-        store = Store.open(Path(path))
+        store = Store.open(_folder(path))
         try:
             return cls(store, embedder, writer)
         except BaseException:
@@ -161,7 +165,12 @@ class MemDB:
             self._closed = True
             self._store.close()
 
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StorageError(f"the database '{self.path}' is closed")
+
     def __enter__(self) -> Self:
+        self._require_open()
         return self
 
     def __exit__(
@@ -199,6 +208,7 @@ class MemDB:
             DocumentExistsError: the id is taken.
             InvalidInputError: naming the argument.
         """
+        self._require_open()
         name, document = rules.checked(Document(text, id, {} if metadata is None else metadata))
         with self._store.read() as transaction:
             self._require_new(transaction, name)
@@ -263,6 +273,7 @@ class MemDB:
         Raises:
             UnknownDocumentError: naming the ids that are not there.
         """
+        self._require_open()
         with self._store.write() as transaction:
             entries = {name: transaction.document(name) for name in map(_known, ids)}
             missing = [name for name, entry in entries.items() if entry is None]
@@ -294,13 +305,14 @@ class MemDB:
         Raises:
             CorpusError: naming file and line; nothing was written.
         """
+        self._require_open()
         return ingest(
             Path(path),
             name=name,
             store=self._store,
             chunker=self._chunker,
             embedder=self._parts.embedder(),
-            warm=self.warm if self._rememberer.can_write and not cold else None,
+            rememberer=self._rememberer if self._rememberer.can_write and not cold else None,
             progress=progress,
         )
 
@@ -313,6 +325,7 @@ class MemDB:
             ids: documents to warm; default: all.
             progress: told of the work.
         """
+        self._require_open()
         with self._store.read() as transaction:
             entries = (
                 (entry for _, entry in transaction.documents())
@@ -330,6 +343,7 @@ class MemDB:
         Raises:
             UnknownDocumentError: no document has this id.
         """
+        self._require_open()
         with self._store.read() as transaction:
             return self._stored(transaction, _known(id), self._entry(transaction, _known(id)))
 
@@ -338,6 +352,7 @@ class MemDB:
         each of its values. Each page of the walk sees the database as it is then."""
         after = ""
         while True:
+            self._require_open()
             with self._store.read() as transaction:
                 page = [
                     self._stored(transaction, name, entry)
@@ -383,6 +398,7 @@ class MemDB:
             k: for each query.
             memories: whether to read (and, where cold, to write) the memories.
         """
+        self._require_open()
         return self._retriever.retrieve(queries, k, memories)
 
     def split(self, text: str) -> list[Piece]:
@@ -392,6 +408,7 @@ class MemDB:
 
     def stats(self) -> dict[str, Any]:
         """The id, counts, bytes on disk by table, and what the database records, as JSON values."""
+        self._require_open()
         with self._store.read() as transaction:
             counts = {
                 "documents": transaction.count(DOCUMENTS),
@@ -462,6 +479,12 @@ class MemDB:
     def _require_new(transaction: Transaction, name: str) -> None:
         if transaction.document(name) is not None:
             raise DocumentExistsError(f"there is already a document '{name}'; `update` replaces it")
+
+
+def _folder(path: str | os.PathLike[str]) -> Path:
+    if "\0" in os.fspath(path):
+        raise InvalidInputError("the database's path contains a zero character")
+    return Path(path)
 
 
 def _known(name: str) -> str:

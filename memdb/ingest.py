@@ -8,17 +8,17 @@ is recognised by its content hash.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from memdb.chunking import Chunker
+from memdb.chunking import Chunker, Piece
 from memdb.corpus import read_corpus
 from memdb.documents import content_hash, text_hash
 from memdb.errors import InvalidInputError
 from memdb.layout import DocumentEntry
 from memdb.protocols import Embedder, Progress
 from memdb.records import Document
+from memdb.remembering import Rememberer, cold_references
 from memdb.store import Store
 from memdb.writing import prepare, put, put_metadata
 
@@ -51,7 +51,7 @@ def ingest(
     store: Store,
     chunker: Chunker,
     embedder: Embedder,
-    warm: Callable[..., int] | None,
+    rememberer: Rememberer | None,
     progress: Progress,
 ) -> IngestReport:
     """See `MemDB.ingest`.
@@ -62,20 +62,19 @@ def ingest(
         store: where to.
         chunker: cuts documents into references.
         embedder: embeds them.
-        warm: `MemDB.warm`, or None: the references stay cold.
+        rememberer: writes their memories, or None: the references stay cold.
         progress: told of the work.
     """
     if not path.is_file():
         raise InvalidInputError(f"there is no file '{name or path}'")
     names, total = _survey(path, name, store, chunker, progress)
-    batch: list[tuple[str, Document]] = []
-    pieces = 0
+    batch: list[tuple[str, Document, list[Piece]]] = []
     inserted = updated = references = 0
 
     def flush() -> None:
-        nonlocal inserted, updated, references, pieces
+        nonlocal inserted, updated, references
         progress("embedding", references, total)
-        ready = prepare(batch, chunker, embedder)
+        ready = prepare(batch, embedder)
         with store.write() as transaction:
             for item in ready:
                 old = transaction.document(item.id)
@@ -83,9 +82,8 @@ def ingest(
                     put(transaction, item, old)
                     inserted += old is None
                     updated += old is not None
-        references += pieces
+        references += sum(len(pieces) for _, _, pieces in batch)
         batch.clear()
-        pieces = 0
 
     for _, key, document in read_corpus(path, name):
         with store.read() as transaction:
@@ -95,15 +93,19 @@ def ingest(
                 put_metadata(transaction, key, document)
             updated += 1
         elif change == "text":
-            count = len(chunker.split(document.text))
-            if batch and pieces + count > _BATCH:
+            pieces = chunker.split(document.text)
+            if batch and sum(len(other) for _, _, other in batch) + len(pieces) > _BATCH:
                 flush()
-            batch.append((key, document))
-            pieces += count
+            batch.append((key, document, pieces))
     if batch:
         flush()
     progress("embedding", references, total)
-    memories = warm(names, progress=progress) if warm is not None else 0
+    memories = 0
+    if rememberer is not None:
+        with store.read() as transaction:
+            entries = map(transaction.document, names)  # None: deleted meanwhile
+            cold = cold_references(transaction, filter(None, entries))
+        memories = rememberer.warm(cold, progress)
     unchanged = len(names) - inserted - updated
     return IngestReport(inserted, updated, unchanged, references, memories)
 

@@ -15,8 +15,6 @@ import xxhash
 import zstandard
 from numpy.typing import NDArray
 
-from memdb.canonical import json_payload as json_payload
-from memdb.canonical import read_json as read_json
 from memdb.errors import CorruptRecordError
 from memdb.records import Reference
 

@@ -36,13 +36,15 @@ class Parts:
     ) -> None:
         self._recorded = recorded
         self._shape = shape
-        self._embedder = embedder
-        self._writer = writer
+        self._embedder: Any = embedder
+        self._writer: Any = writer
+        self._checked_embedder: Embedder | None = None
+        self._checked_writer: MemoryWriter | None = None
         self._guard = threading.Lock()
-        if isinstance(embedder, Embedder):
-            self._check_embedder(embedder)
-        if isinstance(writer, MemoryWriter):
-            self._check_writer(writer)
+        if _is_made(embedder, Embedder):
+            self.embedder()
+        if _is_made(writer, MemoryWriter):
+            self.writer()
 
     @property
     def has_writer(self) -> bool:
@@ -52,31 +54,31 @@ class Parts:
     def embedder(self) -> Embedder:
         """The embedder, made if it was not; `MissingPartError` if there is none."""
         with self._guard:
-            if self._embedder is None:
-                raise MissingPartError(
-                    f"this database was opened without an embedder: pass embeddings, {_WAY_OUT}"
-                )
-            if not isinstance(self._embedder, Embedder):
-                embedder = self._embedder()
+            if self._checked_embedder is None:
+                if self._embedder is None:
+                    raise MissingPartError(
+                        f"this database was opened without an embedder: pass embeddings, {_WAY_OUT}"
+                    )
+                made = _is_made(self._embedder, Embedder)
+                embedder: Embedder = self._embedder if made else self._embedder()
                 self._check_embedder(embedder)
-                self._embedder = embedder
-            return self._embedder
+                self._checked_embedder = embedder
+            return self._checked_embedder
 
     def writer(self) -> MemoryWriter:
         """The memory writer, made if it was not; `MissingPartError` if there is none."""
         with self._guard:
-            if self._writer is None:
-                raise MissingPartError(
-                    f"this database was opened without a memory writer: pass memories, {_WAY_OUT}"
-                )
-            if not isinstance(self._writer, MemoryWriter):
-                writer = self._writer()
-                self._check_writer(writer)
-                self._writer = writer
-            return self._writer
-
-    def _check_writer(self, writer: MemoryWriter) -> None:
-        self._shape.require_equal(writer.shape, f"the model '{writer.name}'")
+            if self._checked_writer is None:
+                if self._writer is None:
+                    raise MissingPartError(
+                        "this database was opened without a memory writer: pass memories, "
+                        f"{_WAY_OUT}"
+                    )
+                made = _is_made(self._writer, MemoryWriter)
+                writer: MemoryWriter = self._writer if made else self._writer()
+                self._shape.require_equal(writer.shape, f"the model '{writer.name}'")
+                self._checked_writer = writer
+            return self._checked_writer
 
     def _check_embedder(self, embedder: Embedder) -> None:
         recorded = self._recorded
@@ -90,3 +92,8 @@ class Parts:
                 f"{recorded['dimension']}). Its vectors cannot be compared with those stored; open "
                 "the database with the embedder that it records, or make a new one."
             )
+
+
+def _is_made(part: object, protocol: type) -> bool:
+    """Whether a part is there, rather than a function, or a class, that makes it."""
+    return isinstance(part, protocol) and not isinstance(part, type)

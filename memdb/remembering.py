@@ -10,7 +10,8 @@ from memdb.layout import DocumentEntry
 from memdb.parts import Parts
 from memdb.protocols import Progress
 from memdb.records import ExplicitMemory, MemoryShape, Reference
-from memdb.store import Store, Transaction
+from memdb.store import Store
+from memdb.transaction import Transaction
 
 #: References whose memories are written between two commits: what an interruption can cost.
 _BATCH = 8

@@ -16,7 +16,7 @@ from memdb.parts import Parts
 from memdb.records import ExplicitMemory, Reference
 from memdb.remembering import Rememberer
 from memdb.search import Searcher
-from memdb.store import Transaction
+from memdb.transaction import Transaction
 from memdb.writing import unit_vectors
 
 #: What to look for: a text, token ids, or an embedding.

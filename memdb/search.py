@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from memdb.index import FlatIndex, Ids, Index, Vectors
 from memdb.layout import DELETED, INSERTED
-from memdb.store import Store, Transaction
+from memdb.store import Store
+from memdb.transaction import Transaction
 
 _LOAD_BATCH = 4096
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.chunking import Chunker, Piece
+from memdb.chunking import Piece
 from memdb.documents import content_hash, text_hash
 from memdb.errors import ConflictError, InvalidInputError
 from memdb.layout import DocumentEntry
 from memdb.protocols import Embedder
 from memdb.records import Document, Reference
-from memdb.store import Transaction
+from memdb.transaction import Transaction
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,14 @@ class Prepared:
 
 
 def prepare(
-    documents: Sequence[tuple[str, Document]], chunker: Chunker, embedder: Embedder
+    documents: Sequence[tuple[str, Document, list[Piece]]], embedder: Embedder
 ) -> list[Prepared]:
-    """Split and embed documents, all their references in one batch."""
-    split = [chunker.split(document.text) for _, document in documents]
-    texts = [piece.text.strip() for pieces in split for piece in pieces]
+    """Embed documents that were split, all their references in one batch."""
+    texts = [piece.text.strip() for _, _, pieces in documents for piece in pieces]
     vectors = unit_vectors(embedder.embed(texts), len(texts), embedder.dimension)
     prepared = []
     at = 0
-    for (name, document), pieces in zip(documents, split, strict=True):
+    for name, document, pieces in documents:
         prepared.append(Prepared(name, document, pieces, vectors[at : at + len(pieces)]))
         at += len(pieces)
     return prepared

@@ -42,6 +42,7 @@ from memdb import (
     from_float32,
     layout,
 )
+from memdb.canonical import json_payload
 from memdb.documents import checked
 from memdb.store import Store
 
@@ -1128,7 +1129,7 @@ def test_canonical_json() -> None:
         '"\uffff":"\x7f/\\"\\\\\\n\\u0001","\U0001f600":1}'
     )
     assert bytes.fromhex(stated.replace("\n", "")) == by_hand.encode()
-    assert layout.json_payload(json.loads(value)) == by_hand.encode()
+    assert json_payload(json.loads(value)) == by_hand.encode()
 
 
 # --- (c) the document is complete -----------------------------------------------------------------

@@ -67,7 +67,7 @@ def test_without_memory_it_is_plain_attention() -> None:
     model = tiny_model()
     tokens = model.tokens(SAMPLE)
     got = model.forward(tokens, 0, model.prefix_cache(()), last=False)
-    torch.testing.assert_close(got, plain_logits(model, tokens), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got, plain_logits(model, tokens), atol=1e-4, rtol=1e-4)
 
 
 def test_padding_is_not_seen() -> None:
@@ -80,7 +80,7 @@ def test_padding_is_not_seen() -> None:
     with torch.no_grad():
         alone = model.model(ids).logits
         beside = model.model(padded, attention_mask=mask, position_ids=positions).logits[:, 5:]
-    torch.testing.assert_close(beside, alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(beside, alone, atol=1e-4, rtol=1e-4)
 
 
 def test_one_softmax_over_ragged_memories_and_context() -> None:
@@ -122,7 +122,7 @@ def test_what_a_token_reads_in_steps_equals_one_pass() -> None:
     whole = model.forward(tokens, 0, model.prefix_cache(()), last=False)
     cache: DynamicCache = model.prefix_cache(())
     steps = [model.forward([token], i, cache)[0] for i, token in enumerate(tokens)]
-    torch.testing.assert_close(torch.stack(steps), whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.stack(steps), whole, atol=1e-4, rtol=1e-4)
 
 
 def test_a_model_without_rope_is_refused() -> None:

@@ -9,7 +9,8 @@ import lmdb
 import pytest
 
 from cli.main import main
-from memdb.layout import SETTINGS, json_payload, seal
+from memdb.canonical import json_payload
+from memdb.layout import SETTINGS, seal
 from model_adapter import SentenceEmbedder, create_database
 from tests.cli.conftest import Run, rows
 from tests.helpers import tiny_model

@@ -18,6 +18,7 @@ from memdb import (
     MemDB,
     MismatchError,
     MissingPartError,
+    NotADatabaseError,
     StorageError,
     UnknownDocumentError,
     pack,
@@ -138,6 +139,14 @@ def test_parts_given_as_functions_are_made_when_first_needed(full: MemDB) -> Non
         assert made == ["embedder", "writer"]
 
 
+def test_parts_may_be_given_as_classes(full: MemDB) -> None:
+    with MemDB.open(full.path, embedder=WordEmbedder, writer=TokenWriter) as database:
+        database.insert("A ship comes home.", id="ship")
+        assert isinstance(database.embedder, WordEmbedder)
+        assert isinstance(database.writer, TokenWriter)
+        assert ids(database, "ship") == ["ship"]
+
+
 def test_what_needs_a_part_says_so(bare: MemDB, full: MemDB) -> None:
     bare.insert("text", id="a", embeddings=EAST)
     with pytest.raises(MissingPartError, match="without an embedder"):
@@ -157,6 +166,49 @@ def test_a_closed_database_says_so(bare: MemDB) -> None:
     bare.close()
     with pytest.raises(StorageError, match="closed"):
         bare.get("x")
+
+
+def test_a_closed_database_says_so_while_another_is_open(bare: MemDB) -> None:
+    closed = MemDB.open(bare.path)
+    closed.close()
+    for call in (
+        lambda: closed.insert("A.", embeddings=EAST),
+        lambda: closed.retrieve(EAST),
+        lambda: closed.delete("a"),
+        lambda: list(closed.documents()),
+        closed.stats,
+        closed.warm,
+    ):
+        with pytest.raises(StorageError, match="is closed"):
+            call()
+    assert bare.stats()["documents"] == 0
+
+
+@pytest.mark.parametrize("instead", ["nothing", "another"])
+def test_nothing_is_written_to_a_folder_that_is_gone(
+    bare: MemDB, bare_template: Path, instead: str
+) -> None:
+    shutil.rmtree(bare.path)
+    if instead == "another":
+        shutil.copytree(bare_template, bare.path)
+    with pytest.raises(StorageError, match="deleted, moved or replaced while it was open"):
+        bare.insert("A.", embeddings=EAST)
+
+
+def test_a_tokenizer_that_does_not_load_makes_no_database(tmp_path: Path) -> None:
+    writer = TokenWriter()
+    writer.tokenizer = "{}"
+    with pytest.raises(NotADatabaseError, match="the tokenizer does not load"):
+        MemDB.create(tmp_path / "db", embedder=WordEmbedder(), writer=writer)
+    assert not (tmp_path / "db").exists()
+
+
+def test_a_path_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+    path = f"{tmp_path}/a\0b"
+    with pytest.raises(InvalidInputError, match="zero character"):
+        MemDB.open(path)
+    with pytest.raises(InvalidInputError, match="zero character"):
+        MemDB.create(path, shape=SHAPE, dimension=2)
 
 
 def test_closing_one_of_two_leaves_the_other(bare: MemDB) -> None:

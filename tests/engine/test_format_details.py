@@ -28,7 +28,8 @@ from memdb.documents import MAX_DEPTH, check_metadata
 from memdb.folder import SharedLock, new_database
 from memdb.layout import CHANGES, EMBEDDINGS, FORMAT_VERSION, REFERENCES, integer_key
 from memdb.search import Searcher
-from memdb.store import Store, Transaction
+from memdb.store import Store
+from memdb.transaction import Transaction
 from tests.engine.helpers import make_shape, raw, time_limit, unit
 
 

@@ -23,6 +23,7 @@ from memdb import (
     NotADatabaseError,
     StorageError,
 )
+from memdb.canonical import json_payload
 from memdb.codecs import decode_memory
 from memdb.layout import (
     CHANGES,
@@ -36,12 +37,12 @@ from memdb.layout import (
     SETTINGS,
     TABLES,
     integer_key,
-    json_payload,
     read_changes,
     seal,
     unseal,
 )
-from memdb.store import Store, Transaction
+from memdb.store import Store
+from memdb.transaction import Transaction
 from tests.engine.helpers import (
     TokenWriter,
     WordEmbedder,
