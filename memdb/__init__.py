@@ -6,6 +6,7 @@ Modeling with Explicit Memory", 2024). The engine needs no model; `model_adapter
 with one and reads them while it generates.
 """
 
+from memdb.chunking import text_tokenizer
 from memdb.codecs import CODECS, Codec
 from memdb.corpus import read_corpus
 from memdb.database import MemDB
@@ -84,5 +85,6 @@ __all__ = [
     "from_float32",
     "pack",
     "read_corpus",
+    "text_tokenizer",
     "to_float32",
 ]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from tokenizers import Tokenizer
 
-from memdb.errors import InvalidInputError, MissingPartError, NotADatabaseError
+from memdb.errors import InvalidInputError, MissingPartError
 
 # What ends a sentence: a stop with closing quotes and white space behind it, a full-width stop, an
 # empty line.
@@ -30,6 +32,29 @@ class Piece:
     tokens: int
 
 
+def text_tokenizer(tokenizer: str) -> Tokenizer:
+    """A tokenizer for text that is only text.
+
+    "<|im_end|>" or "<think>" in somebody's document is what it looks like, not the model's control
+    token: the added tokens, which are matched before all others, are left out. For decoding, use
+    the tokenizer as it is.
+
+    Args:
+        tokenizer: the text of a tokenizer.json.
+
+    Raises:
+        InvalidInputError: it does not load.
+    """
+    try:
+        parts = json.loads(tokenizer)
+        made = Tokenizer.from_str(json.dumps({**parts, "added_tokens": []}))
+    except Exception as error:  # tokenizers raises the bare class
+        raise InvalidInputError(f"the tokenizer does not load: {error}") from error
+    made.no_truncation()
+    made.no_padding()
+    return made
+
+
 class Chunker:
     """Cuts texts by the tokens of one model.
 
@@ -41,16 +66,17 @@ class Chunker:
 
     def __init__(self, tokenizer: str | None, max_tokens: int) -> None:
         self.max_tokens = max_tokens
-        self._tokenizer: Tokenizer | None = None
-        if tokenizer is not None:
-            try:
-                self._tokenizer = Tokenizer.from_str(tokenizer)
-            except Exception as error:  # tokenizers raises the bare class
-                raise NotADatabaseError(f"the tokenizer does not load: {error}") from error
-            self._tokenizer.no_truncation()
-            self._tokenizer.no_padding()
-            # "<|im_end|>" in somebody's text is text, not the model's control token.
-            self._tokenizer.encode_special_tokens = True
+        self._source = tokenizer
+
+    # Parsed when first needed: a big vocabulary takes a tenth of a second.
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer | None:
+        return None if self._source is None else text_tokenizer(self._source)
+
+    @cached_property
+    def _decoder(self) -> Tokenizer | None:
+        return None if self._source is None else Tokenizer.from_str(self._source)
 
     def count(self, text: str) -> int:
         """Tokens of a text, 0 without a tokenizer."""
@@ -60,7 +86,7 @@ class Chunker:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of token ids; special tokens are left out."""
-        if self._tokenizer is None:
+        if self._decoder is None:
             raise MissingPartError(
                 "this database has no tokenizer to decode token ids with; query by text or by "
                 "embedding"
@@ -68,7 +94,7 @@ class Chunker:
         outside = next((token for token in tokens if not 0 <= token < 1 << 32), None)
         if outside is not None:
             raise InvalidInputError(f"{outside} is no token id")
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+        return str(self._decoder.decode(list(tokens), skip_special_tokens=True))
 
     def split(self, text: str) -> list[Piece]:
         """The pieces of a text that is not blank, in order.

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from memdb import documents as rules
 from memdb import writing
-from memdb.chunking import Chunker, Piece
+from memdb.chunking import Chunker, Piece, text_tokenizer
 from memdb.codecs import codec_named
 from memdb.errors import (
     ConflictError,
@@ -112,7 +112,7 @@ class MemDB:
         """
         codec_named(codec)
         if writer is not None:
-            Chunker(writer.tokenizer, writer.shape.reference_length)  # loads, or is refused
+            text_tokenizer(writer.tokenizer)  # loads, or is refused
         shape = writer.shape if writer is not None else shape
         dimension = embedder.dimension if embedder is not None else dimension
         if shape is None or dimension is None or dimension < 1:

@@ -76,7 +76,16 @@ def content_hash(document: Document) -> bytes:
 
 def matches(metadata: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
     """Whether metadata has every value that the filter names."""
-    return all(name in metadata and metadata[name] == value for name, value in where.items())
+    return all(name in metadata and _same(metadata[name], value) for name, value in where.items())
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether they are the same JSON: to Python `1 == True`, to JSON a number is no boolean."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and one == other
 
 
 def _utf8(text: str, what: str) -> bytes:

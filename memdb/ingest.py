@@ -8,6 +8,7 @@ is recognised by its content hash.
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,9 +66,10 @@ def ingest(
         rememberer: writes their memories, or None: the references stay cold.
         progress: told of the work.
     """
-    if not path.is_file():
-        raise InvalidInputError(f"there is no file '{name or path}'")
+    _check_file(path, name or str(path))
     names, total = _survey(path, name, store, chunker, progress)
+    if rememberer is not None:
+        rememberer.require_writer()  # loaded, or refused, before anything is written
     batch: list[tuple[str, Document, list[Piece]]] = []
     inserted = updated = references = 0
 
@@ -108,6 +110,21 @@ def ingest(
         memories = rememberer.warm(cold, progress)
     unchanged = len(names) - inserted - updated
     return IngestReport(inserted, updated, unchanged, references, memories)
+
+
+def _check_file(path: Path, name: str) -> None:
+    """Refuse what cannot be read twice, before anything else is done."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InvalidInputError(f"there is no file '{name}'") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero character in the path
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInputError(f"cannot read '{name}': {reason}") from error
+    if stat.S_ISDIR(mode):
+        raise InvalidInputError(f"'{name}' is a folder, not a file")
+    if not stat.S_ISREG(mode):
+        raise InvalidInputError(f"'{name}' is no regular file, and a corpus is read twice")
 
 
 def _survey(

@@ -31,6 +31,10 @@ class Rememberer:
         """Whether there is a writer."""
         return self._parts.has_writer
 
+    def require_writer(self) -> None:
+        """Load the writer if it was not; `MismatchError` if it is not the one recorded."""
+        self._parts.writer()
+
     def write(self, texts: Sequence[str]) -> list[ExplicitMemory]:
         """The memories of texts, by the database's writer."""
         return self._parts.writer().write(texts)
@@ -77,7 +81,7 @@ class Rememberer:
     def warm(self, cold: Sequence[int], progress: Progress) -> int:
         """Write the memories of these references, batch by batch; how many were written."""
         if cold:
-            self._parts.writer()  # loaded, or refused, before the work begins
+            self.require_writer()
         written = 0
         for start in range(0, len(cold), _BATCH):
             progress("writing memories", start, len(cold))

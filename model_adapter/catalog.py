@@ -77,11 +77,24 @@ DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def cache_folder() -> Path:
     """Where pulled models are kept."""
-    if "MEMDB_CACHE" in os.environ:
-        return Path(os.environ["MEMDB_CACHE"])
+    if os.environ.get("MEMDB_CACHE"):
+        return Path(os.environ["MEMDB_CACHE"]).absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memdb"
+
+
+def source_key(name: str) -> tuple[str, int]:
+    """What tells two loadable things apart: where it lies, and when that changed."""
+    folder = (cache_folder() / name if name in CATALOG else Path(name)).absolute()
+    if not folder.is_dir():
+        return name, 0
+    return str(folder), max((file.stat().st_mtime_ns for file in folder.iterdir()), default=0)
 
 
 def is_pulled(name: str) -> bool:
@@ -189,10 +202,11 @@ def _convert_gguf(gguf: Path, target: Path, name: str) -> None:
 def _lock(folder: Path, name: str) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f".{name}.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        file = (folder / f".{name}.lock").open("w")
     except OSError as error:
         raise StorageError(
             f"the model cache '{folder}' cannot be used: {error}. MEMDB_CACHE names another."
         ) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

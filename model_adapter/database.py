@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 from memdb import Framing, InvalidInputError, MemDB
-from model_adapter.catalog import DEFAULT_EMBEDDER, DEFAULT_MODEL, Notify
+from model_adapter.catalog import DEFAULT_EMBEDDER, DEFAULT_MODEL, Notify, source_key
 from model_adapter.embedder import SentenceEmbedder
 from model_adapter.language_model import LanguageModel, load_model
 from model_adapter.selection import DEFAULT_SELECTION
 from model_adapter.writer import Writer
 
-_embedders: dict[tuple[str, str], SentenceEmbedder] = {}
+_embedders: dict[object, SentenceEmbedder] = {}
+_loading = threading.Lock()
 
 
 def load_embedder(name: str, notify: Notify = lambda _: None) -> SentenceEmbedder:
-    """`SentenceEmbedder`, once per process and name."""
-    key = name, os.environ.get("MEMDB_CACHE", "")
-    if key not in _embedders:
-        _embedders[key] = SentenceEmbedder(name, notify)
-    return _embedders[key]
+    """`SentenceEmbedder`, once per process and name; again if its folder changed."""
+    with _loading:
+        key = source_key(name)
+        if key not in _embedders:
+            _embedders[key] = SentenceEmbedder(name, notify)
+        return _embedders[key]
 
 
 def create_database(
@@ -92,12 +95,13 @@ def open_database(
                 "write them"
             )
         return Writer(
-            load_model(source, notify) if isinstance(source, str) else source,
+            load_model(source, notify, shape.dtype) if isinstance(source, str) else source,
             framing=shape.framing,
             layers=shape.layers,
             selection=memory["selection"],
             budget=memory["budget"],
             reference_length=shape.reference_length,
+            prefix=shape.prefix,
         )
 
     def vectors(source: str | SentenceEmbedder) -> SentenceEmbedder:

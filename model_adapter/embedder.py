@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from memdb import InvalidInputError
-from model_adapter.catalog import CATALOG, Notify, pull
+from model_adapter.catalog import CATALOG, Notify, first_line, pull
 from model_adapter.fingerprint import weights_fingerprint
 
 
@@ -40,7 +40,7 @@ class SentenceEmbedder:
             self._model = SentenceTransformer(folder, device="cpu")
         except Exception as error:  # hub, file and configuration errors have no common base
             raise InvalidInputError(
-                f"the embedder '{name}' cannot be loaded: {_first_line(error)}"
+                f"the embedder '{name}' cannot be loaded: {first_line(error)}"
             ) from error
 
     @property
@@ -50,14 +50,15 @@ class SentenceEmbedder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Over weights, modules, prompts and the longest input: all that the vectors depend on."""
+        """Over weights, pooling, prompts and the longest input: all that the vectors depend on, in
+        terms that no release of the library renames."""
         recipe = {
-            "modules": [repr(module) for module in self._model],
-            "prompts": self._model.prompts,
+            "pooling": [_pooling(module) for module in self._model if _pooling(module)],
+            "prompts": {name: text for name, text in self._model.prompts.items() if text},
             "max_seq_length": self._model.max_seq_length,
         }
         digest = xxhash.xxh3_64(weights_fingerprint(self._model).encode())
-        digest.update(json.dumps(recipe, sort_keys=True, default=str).encode())
+        digest.update(json.dumps(recipe, sort_keys=True).encode())
         return str(digest.hexdigest())
 
     def embed(self, texts: Sequence[str], *, query: bool = False) -> NDArray[np.float32]:
@@ -69,5 +70,8 @@ class SentenceEmbedder:
         return np.asarray(vectors, np.float32)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _pooling(module: object) -> str | None:
+    """How a module makes one vector of many; None if it does not."""
+    named = getattr(module, "get_pooling_mode_str", None)  # sentence-transformers 5
+    mode = named() if named is not None else getattr(module, "pooling_mode", None)
+    return None if mode is None else str(mode)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memdb import Framing, InvalidInputError
+from model_adapter.catalog import first_line
 from model_adapter.language_model import LanguageModel
 
 REFERENCE = "Reference:"
@@ -34,12 +35,15 @@ class Frame:
     Args:
         model: whose tokenizer and template are used.
         framing: `plain` or `chat`.
+        prefix: the recorded prefix of a database; default: made here.
 
     Raises:
-        InvalidInputError: `chat` for a model without a template.
+        InvalidInputError: `chat` for a model without a template, or with one that cannot be used.
     """
 
-    def __init__(self, model: LanguageModel, framing: Framing) -> None:
+    def __init__(
+        self, model: LanguageModel, framing: Framing, prefix: tuple[int, ...] | None = None
+    ) -> None:
         self._model = model
         tokenizer = model.tokenizer
         if framing == "plain":
@@ -51,15 +55,15 @@ class Frame:
                 raise InvalidInputError(
                     f"the model '{model.name}' has no chat template; use the framing 'plain'"
                 )
-            rendered = tokenizer.apply_chat_template(
-                [{"role": "user", "content": _MARK}], tokenize=False, add_generation_prompt=True
-            )
-            head, tail = str(rendered).split(_MARK)
+            head, tail = _template(model)
             self._head = model.tokens(head, special=True)
             self._tail = model.tokens(tail, special=True)
             self._gap = "\n\n"
         else:
             raise InvalidInputError(f"the framing is 'plain' or 'chat', not {framing!r}")
+        reference = model.tokens(REFERENCE)
+        if prefix is not None and list(prefix[-len(reference) :]) == reference:
+            self._head = list(prefix[: -len(reference)])
 
     @property
     def prefix(self) -> tuple[int, ...]:
@@ -81,6 +85,21 @@ class Frame:
             [*self.prefix, *self._model.tokens(text), *self.behind_memories(prompt).content],
             self._tail,
         )
+
+
+def _template(model: LanguageModel) -> tuple[str, str]:
+    """What the chat template puts before and behind the user's text."""
+    try:
+        rendered = model.tokenizer.apply_chat_template(
+            [{"role": "user", "content": _MARK}], tokenize=False, add_generation_prompt=True
+        )
+        head, tail = str(rendered).split(_MARK)
+    except Exception as error:  # templates are programs, and fail in every way
+        raise InvalidInputError(
+            f"the chat template of the model '{model.name}' cannot be used ({first_line(error)}); "
+            "use the framing 'plain'"
+        ) from error
+    return head, tail
 
 
 def default_framing(model: LanguageModel) -> Framing:

@@ -44,7 +44,8 @@ class Generation:
         token_ids: the generated tokens, the one that ended the text included.
         mode: `memory`, `rag` (the references as text in the prompt) or `none`.
         chunks: what was retrieved for each stretch; one for `rag`, empty for `none`.
-        prompt_tokens: tokens that were read beside the prefix.
+        prompt_tokens: tokens that were read for this prompt; with memories, the prefix is not
+            among them, since it is read once for all.
         seconds: `retrieve` (embed, search, load, and write where cold), `read` (the prompt) and
             `decode`.
     """
@@ -102,10 +103,10 @@ def generate(
         ("memories", memories),
         ("retrieve_every", retrieve_every),
     ):
-        if number < 1:
-            raise InvalidInputError(f"{name} must be at least 1, got {number}")
-    if not prompt.strip():
-        raise InvalidInputError("the prompt is empty")
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise InvalidInputError(f"{name} must be a whole number of at least 1, got {number!r}")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise InvalidInputError("the prompt is empty, or no text")
     if mode not in ("memory", "rag", "none"):
         raise InvalidInputError(f"mode is 'memory', 'rag' or 'none', not {mode!r}")
     writer = db.writer
@@ -117,7 +118,7 @@ def generate(
     if mode != "none":
         db.embedder  # noqa: B018 - loaded here, so that the timings are those of the work
     sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    reader = _Reader(writer.model, writer.frame, db, memories, retrieve_every)
+    reader = _Reader(writer.model, writer.frame, db, memories, retrieve_every, max_new_tokens)
     logits = reader.read(prompt, mode)
     token_ids, text = _decode(reader, logits, sampler, max_new_tokens, mode == "memory", on_text)
     return Generation(text, token_ids, mode, reader.chunks, reader.prompt_tokens, reader.seconds)
@@ -127,13 +128,20 @@ class _Reader:
     """The state of one generation: cache, position, and the memories in use."""
 
     def __init__(
-        self, model: LanguageModel, frame: Frame, db: MemDB, memories: int, retrieve_every: int
+        self,
+        model: LanguageModel,
+        frame: Frame,
+        db: MemDB,
+        memories: int,
+        retrieve_every: int,
+        max_new_tokens: int,
     ) -> None:
         self.model = model
         self.frame = frame
         self.db = db
         self.memories = memories
         self.retrieve_every = retrieve_every
+        self.max_new_tokens = max_new_tokens
         self.chunks: list[Chunk] = []
         self.prompt_tokens = 0
         self.seconds = {"retrieve": 0.0, "read": 0.0, "decode": 0.0}
@@ -152,6 +160,7 @@ class _Reader:
             framed = self.frame.with_text(texts, prompt)
         else:
             framed = self.frame.alone(prompt)
+        self._require_room(framed)
         self._cache = self.model.prefix_cache(())
         return self.step([*framed.content, *framed.tail], "read")
 
@@ -159,13 +168,18 @@ class _Reader:
         prefix = self.frame.prefix
         self._cache = self.model.prefix_cache(prefix)
         self._position = len(prefix) + self.db.shape.reference_length
+        self._require_room(prompt)
         size, content = self.retrieve_every, prompt.content
         ends = [min(start + size, len(content)) for start in range(0, len(content), size)]
-        retrievals = self._retrieve([content[max(0, end - size) : end] for end in ends])
+        queries = {end: content[max(0, end - size) : end] for end in ends}
+        asking = [end for end in ends if self._says_something(queries[end])]
+        found = self._retrieve([queries[end] for end in asking])
+        retrievals = dict(zip(asking, found, strict=True))
         logits = torch.empty(0)
-        for end, retrieval in zip(ends, retrievals, strict=True):
+        for end in ends:
             start = self.prompt_tokens
-            self.remember(retrieval, generated=False)
+            if end in retrievals:  # else the memories in use stay
+                self.remember(retrievals[end], generated=False)
             tail = prompt.tail if end == len(content) else []
             logits = self.step([*content[start:end], *tail], "read")
         return logits
@@ -192,9 +206,24 @@ class _Reader:
     def retrieve_again(self, generated: list[int]) -> None:
         """New memories for the tokens just generated; the old ones stay if these say nothing."""
         query = generated[-self.retrieve_every :]
-        if self.model.tokenizer.decode(query, skip_special_tokens=True).strip():
+        if self._says_something(query):
             (retrieval,) = self._retrieve([query])
             self.remember(retrieval, generated=True, start=self.prompt_tokens + len(generated))
+
+    def _says_something(self, tokens: list[int]) -> bool:
+        return bool(self.model.tokenizer.decode(tokens, skip_special_tokens=True).strip())
+
+    def _require_room(self, prompt: Prompt) -> None:
+        """Refuse a prompt whose answer would run past the model's end, before anything is read."""
+        tokens = len(prompt.content) + len(prompt.tail)
+        room = self.model.max_positions - self._position - tokens
+        if room < self.max_new_tokens:
+            raise InvalidInputError(
+                f"the prompt has {tokens} tokens (with references that stand in it as text), which "
+                f"leaves room for {max(0, room)} new ones before the end of the model "
+                f"'{self.model.name}' at {self.model.max_positions}; {self.max_new_tokens} are "
+                "asked for. Shorten the prompt, or ask for fewer."
+            )
 
     def _retrieve(self, queries: list[Any], *, memories: bool = True) -> list[Retrieval]:
         began = time.perf_counter()

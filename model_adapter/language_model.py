@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import copy
-import os
+import inspect
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from memdb import DType, InvalidInputError, Rope, UnsupportedModelError
+from memdb import DType, InvalidInputError, Rope, UnsupportedModelError, text_tokenizer
 from model_adapter import attention
 from model_adapter.attention import MemoryTensors, Observer
-from model_adapter.catalog import CATALOG, Notify, pull
+from model_adapter.catalog import CATALOG, Notify, first_line, pull, source_key
 from model_adapter.fingerprint import weights_fingerprint
+from model_adapter.probe import turning_layers, unrotation_is_right
 
 
 class LanguageModel:
@@ -41,6 +44,14 @@ class LanguageModel:
         self._require_supported()
         model.set_attn_implementation(attention.NAME)
         self._prefix_caches: dict[tuple[int, ...], Any] = {}
+        # Two tokenizers of our own: transformers' switches between text and control tokens by a
+        # state that all threads share.
+        source = tokenizer.backend_tokenizer.to_str()
+        self._text = text_tokenizer(source)
+        self._control = Tokenizer.from_str(source)
+        self._control.no_truncation()
+        self._control.no_padding()
+        self._turning = turning_layers(self)
 
     @classmethod
     def load(
@@ -77,8 +88,9 @@ class LanguageModel:
             tokenizer = AutoTokenizer.from_pretrained(source)
             model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto").to(device)
         except Exception as error:  # hub, file and configuration errors have no common base
-            problem = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InvalidInputError(f"the model '{name}' cannot be loaded: {problem}") from error
+            raise InvalidInputError(
+                f"the model '{name}' cannot be loaded: {first_line(error)}"
+            ) from error
         return cls(model, tokenizer, name)
 
     # --- what it is ---
@@ -116,7 +128,12 @@ class LanguageModel:
 
     @property
     def max_positions(self) -> int:
-        """Longest sequence it was made for."""
+        """Longest sequence it was made for. With LongRoPE, whose keys change with the sequence's
+        length, the length up to which they stay as they are."""
+        parameters = dict(getattr(self.config, "rope_parameters", None) or {})
+        original = parameters.get("original_max_position_embeddings")
+        if parameters.get("rope_type") == "longrope" and original:
+            return int(original)
         return int(self.config.max_position_embeddings)
 
     @cached_property
@@ -125,7 +142,9 @@ class LanguageModel:
         return weights_fingerprint(self.model)
 
     def rope(self, layer: int) -> Rope | None:
-        """The rotary position embedding of a layer."""
+        """The rotary position embedding of a layer; None where keys do not depend on position."""
+        if layer not in self._turning:
+            return None
         parameters = dict(self.config.rope_parameters)
         kind = (getattr(self.config, "layer_types", None) or [None] * self.layers)[layer]
         if kind in parameters:  # one set for each kind of layer
@@ -145,7 +164,9 @@ class LanguageModel:
     def _require_supported(self) -> None:
         name = type(self.model).__name__
         lacking = None
-        if not getattr(self.model, "_supports_attention_backend", False):
+        if hasattr(self.config, "text_config"):
+            lacking = "reads more than text; load its language model alone"
+        elif not getattr(self.model, "_supports_attention_backend", False):
             lacking = "does not use transformers' attention interface"
         elif getattr(self.config, "rope_parameters", None) is None:
             lacking = "has no rotary position embedding"
@@ -161,9 +182,13 @@ class LanguageModel:
     def tokens(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of a text, nothing added. What looks like a control token in it is plain text
         unless `special` (for text that the framing writes itself)."""
-        ids: list[int] = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=not special
-        ).input_ids
+        try:
+            encoding = (self._control if special else self._text).encode(
+                text, add_special_tokens=False
+            )
+        except (TypeError, UnicodeError) as error:  # half a surrogate pair
+            raise InvalidInputError(f"not a text: {text[:60]!r}") from error
+        ids: list[int] = encoding.ids
         return ids
 
     @torch.no_grad()
@@ -215,21 +240,36 @@ class LanguageModel:
         return copy.deepcopy(self._prefix_caches[prefix])
 
     @torch.no_grad()
-    def observe(self, sequences: Sequence[Sequence[int]], observer: Observer) -> None:
-        """Run several sequences from position 0, side by side, padded at their ends (which no token
-        before sees), and show every layer's queries, keys and values to the observer."""
+    def observe(
+        self, sequences: Sequence[Sequence[int]], observer: Observer, start: int = 0
+    ) -> None:
+        """Run several sequences from position `start`, side by side, padded at their ends (which no
+        token before sees), and show every layer's queries, keys and values to the observer."""
         length = max(map(len, sequences))
         padded = [[*tokens, *[0] * (length - len(tokens))] for tokens in sequences]
         ids = torch.tensor(padded, device=self.device)
-        positions = torch.arange(length, device=self.device).expand(len(sequences), -1)
+        positions = torch.arange(start, start + length, device=self.device)
+        positions = positions.expand(len(sequences), -1)
         # The layers alone, without the output head.
         self.model.base_model(ids, position_ids=positions, use_cache=False, observer=observer)
 
-    def unrotate(self, vectors: Tensor, start: int) -> Tensor:
-        """Queries or keys before RoPE, (heads, tokens, head_dim), given those after it at positions
-        from `start` on: the rotation undone."""
+    @cached_property
+    def can_unrotate(self) -> bool:
+        """Whether `unrotate` is right for this model: kinds of rotation differ, so it is tried."""
+        return unrotation_is_right(self)
+
+    def unrotate(self, vectors: Tensor, layer: int, start: int) -> Tensor:
+        """Queries or keys of a layer before RoPE, (heads, tokens, head_dim), given those after it
+        at positions from `start` on: the rotation undone."""
+        if layer not in self._turning:
+            return vectors.float()
         positions = torch.arange(start, start + vectors.shape[1], device=vectors.device)[None]
-        cos, sin = self.model.base_model.rotary_emb(vectors, positions)
+        rotary = self.model.base_model.rotary_emb
+        kinds = getattr(self.config, "layer_types", None)
+        if kinds and "layer_type" in inspect.signature(rotary.forward).parameters:
+            cos, sin = rotary(vectors, positions, layer_type=kinds[layer])
+        else:
+            cos, sin = rotary(vectors, positions)
         rotated = cos.shape[-1]
         x, rest = vectors[..., :rotated].float(), vectors[..., rotated:].float()
         half = rotated // 2
@@ -240,12 +280,17 @@ class LanguageModel:
         return torch.cat((x, rest), -1)
 
 
-_loaded: dict[tuple[str, str], LanguageModel] = {}
+_loaded: dict[object, LanguageModel] = {}
+_loading = threading.Lock()
 
 
-def load_model(name: str, notify: Notify = lambda _: None) -> LanguageModel:
-    """`LanguageModel.load`, once per process and name."""
-    key = name, os.environ.get("MEMDB_CACHE", "")
-    if key not in _loaded:
-        _loaded[key] = LanguageModel.load(name, notify=notify)
-    return _loaded[key]
+def load_model(
+    name: str, notify: Notify = lambda _: None, dtype: DType | None = None
+) -> LanguageModel:
+    """`LanguageModel.load`, once per process, name and dtype; again if its folder changed."""
+    with _loading:
+        key = source_key(name), dtype
+        if key not in _loaded:
+            wanted = None if dtype is None else getattr(torch, dtype)
+            _loaded[key] = LanguageModel.load(name, dtype=wanted, notify=notify)
+        return _loaded[key]

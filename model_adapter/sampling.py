@@ -19,8 +19,10 @@ class Sampler:
     def __init__(
         self, *, temperature: float, top_k: int | None, top_p: float, seed: int | None
     ) -> None:
-        if temperature < 0:
-            raise InvalidInputError(f"temperature must not be negative, got {temperature}")
+        if not 0 <= temperature < float("inf"):
+            raise InvalidInputError(f"temperature must be finite and not negative: {temperature}")
+        if seed is not None and not 0 <= seed < 1 << 64:
+            raise InvalidInputError(f"seed must be a whole number from 0 to 2^64 - 1, got {seed}")
         if top_k is not None and top_k < 1:
             raise InvalidInputError(f"top_k must be at least 1, got {top_k}")
         if not 0 < top_p <= 1:
@@ -38,7 +40,8 @@ class Sampler:
         """A token id, given (vocabulary,) logits."""
         if self._temperature == 0:
             return int(logits.argmax())
-        scaled = logits.float().cpu() / self._temperature
+        scaled = logits.double().cpu()
+        scaled = (scaled - scaled.max()) / self._temperature
         ordered, ids = scaled.sort(descending=True)
         probabilities = ordered.softmax(-1)
         # Kept: each token before which less than top_p is used up; so always the first.

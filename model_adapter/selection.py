@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from memdb import InvalidInputError
+from memdb import InvalidInputError, UnsupportedModelError
 from model_adapter.language_model import LanguageModel
 
 
@@ -22,12 +22,14 @@ class LayerView:
     """What a selection sees of one reference in one layer.
 
     Attributes:
+        layer: the layer's index in the model.
         queries: (heads, tokens, head_dim) of prefix, reference and suffix, after RoPE.
         keys: (kv heads, tokens, head_dim), likewise.
         reference: where the reference lies among the tokens.
         scaling: factor of the attention's scores.
     """
 
+    layer: int
     queries: Tensor
     keys: Tensor
     reference: slice
@@ -51,6 +53,7 @@ class Selection(ABC):
 
     name: ClassVar[str]
     default_per_row: ClassVar[int]
+    before_rope: ClassVar[bool] = False  # whether it looks at queries and keys before RoPE
 
     def __init__(self, budget: int | None, rows: int, reference_length: int = 128) -> None:
         self.budget = self.default_per_row * rows if budget is None else budget
@@ -62,9 +65,18 @@ class Selection(ABC):
             )
         self.reference_length = reference_length
 
-    def pairs(self, tokens: int) -> int:
+    def pairs_of(self, tokens: int) -> int:
         """Pairs that a reference of so many tokens may keep."""
         return max(1, round(self.budget * tokens / self.reference_length))
+
+    def require_supported(self, model: LanguageModel) -> None:
+        """Raise `UnsupportedModelError` if this cannot be computed for the model."""
+        if self.before_rope and not model.can_unrotate:
+            raise UnsupportedModelError(
+                f"the selection '{self.name}' needs keys before their position embedding, and that "
+                f"of the model '{model.name}' is of a kind that is not undone here; use the "
+                f"selection '{DEFAULT_SELECTION}'"
+            )
 
     def suffix(self, model: LanguageModel, reference: list[int]) -> list[int]:
         """Tokens to run behind the reference, for what `score` needs to see; none by default."""
@@ -89,19 +101,28 @@ class PaperRule(Selection):
 
     name = "paper"
     default_per_row = 8
+    before_rope = True
+
+    def __init__(self, budget: int | None, rows: int, reference_length: int = 128) -> None:
+        super().__init__(budget, rows, reference_length)
+        if self.budget < rows:
+            raise InvalidInputError(
+                f"by the paper's rule each of the {rows} (layer, kv head) pairs keeps at least one "
+                f"token: the budget must be at least {rows}, got {self.budget}"
+            )
 
     def score(self, model: LanguageModel, view: LayerView) -> Tensor:
         """See `Selection.score`."""
         start = view.reference.start
-        queries = model.unrotate(view.queries[:, view.reference], start)
-        keys = model.unrotate(view.keys[:, view.reference], start)
+        queries = model.unrotate(view.queries[:, view.reference], view.layer, start)
+        keys = model.unrotate(view.keys[:, view.reference], view.layer, start)
         logits = view.grouped(queries) @ keys[:, None].transpose(2, 3) * view.scaling
         return logits.softmax(-1).sum((1, 2))
 
     def keep(self, scores: Tensor) -> Tensor:
         """The best of each row."""
         rows, tokens = scores.shape
-        each = min(tokens, max(1, round(self.pairs(tokens) / rows)))
+        each = min(tokens, max(1, round(self.pairs_of(tokens) / rows)))
         return _marked(scores, scores.topk(each, dim=1).indices)
 
 
@@ -118,6 +139,15 @@ class Reconstruction(Selection):
     default_per_row = 16
 
     _REQUEST = "\n\nRepeat the text above.\n\n"
+
+    def require_supported(self, model: LanguageModel) -> None:
+        """Raise `UnsupportedModelError` if this cannot be computed for the model."""
+        if self.before_rope and not model.can_unrotate:
+            raise UnsupportedModelError(
+                f"the selection '{self.name}' needs keys before their position embedding, and that "
+                f"of the model '{model.name}' is of a kind that is not undone here; use the "
+                f"selection '{DEFAULT_SELECTION}'"
+            )
 
     def suffix(self, model: LanguageModel, reference: list[int]) -> list[int]:
         """The request, and the reference again."""
@@ -137,7 +167,7 @@ class Reconstruction(Selection):
     def keep(self, scores: Tensor) -> Tensor:
         """The best of all rows together."""
         flat = scores.reshape(1, -1)
-        most = min(self.pairs(scores.shape[1]), flat.shape[1])
+        most = min(self.pairs_of(scores.shape[1]), flat.shape[1])
         return _marked(flat, flat.topk(most, dim=1).indices).reshape(scores.shape)
 
 

@@ -30,6 +30,8 @@ class Writer:
         selection: `reconstruction` or `paper`.
         budget: key-value pairs kept of a 128-token reference; default: the selection's.
         reference_length: most tokens of a reference.
+        prefix: of a database that is there; default: as the framing makes it now. (A template may
+            print the date; what stands before memories stays what it was.)
     """
 
     def __init__(
@@ -41,9 +43,10 @@ class Writer:
         selection: str = DEFAULT_SELECTION,
         budget: int | None = None,
         reference_length: int = 128,
+        prefix: tuple[int, ...] | None = None,
     ) -> None:
         self.model = model
-        self.frame = Frame(model, framing or default_framing(model))
+        self.frame = Frame(model, framing or default_framing(model), prefix)
         chosen = tuple(range(model.layers)) if layers is None else tuple(sorted(set(layers)))
         outside = [layer for layer in chosen if not 0 <= layer < model.layers]
         if outside or not chosen:
@@ -62,6 +65,7 @@ class Writer:
             rope=tuple(model.rope(layer) for layer in chosen),
         )
         self.selection = selection_named(selection)(budget, self.shape.rows, reference_length)
+        self.selection.require_supported(model)
 
     @property
     def name(self) -> str:
@@ -111,7 +115,7 @@ class Writer:
                 return
             for i, (span, sequence) in enumerate(zip(spans, sequences, strict=True)):
                 used = len(sequence)  # behind it is padding
-                view = LayerView(query[i, :, :used], key[i, :, :used], span, scaling)
+                view = LayerView(layer, query[i, :, :used], key[i, :, :used], span, scaling)
                 scores = self.selection.score(self.model, view)
                 kept[i].append((key[i, :, span].clone(), value[i, :, span].clone(), scores))
 

@@ -8,11 +8,17 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GlmConfig,
     LlamaConfig,
     MistralConfig,
+    NemotronConfig,
+    Olmo2Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 from model_adapter import LanguageModel
@@ -22,7 +28,12 @@ ARCHITECTURES = {
     "mistral": MistralConfig,
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
+    "gemma3": Gemma3TextConfig,
+    "olmo2": Olmo2Config,
+    "smollm3": SmolLM3Config,  # every fourth layer has no position encoding
+    "glm": GlmConfig,  # another kind of rotation
 }
+UNSUPPORTED = {"gemma2": Gemma2Config, "nemotron": NemotronConfig}
 
 SAMPLE = """The harbour of Veldmoor is old. Ships from many countries come to the harbour, and the
 lighthouse shows them the way. In winter the river Quill freezes, and nobody can leave the town.
@@ -103,7 +114,7 @@ def tiny_model(
 ) -> LanguageModel:
     """A random model of 3 layers, 4 query heads, 2 kv heads; the same weights each time."""
     torch.manual_seed(0)
-    config = ARCHITECTURES[architecture](
+    config = (ARCHITECTURES | UNSUPPORTED)[architecture](
         **{
             "vocab_size": 400,
             "hidden_size": 32,
@@ -115,6 +126,8 @@ def tiny_model(
             "max_position_embeddings": 1024,
             "initializer_range": 0.3,  # so that attention is not uniform
             "eos_token_id": 2,
+            "bos_token_id": 1,
+            "pad_token_id": 0,
             **changes,
         }
     )

@@ -132,6 +132,16 @@ def test_a_model_without_rope_is_refused() -> None:
         LanguageModel(model, tiny_tokenizer(), "tiny-gpt2")
 
 
+@pytest.mark.parametrize(
+    ("architecture", "reason"), [("gemma2", "softcap"), ("nemotron", "do not use transformers'")]
+)
+def test_a_model_that_does_not_attend_this_way_is_refused_at_loading(
+    architecture: str, reason: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=reason):
+        tiny_model(architecture)
+
+
 def test_soft_capped_attention_is_refused() -> None:
     module = torch.nn.Module()
     module.layer_idx = 0

@@ -64,6 +64,16 @@ def test_a_short_last_chunk_looks_for_the_tokens_up_to_its_end(db: MemDB) -> Non
     assert result.chunks[1].retrieval.query == model.tokenizer.decode(content[1:])
 
 
+def test_a_blank_stretch_keeps_the_memories_in_use(db: MemDB) -> None:
+    prompt = FACTS[0].question + "\n" * 60 + FACTS[1].question
+    result = generate(prompt, db, max_new_tokens=1, retrieve_every=16, memories=1)
+    found = [chunk.retrieval.hits[0].reference.document_id for chunk in result.chunks]
+    assert (found[0], found[-1]) == ("pellonia", "norvium")
+    gaps = [b.start - a.start for a, b in zip(result.chunks, result.chunks[1:], strict=False)]
+    assert max(gaps) > 16
+    assert generate("Hi.", db, max_new_tokens=3, retrieve_every=1, memories=1).token_ids
+
+
 def test_logits_are_those_of_an_obvious_loop(db: MemDB) -> None:
     """Prefix without memories, then chunk by chunk, each token at its place behind P + 128."""
     model, shape = db.writer.model, db.shape
@@ -174,10 +184,13 @@ def test_sampling_keeps_to_top_k_and_top_p() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
-        ({"memories": 0}, "memories must be at least 1"),
-        ({"retrieve_every": 0}, "retrieve_every must be at least 1"),
-        ({"temperature": -1.0}, "temperature must not be negative"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1"),
+        ({"memories": 0}, "memories must be a whole number of at least 1"),
+        ({"retrieve_every": 0}, "retrieve_every must be a whole number of at least 1"),
+        ({"temperature": float("nan")}, "temperature must be finite"),
+        ({"seed": 1 << 64}, "seed must be"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens must be a whole number"),
+        ({"temperature": -1.0}, "temperature must be finite and not negative"),
         ({"top_k": 0}, "top_k must be at least 1"),
         ({"top_p": 0.0}, "top_p must be above 0"),
         ({"mode": "magic"}, "'memory', 'rag' or 'none'"),
@@ -191,7 +204,11 @@ def test_wrong_options_are_named(db: MemDB, options: dict[str, object], message:
 def test_an_empty_or_too_long_prompt_is_refused(db: MemDB) -> None:
     with pytest.raises(InvalidInputError, match="prompt is empty"):
         generate(" \n", db)
-    with pytest.raises(InvalidInputError, match="ends at 1024"):
+    with pytest.raises(InvalidInputError, match="not a text"):
+        generate("\udcff", db)
+    with pytest.raises(InvalidInputError, match="leaves room for"):
+        generate("Go on.", db, max_new_tokens=1000, memories=1)
+    with pytest.raises(InvalidInputError, match="before the end of the model 'tiny-llama' at 1024"):
         generate(SAMPLE * 10, db, memories=1)
 
 

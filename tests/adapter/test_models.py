@@ -8,18 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from memdb import InvalidInputError, MismatchError, StorageError
 from model_adapter import (
     CATALOG,
     LanguageModel,
     SentenceEmbedder,
+    Writer,
     catalog,
     create_database,
+    generate,
+    load_model,
     open_database,
     pull,
 )
-from tests.helpers import FACTS, tiny_model
+from tests.helpers import FACTS, TEMPLATE, tiny_model
 
 
 def test_the_embedder_puts_a_question_next_to_its_answer(minilm: SentenceEmbedder) -> None:
@@ -103,6 +107,53 @@ def test_another_model_or_embedder_is_refused(tmp_path: Path, minilm: SentenceEm
         open_database(path, embedder=Changed("all-minilm-l6-v2"))
 
 
+def test_a_template_that_prints_the_time_does_not_lock_a_database(
+    tmp_path: Path, minilm: SentenceEmbedder
+) -> None:
+    model = tiny_model()
+    model.tokenizer.chat_template = "{{ strftime_now('%H:%M:%S.%f') }} " + TEMPLATE
+    create_database(tmp_path / "db", model=model, embedder=minilm).close()
+    with open_database(tmp_path / "db", model=model) as database:
+        assert database.writer.frame.prefix == database.shape.prefix
+        database.insert(FACTS[0].text)
+        generate(FACTS[0].question, database, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("template", ["{{ messages | tojson }}", "{% if %}", "no place for it"])
+def test_a_template_that_cannot_be_used_is_named(template: str) -> None:
+    model = tiny_model()
+    model.tokenizer.chat_template = template
+    with pytest.raises(InvalidInputError, match="use the framing 'plain'"):
+        Writer(model, framing="chat")
+    Writer(model, framing="plain")
+
+
+def test_a_database_opens_in_the_dtype_it_was_made_with(
+    tmp_path: Path, minilm: SentenceEmbedder
+) -> None:
+    made = tiny_model(dtype=torch.bfloat16)
+    made.model.save_pretrained(tmp_path / "model")
+    made.tokenizer.save_pretrained(tmp_path / "model")
+    half = LanguageModel.load(str(tmp_path / "model"), dtype=torch.bfloat16)
+    whole = LanguageModel.load(str(tmp_path / "model"))
+    assert (half.dtype, whole.dtype) == ("bfloat16", "float32")
+    assert half.fingerprint == whole.fingerprint  # the same weights
+    create_database(tmp_path / "db", model=half, embedder=minilm).close()
+    with open_database(tmp_path / "db") as database:
+        database.insert(FACTS[0].text)
+        assert database.writer.shape.dtype == "bfloat16"
+
+
+def test_a_model_is_loaded_once_and_again_when_its_folder_changed(tmp_path: Path) -> None:
+    for architecture in ("llama", "qwen2"):
+        made = tiny_model(architecture)
+        made.model.save_pretrained(tmp_path)
+        made.tokenizer.save_pretrained(tmp_path)
+        loaded = load_model(str(tmp_path))
+        assert loaded.fingerprint == made.fingerprint
+        assert load_model(str(tmp_path)) is loaded
+
+
 def test_a_model_that_changed_in_its_folder_is_refused(
     tmp_path: Path, minilm: SentenceEmbedder
 ) -> None:
@@ -119,4 +170,9 @@ def test_a_model_that_changed_in_its_folder_is_refused(
         assert database.query("Pellonia").hits  # the embedder is the same
         with pytest.raises(MismatchError, match="model: the database has"):
             database.warm()
-        assert database.stats()["memories"] == 0
+        corpus = tmp_path / "corpus.jsonl"
+        corpus.write_text('{"text": "More."}')
+        with pytest.raises(MismatchError, match="model: the database has"):
+            database.ingest(corpus)
+        stats = database.stats()
+        assert (stats["documents"], stats["memories"]) == (1, 0)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
+from tokenizers import AddedToken
 
-from memdb import InvalidInputError, MemoryShape, to_float32
+from memdb import InvalidInputError, MemoryShape, UnsupportedModelError, to_float32
 from model_adapter import SELECTIONS, LanguageModel, Writer
 from tests.helpers import SAMPLE, tiny_model
 
@@ -134,6 +137,47 @@ def test_half_precision_models_store_what_they_compute(dtype: torch.dtype) -> No
     expected = torch.cat([layer.values[0, :, -n:] for layer in cache.layers]).reshape(-1, 8)
     got = to_float32(memory.values, writer.shape.dtype)
     np.testing.assert_allclose(got, expected.float().numpy(), atol=2e-2, rtol=5e-2)
+
+
+def test_layers_without_position_encoding_are_recorded_as_such() -> None:
+    shape = Writer(tiny_model("smollm3", num_hidden_layers=4)).shape
+    assert [rope is None for rope in shape.rope] == [False, False, False, True]
+    assert MemoryShape.from_json(shape.to_json()) == shape
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "gemma3", "smollm3"])
+def test_rotation_is_undone_where_it_is_claimed_to_be(architecture: str) -> None:
+    model = tiny_model(architecture, num_hidden_layers=4)
+    assert model.can_unrotate
+    Writer(model, selection="paper")
+
+
+def test_the_paper_rule_is_refused_where_rotation_cannot_be_undone() -> None:
+    with pytest.raises(UnsupportedModelError, match="use the selection 'reconstruction'"):
+        Writer(tiny_model("glm"), selection="paper")
+
+
+def test_the_paper_rule_keeps_to_its_budget(model: LanguageModel) -> None:
+    with pytest.raises(InvalidInputError, match="at least 6, got 5"):
+        Writer(model, selection="paper", budget=5)
+
+
+def test_text_is_text_while_another_thread_frames(model: LanguageModel) -> None:
+    def many(special: bool) -> set[tuple[int, ...]]:
+        return {tuple(model.tokens("<|im_end|>", special=special)) for _ in range(300)}
+
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(many, [False, True] * 3))
+    assert all(seen == {(2,)} for seen in found[1::2])
+    assert all(len(seen) == 1 and (2,) not in seen for seen in found[::2])
+
+
+def test_added_tokens_in_a_text_are_text() -> None:
+    made = tiny_model()
+    made.tokenizer.add_tokens([AddedToken("<think>", special=False)])
+    again = LanguageModel(made.model, made.tokenizer, "thinker")
+    assert len(again.tokens("<think>")) > 1
+    assert again.tokens("<think>", special=True) == [400]
 
 
 def test_the_shape_survives_json(model: LanguageModel) -> None:

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from memdb import InvalidInputError, MissingPartError, NotADatabaseError
+from memdb import InvalidInputError, MissingPartError
 from memdb.chunking import Chunker, Piece
 from tests.engine.helpers import PAGE, time_limit, tokenizer_json
 
@@ -190,5 +190,5 @@ def test_a_number_that_is_no_token_is_refused(token: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "{}", json.dumps({"model": {"type": "?"}})])
 def test_a_tokenizer_that_does_not_load_says_so(text: str) -> None:
-    with pytest.raises(NotADatabaseError, match="tokenizer does not load"):
-        Chunker(text, 16)
+    with pytest.raises(InvalidInputError, match="tokenizer does not load"):
+        Chunker(text, 16).count("word")

@@ -18,7 +18,6 @@ from memdb import (
     MemDB,
     MismatchError,
     MissingPartError,
-    NotADatabaseError,
     StorageError,
     UnknownDocumentError,
     pack,
@@ -198,7 +197,7 @@ def test_nothing_is_written_to_a_folder_that_is_gone(
 def test_a_tokenizer_that_does_not_load_makes_no_database(tmp_path: Path) -> None:
     writer = TokenWriter()
     writer.tokenizer = "{}"
-    with pytest.raises(NotADatabaseError, match="the tokenizer does not load"):
+    with pytest.raises(InvalidInputError, match="the tokenizer does not load"):
         MemDB.create(tmp_path / "db", embedder=WordEmbedder(), writer=writer)
     assert not (tmp_path / "db").exists()
 
