@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint clean
 
 demo: $(VENV)/adapter.installed
 	$(BIN)/python demo/run.py
@@ -15,7 +15,7 @@ test: lint
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(VENV)/test.installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow || [ $$? -eq 5 ]  # 5: there is none yet
 
 lint: $(VENV)/test.installed
 	$(BIN)/ruff check .

@@ -171,16 +171,20 @@ def read(corpus: Path, questions: Path, limit: int) -> tuple[dict[str, str], lis
 @click.command()
 @click.option("--corpus", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--questions", required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--limit", default=60, show_default=True, help="Questions, spread over the file.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help="Questions, spread over the file; default: 60, with --quick 6.",
+)
 @click.option("--model", default=DEFAULT_MODEL, show_default=True)
 @click.option("--quick", is_flag=True, help="A few questions and settings, under a minute.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write figures here.")
 def main(
-    corpus: Path, questions: Path, limit: int, model: str, quick: bool, output: Path | None
+    corpus: Path, questions: Path, limit: int | None, model: str, quick: bool, output: Path | None
 ) -> None:
     """What a memory is worth, by selection, budget, layers and codec."""
     try:
-        texts, chosen = read(corpus, questions, 6 if quick else limit)
+        texts, chosen = read(corpus, questions, limit or (6 if quick else 60))
         loaded = LanguageModel.load(model, notify=print)
     except MemDBError as error:
         raise click.ClickException(str(error)) from error

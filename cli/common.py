@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from rich.console import Console
 
 from memdb import Hit, MemDB, MissingPartError, StoredDocument
 
-F = TypeVar("F", bound=Callable[..., Any])
+GOES_ON = "memdb.goes_on"
 
 db_option = click.option(
     "--db",
@@ -27,6 +29,16 @@ db_option = click.option(
     help="The database's folder.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
+
+# What to make a database for; or what to open it with, where model or embedder are no longer where
+# it recorded them (others are refused). No environment variable sets them: it would be given to
+# every database, and refused by those of other models.
+model_option = click.option(
+    "--model", help="The model: a name (`memdb model list`), a folder, or a Hugging Face id."
+)
+embedder_option = click.option(
+    "--embedder", help="The text embedder: a name (`memdb model list`), a folder, or such an id."
+)
 
 
 def example(*lines: str) -> str:
@@ -46,29 +58,35 @@ def adapter() -> ModuleType:
 
         import model_adapter
     except ImportError as error:
-        raise MissingPartError(
-            f"this needs the model adapter, and {error.name} is not installed. Run: "
-            "pip install 'explicit-memdb[adapter]'"
-        ) from error
+        raise MissingPartError(_why_no_adapter(error)) from error
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     return model_adapter
 
 
-def parts_options(command: F) -> F:
-    """`--model` and `--embedder`: what to make a database for; or what to open it with, where they
-    are no longer where it recorded them (others are refused)."""
-    embedder = click.option(
-        "--embedder",
-        envvar="MEMDB_EMBEDDER",
-        help="The text embedder, likewise.",
+def _why_no_adapter(error: ImportError) -> str:
+    """What to do about it: a library that is missing is another matter than one too old."""
+    missing = (error.name or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and missing and not importlib.util.find_spec(missing):
+        return (
+            f"this needs the model adapter, and {missing} is not installed. Run: "
+            "pip install 'explicit-memdb[adapter]'"
+        )
+    try:
+        requirements = importlib.metadata.requires("explicit-memdb") or []
+    except importlib.metadata.PackageNotFoundError:  # run from a copy that is not installed
+        requirements = []
+    asked = [line.partition(";")[0].strip() for line in requirements if "adapter" in line]
+    wants = f" It wants {', '.join(asked)}." if asked else ""
+    return (
+        f"the model adapter cannot be loaded: {one_line(str(error), 300)}.{wants} Run: "
+        "pip install -U 'explicit-memdb[adapter]'"
     )
-    model = click.option(
-        "--model",
-        envvar="MEMDB_MODEL",
-        help="The model: a name (`memdb model list`), a folder, or a Hugging Face id.",
-    )
-    return model(embedder(command))
+
+
+def goes_on() -> None:
+    """Say of the running command that, interrupted and run again, it goes on from there."""
+    click.get_current_context().meta[GOES_ON] = True
 
 
 def open_database(path: Path, model: str | None = None, embedder: str | None = None) -> MemDB:
@@ -132,13 +150,19 @@ def one_line(text: str, width: int) -> str:
 
 def parse_where(values: tuple[str, ...]) -> dict[str, Any]:
     """`key=value` options as a metadata filter. A value is JSON if it reads as JSON, else text."""
-    where = {}
+    where: dict[str, Any] = {}
     for item in values:
         key, separator, value = item.partition("=")
         if not key or not separator:
             raise click.BadParameter(f"{item!r} is not of the form KEY=VALUE", param_hint="--where")
+        if key in where:  # both can't fit, and `delete` must not take half of what was said
+            raise click.BadParameter(f"the key {key!r} is given twice", param_hint="--where")
         try:
             where[key] = json.loads(value)
+        except RecursionError as error:
+            raise click.BadParameter(
+                f"the value of {key!r} is nested too deep", param_hint="--where"
+            ) from error
         except ValueError:
             where[key] = value
     return where
@@ -152,6 +176,8 @@ def parse_metadata(text: str | None) -> dict[str, Any] | None:
         value = json.loads(text)
     except ValueError as error:
         raise click.BadParameter(f"not JSON: {error}", param_hint="--metadata") from error
+    except RecursionError as error:
+        raise click.BadParameter("nested too deep", param_hint="--metadata") from error
     if not isinstance(value, dict):
         raise click.BadParameter("not a JSON object", param_hint="--metadata")
     return value
@@ -161,5 +187,7 @@ where_option = click.option(
     "--where",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Documents whose metadata has this value; given again, all must fit.",
+    help="Documents whose metadata has this value; given again, with another key, all must fit. "
+    "A value is JSON where it reads as JSON, else text: year=2020 is a number, year='\"2020\"' "
+    "is text.",
 )

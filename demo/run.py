@@ -20,6 +20,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cli.main import main as memdb
 from model_adapter import DEFAULT_EMBEDDER, DEFAULT_MODEL
@@ -38,15 +39,14 @@ began = time.perf_counter()
 
 
 def step(title: str) -> None:
-    console.print(
-        f"\n[bold]{title}[/bold]  [dim]({time.perf_counter() - began:.1f} s so far)[/dim]"
-    )
+    so_far = f"  ({time.perf_counter() - began:.1f} s so far)"
+    console.print(Text.assemble("\n", (title, "bold"), (so_far, "dim")))
 
 
 def run(*arguments: str, show: bool = True) -> list[str]:
     """Run a `memdb` command in this process; its output's lines."""
     shown = " ".join(f'"{word}"' if " " in word else word for word in arguments)
-    console.print(f"[green]$ memdb {shown}[/green]", soft_wrap=True)
+    console.print(Text(f"$ memdb {shown}", "green"), soft_wrap=True)
     start = time.perf_counter()
     output = io.StringIO()
     with redirect_stdout(output):
@@ -68,13 +68,12 @@ def answer(question: str, *options: str) -> dict[str, Any]:
     return result
 
 
-def side_by_side(question: str) -> None:
-    with_memory = answer(question)
-    without = answer(question, "--no-memory")
-    table = Table(title=question, width=100, title_justify="left")
+def comparison(question: str, with_memory: dict[str, Any], without: dict[str, Any]) -> Table:
+    """Two answers side by side; as `Text`, since a model may write what rich reads as markup."""
+    table = Table(title=Text(question), width=100, title_justify="left")
     for name in ("with 5 explicit memories", "the model alone"):
         table.add_column(name, ratio=1)
-    table.add_row(with_memory["text"].strip(), without["text"].strip())
+    table.add_row(*(Text(result["text"].strip()) for result in (with_memory, without)))
     table.add_section()
     times = []
     for result in (with_memory, without):
@@ -84,7 +83,13 @@ def side_by_side(question: str) -> None:
             f"read {seconds['read']:.2f} s, decode {seconds['decode']:.2f} s"
         )
     table.add_row(*times, style="dim")
-    console.print(table)
+    return table
+
+
+def side_by_side(question: str) -> None:
+    with_memory = answer(question)
+    without = answer(question, "--no-memory")
+    console.print(comparison(question, with_memory, without))
     console.print("remembered:")
     for hit in with_memory["chunks"][0]["references"]:
         text = " ".join(hit["text"].split())[:56]

@@ -122,7 +122,7 @@ def _check_file(path: Path, name: str) -> None:
         reason = getattr(error, "strerror", None) or error
         raise InvalidInputError(f"cannot read '{name}': {reason}") from error
     if stat.S_ISDIR(mode):
-        raise InvalidInputError(f"'{name}' is a folder, not a file")
+        raise InvalidInputError(f"there is no file '{name}': it is a folder")
     if not stat.S_ISREG(mode):
         raise InvalidInputError(f"'{name}' is no regular file, and a corpus is read twice")
 

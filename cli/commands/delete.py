@@ -34,6 +34,7 @@ def delete(
     """Delete documents by id or by metadata, all or none, with their references and memories."""
     if bool(ids) == bool(where):
         raise click.UsageError("give either ids or --where")
+    ids = tuple(dict.fromkeys(ids))  # each once
     with MemDB.open(path) as database:
         if where:
             ids = tuple(document.id for document in database.documents(parse_where(where)))

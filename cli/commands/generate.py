@@ -11,13 +11,14 @@ from cli.common import (
     adapter,
     busy,
     db_option,
+    embedder_option,
     example,
     hit_json,
     json_option,
+    model_option,
     notify,
     one_line,
     open_database,
-    parts_options,
     print_json,
 )
 
@@ -41,7 +42,8 @@ from cli.common import (
 @click.option("--top-k", type=int, help="Draw among so many of the likeliest tokens.")
 @click.option("--top-p", default=1.0, show_default=True, help="Draw among this much probability.")
 @click.option("--seed", type=int, help="The same seed draws the same tokens.")
-@parts_options
+@model_option
+@embedder_option
 @json_option
 def generate(
     prompt: str,

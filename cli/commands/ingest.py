@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 
@@ -15,10 +17,13 @@ from cli.commands.init import make_database
 from cli.common import (
     counted,
     db_option,
+    embedder_option,
     example,
+    goes_on,
     json_option,
+    model_option,
+    one_line,
     open_database,
-    parts_options,
     print_json,
 )
 from cli.progress import progress_bar
@@ -32,7 +37,8 @@ from memdb import read_corpus
 @click.argument("corpus", type=click.Path(path_type=Path))
 @db_option
 @click.option("--cold", is_flag=True, help="Leave memories to their first use, or to `memdb warm`.")
-@parts_options
+@model_option
+@embedder_option
 @json_option
 def ingest(
     corpus: Path,
@@ -44,13 +50,12 @@ def ingest(
 ) -> None:
     """Bring in a JSONL file: lines of "id" (optional), "text" and "metadata" (optional).
 
-    CORPUS is a file, or - for standard input. New documents are inserted, changed ones updated; the
-    same file again changes nothing. An interrupted ingest goes on where it stopped when it is run
-    again. A database that is not there is made, with the defaults of `memdb init`.
+    CORPUS is a file, a pipe, or - for standard input. New documents are inserted, changed ones
+    updated; the same file again changes nothing. An interrupted ingest goes on where it stopped
+    when it is run again. A database that is not there is made, with the defaults of `memdb init`.
     """
+    goes_on()
     with _as_file(corpus) as (file, name):
-        if not file.is_file():
-            raise click.BadParameter(f"there is no file '{name}'", param_hint="CORPUS")
         if not path.exists():
             for _ in read_corpus(file, name):  # a mistake in it leaves no database behind
                 pass
@@ -70,10 +75,33 @@ def ingest(
 @contextmanager
 def _as_file(corpus: Path) -> Iterator[tuple[Path, str]]:
     """The corpus as a file that can be read twice, and its name for errors."""
-    if str(corpus) != "-":
-        yield corpus, str(corpus)
+    name = str(corpus)
+    if name == "-":
+        with _spooled(sys.stdin.buffer) as copy:
+            yield copy, "<stdin>"
         return
+    try:
+        mode = corpus.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise click.BadParameter(f"'{name}' is a folder, not a file", param_hint="CORPUS")
+        source = None if stat.S_ISREG(mode) else corpus.open("rb")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise click.BadParameter(f"there is no file '{name}'", param_hint="CORPUS") from error
+    except OSError as error:
+        raise click.BadParameter(
+            f"cannot read '{one_line(name, 100)}': {error.strerror}", param_hint="CORPUS"
+        ) from error
+    if source is None:
+        yield corpus, name
+        return
+    with source, _spooled(source) as copy:
+        yield copy, name
+
+
+@contextmanager
+def _spooled(source: BinaryIO) -> Iterator[Path]:
+    """What a stream holds, as a file for a while."""
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as copy:
-        shutil.copyfileobj(sys.stdin.buffer, copy)
+        shutil.copyfileobj(source, copy)
         copy.flush()
-        yield Path(copy.name), "<stdin>"
+        yield Path(copy.name)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
-from cli.common import adapter, db_option, example, notify, parts_options
+from cli.common import adapter, db_option, embedder_option, example, model_option, notify
+
+_LAYERS = 10_000  # more than any model has
 
 
 def parse_layers(text: str | None) -> list[int] | None:
@@ -17,11 +19,16 @@ def parse_layers(text: str | None) -> list[int] | None:
     for part in text.split(","):
         first, _, last = part.partition("-")
         try:
-            layers.extend(range(int(first), int(last or first) + 1))
+            layer, end = int(first), int(last or first)
         except ValueError as error:
             raise click.BadParameter(
                 f"{part!r} is neither a layer nor a range like 0-14", param_hint="--layers"
             ) from error
+        if end < layer:
+            raise click.BadParameter(f"the range {part!r} is empty", param_hint="--layers")
+        if end >= _LAYERS:  # before such a range fills the machine's memory
+            raise click.BadParameter(f"no model has the layer {end}", param_hint="--layers")
+        layers.extend(range(layer, end + 1))
     return layers
 
 
@@ -30,7 +37,8 @@ def parse_layers(text: str | None) -> list[int] | None:
     epilog=example("memdb init --db docs.memdb --framing plain --budget 720"),
 )
 @db_option
-@parts_options
+@model_option
+@embedder_option
 @click.option(
     "--framing",
     type=click.Choice(["plain", "chat"]),

@@ -27,7 +27,7 @@ from memdb import MemDB
 )
 @db_option
 @where_option
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many.")
+@click.option("--limit", type=click.IntRange(1, 10**9), help="At most so many.")
 @json_option
 def list_documents(path: Path, where: tuple[str, ...], limit: int | None, as_json: bool) -> None:
     """The documents in the order of their ids: id, references, how many are warm, text."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli.common import adapter, example, notify
+from cli.common import adapter, example, goes_on, notify
 
 
 @click.group()
@@ -21,6 +21,7 @@ def pull(names: tuple[str, ...]) -> None:
 
     They are kept in the folder that MEMDB_CACHE names (default: memdb in your cache folder).
     """
+    goes_on()
     for name in names:
         click.echo(adapter().pull(name, notify))
 

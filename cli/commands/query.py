@@ -9,12 +9,12 @@ import click
 from cli.common import (
     busy,
     db_option,
+    embedder_option,
     example,
     hit_json,
     json_option,
     one_line,
     open_database,
-    parts_options,
     print_json,
 )
 
@@ -26,13 +26,11 @@ from cli.common import (
 @click.argument("text")
 @db_option
 @click.option("-k", default=5, show_default=True, help="How many references.")
-@parts_options
+@embedder_option
 @json_option
-def query(
-    text: str, path: Path, k: int, model: str | None, embedder: str | None, as_json: bool
-) -> None:
+def query(text: str, path: Path, k: int, embedder: str | None, as_json: bool) -> None:
     """The references nearest to TEXT, best first, with their cosine similarity."""
-    with busy("searching"), open_database(path, model, embedder) as database:
+    with busy("searching"), open_database(path, embedder=embedder) as database:
         retrieval = database.query(text, k)
     for place, hit in enumerate(retrieval.hits, 1):
         if as_json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 import click
 
@@ -11,11 +11,12 @@ from cli.common import (
     busy,
     db_option,
     document_json,
+    embedder_option,
     example,
     json_option,
+    model_option,
     open_database,
     parse_metadata,
-    parts_options,
     print_json,
 )
 
@@ -29,18 +30,19 @@ from cli.common import (
 @click.option("--text", help="The new text.")
 @click.option(
     "--file",
-    type=click.File("r", encoding="utf-8"),
-    help="A file with the new text; - for standard input.",
+    type=click.File("rb"),
+    help="A file with the new text, UTF-8; - for standard input.",
 )
 @click.option("--metadata", help="The new metadata, a JSON object.")
 @click.option("--cold", is_flag=True, help="Leave the memories of a new text to their first use.")
-@parts_options
+@model_option
+@embedder_option
 @json_option
 def update(
     id: str,
     path: Path,
     text: str | None,
-    file: IO[str] | None,
+    file: BinaryIO | None,
     metadata: str | None,
     cold: bool,
     model: str | None,
@@ -54,7 +56,7 @@ def update(
     if text is not None and file is not None:
         raise click.UsageError("--text and --file exclude each other")
     if file is not None:
-        text = file.read()
+        text = _decoded(file)
     values = parse_metadata(metadata)
     if text is None and values is None:
         raise click.UsageError("nothing to change: give --text, --file or --metadata")
@@ -64,3 +66,13 @@ def update(
         print_json(document_json(document))
     else:
         click.echo(f"{document.id} is now version {document.version}")
+
+
+def _decoded(file: BinaryIO) -> str:
+    """A file's text, its line ends as they are."""
+    try:
+        return file.read().decode()
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(
+            f"'{file.name}' is not UTF-8 (byte {error.start + 1})", param_hint="--file"
+        ) from error

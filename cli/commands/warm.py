@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.common import counted, db_option, example, open_database, parts_options
+from cli.common import counted, db_option, example, goes_on, model_option, open_database
 from cli.progress import progress_bar
 
 
@@ -16,12 +16,13 @@ from cli.progress import progress_bar
 )
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @db_option
-@parts_options
-def warm(ids: tuple[str, ...], path: Path, model: str | None, embedder: str | None) -> None:
+@model_option
+def warm(ids: tuple[str, ...], path: Path, model: str | None) -> None:
     """Write the memories that are not there yet, of all documents or of those named.
 
     May be interrupted; run again, it goes on.
     """
-    with open_database(path, model, embedder) as database, progress_bar() as progress:
+    goes_on()
+    with open_database(path, model) as database, progress_bar() as progress:
         written = database.warm(ids or None, progress=progress)
     click.echo(f"{counted(written, 'memory', 'memories')} written")

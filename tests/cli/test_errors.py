@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import lmdb
@@ -154,9 +155,80 @@ def test_small_mistakes(run: Run, database: None) -> None:
     assert "no model is called 'x'" in run("model", "pull", "x", code=2).stderr
 
 
+def test_a_filter_is_read_to_the_letter(run: Run, tmp_path: Path, database: None) -> None:
+    values: list[object] = [1, True, "1", [1], [True]]
+    lines = [line(id=str(i), text=f"Text {i}.", metadata={"v": v}) for i, v in enumerate(values)]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
+    run("ingest", "corpus.jsonl", "--cold")
+    for i, value in enumerate(["1", "true", '"1"', "[1]", "[true]"]):
+        assert [row["id"] for row in rows(run("list", "--json", "--where", f"v={value}"))] == [
+            str(i)
+        ]
+    for command in (("list",), ("delete", "--yes")):
+        message = run(*command, "--where", "v=1", "--where", "v=2", code=2).stderr
+        assert "the key 'v' is given twice" in message
+        assert "nested too deep" in run(*command, "--where", "v=" + "[" * 20_000, code=2).stderr
+    assert rows(run("stats", "--json"))[0]["documents"] == len(values)
+
+
+def test_a_new_text_is_taken_byte_for_byte(run: Run, tmp_path: Path, database: None) -> None:
+    (tmp_path / "corpus.jsonl").write_text(GOOD)
+    run("ingest", "corpus.jsonl", "--cold")
+    (tmp_path / "latin1.txt").write_bytes("Höre!".encode("latin1"))
+    message = run("update", "a", "--file", "latin1.txt", code=2).stderr
+    assert "'latin1.txt' is not UTF-8 (byte 2)" in message
+    (tmp_path / "dos.txt").write_bytes(b"One.\r\nTwo.\r\n")
+    run("update", "a", "--file", "dos.txt", "--cold")
+    assert rows(run("get", "a", "--json"))[0]["text"] == "One.\r\nTwo.\r\n"
+
+
+def test_values_that_are_too_much(run: Run, tmp_path: Path, database: None) -> None:
+    (tmp_path / "corpus.jsonl").write_text(GOOD)
+    long = "x" * 5000
+    assert "--limit" in run("list", "--limit", str(10**20), code=2).stderr
+    assert "nested too deep" in run("update", "a", "--metadata", "[" * 20_000, code=2).stderr
+    for command in (("ingest", long), ("ingest", "corpus.jsonl", "--db", long)):
+        message = run(*command, code=2).stderr
+        assert "File name too long" in message
+
+
+@pytest.mark.parametrize("command", ["generate", "query"])
+def test_an_argument_that_is_no_text(run: Run, database: None, command: str) -> None:
+    run(command, os.fsdecode(b"\xff"), code=2)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_entered(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    for command in (("ingest", "closed/c.jsonl"), ("stats", "--db", "closed/db")):
+        assert "Permission denied" in run(*command, code=2).stderr
+
+
+def test_a_folder_as_a_corpus(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    assert "'texts' is a folder, not a file" in run("ingest", "texts", code=2).stderr
+    assert not (tmp_path / "db").exists()
+
+
+def test_no_model_from_the_environment(
+    run: Run, database: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEMDB_MODEL", "no-such-model")
+    monkeypatch.setenv("MEMDB_EMBEDDER", "no-such-embedder")
+    run("warm")
+    run("query", "x")
+
+
+def test_parts_that_a_command_does_not_use(run: Run) -> None:
+    assert "No such option" in run("query", "x", "--model", "y", code=2).stderr
+    assert "No such option" in run("warm", "--embedder", "y", code=2).stderr
+
+
 def test_init_options(run: Run) -> None:
     assert "among 0 to 29" in run("init", "--layers", "0-30", code=2).stderr
     assert "neither a layer nor a range" in run("init", "--layers", "a-b", code=2).stderr
+    assert "the range '2-1' is empty" in run("init", "--layers", "0,2-1", code=2).stderr
+    assert "no model has the layer" in run("init", "--layers", f"0-{10**20}", code=2).stderr
     assert "budget must be 1 to 11520" in run("init", "--budget", "0", code=2).stderr
     assert "there is no database at" in run("stats", code=2).stderr  # nothing was left behind
 
@@ -166,6 +238,7 @@ def test_delete_is_all_or_none(run: Run, tmp_path: Path, database: None) -> None
     run("ingest", "corpus.jsonl", "--cold")
     assert "'b'; nothing was deleted" in run("delete", "a", "b", code=2).stderr
     assert len(rows(run("list", "--json"))) == 1
+    assert rows(run("delete", "a", "a", "--json")) == [{"deleted": "a"}]
 
 
 def test_a_damaged_record_is_named(run: Run, tmp_path: Path, database: None) -> None:

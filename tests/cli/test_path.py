@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from cli.commands import COMMANDS
@@ -15,6 +17,7 @@ from tests.cli.conftest import Run, rows
 from tests.helpers import FACTS, tiny_model
 
 PELLONIA = FACTS[0]
+TIMEOUT = 300  # seconds for a program to end; it takes a few
 
 
 def answer(run: Run, *options: str) -> str:
@@ -94,6 +97,15 @@ def test_every_command(run: Run, corpus: Path, tmp_path: Path) -> None:
     assert len(rows(run("list", "--json"))) == 2
 
 
+def test_a_pipe_as_a_corpus(run: Run, corpus: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)  # what `memdb ingest <(zcat corpus.jsonl.gz)` passes
+    writer = threading.Thread(target=pipe.write_bytes, args=(corpus.read_bytes(),), daemon=True)
+    writer.start()
+    assert "4 documents inserted" in run("ingest", str(pipe), "--cold").stdout
+    writer.join(TIMEOUT)
+
+
 def test_models_are_listed_and_pulled(run: Run) -> None:
     listed = run("model", "list").stdout
     assert "smollm2-135m" in listed
@@ -113,27 +125,36 @@ def test_as_a_program(run: Run, corpus: Path) -> None:
     """The installed command, in a process of its own, with its progress on a terminal."""
     program = str(Path(sys.executable).parent / "memdb")
     master, slave = os.openpty()
-    done = subprocess.run(
-        [program, "ingest", str(corpus)],
-        stdout=subprocess.PIPE,
-        stderr=slave,
-        text=True,
-        check=True,
-    )
-    os.close(slave)
-    shown = b""
-    while True:
-        try:
-            part = os.read(master, 65536)
-        except OSError:  # all read
-            break
-        shown += part
-    os.close(master)
+    parts: list[bytes] = []
+
+    def read() -> None:  # while it runs: a terminal that is full makes it wait
+        with suppress(OSError):  # all read, and no one there to write more
+            while part := os.read(master, 65536):
+                parts.append(part)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        done = subprocess.run(
+            [program, "ingest", str(corpus)],
+            stdout=subprocess.PIPE,
+            stderr=slave,
+            text=True,
+            check=True,
+            timeout=TIMEOUT,
+        )
+    finally:
+        os.close(slave)
+        reader.join(TIMEOUT)
+        os.close(master)
+    shown = b"".join(parts)
     assert "4 documents inserted" in done.stdout
     assert "4 references and 4 memories written" in done.stdout
     assert b"references/s" in shown
     assert b"writing memories" in shown
-    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    version = subprocess.run(
+        [program, "--version"], capture_output=True, text=True, check=True, timeout=TIMEOUT
+    )
     assert version.stdout.startswith("memdb, version")
 
 
@@ -147,10 +168,15 @@ def test_an_interrupted_ingest_says_so_and_goes_on(run: Run, tmp_path: Path) -> 
         stderr=subprocess.PIPE,
         text=True,
     )
-    while rows(run("stats", "--json"))[0]["memories"] == 0 and child.poll() is None:
-        time.sleep(0.05)
-    child.send_signal(signal.SIGINT)  # all texts are in, some memories are
-    _, shown = child.communicate()
+    try:
+        end = time.monotonic() + TIMEOUT
+        while rows(run("stats", "--json"))[0]["memories"] == 0 and child.poll() is None:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        child.send_signal(signal.SIGINT)  # all texts are in, some memories are
+        _, shown = child.communicate(timeout=TIMEOUT)
+    finally:
+        child.kill()
     assert child.returncode == 130, shown
     assert "interrupted; what was written stays" in shown
     assert "Traceback" not in shown
