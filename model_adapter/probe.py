@@ -5,22 +5,52 @@ Architectures are many and change; a few tokens tell more than a list of names.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from memdb import UnsupportedModelError
+from model_adapter.attention import Observer
 from model_adapter.catalog import first_line
-
-if TYPE_CHECKING:
-    from model_adapter.language_model import LanguageModel
 
 _TOKENS = 8
 _SHIFT = 17  # positions between the two readings
 
 
-def turning_layers(model: LanguageModel) -> frozenset[int]:
+class Probed(Protocol):
+    """What is asked of a `LanguageModel`."""
+
+    name: str
+    model: Any
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+
+    @property
+    def heads(self) -> int:
+        """Query heads of a layer."""
+
+    @property
+    def kv_heads(self) -> int:
+        """Key-value heads of a layer."""
+
+    @property
+    def head_dim(self) -> int:
+        """Length of a key."""
+
+    def observe(
+        self, sequences: Sequence[Sequence[int]], observer: Observer, start: int = 0
+    ) -> None:
+        """Run sequences and look on."""
+
+    def unrotate(self, vectors: Tensor, layer: int, start: int) -> Tensor:
+        """Keys before RoPE."""
+
+
+def turning_layers(model: Probed) -> frozenset[int]:
     """Run a few tokens at two places and look at every layer's queries, keys and values.
 
     Returns:
@@ -52,8 +82,8 @@ def turning_layers(model: LanguageModel) -> frozenset[int]:
     return frozenset(layer for layer in here if not _close(here[layer], there[layer]))
 
 
-def unrotation_is_right(model: LanguageModel) -> bool:
-    """Whether `LanguageModel.unrotate` gives the same keys wherever the tokens stood."""
+def unrotation_is_right(model: Probed) -> bool:
+    """Whether `unrotate` gives the same keys wherever the tokens stood."""
     try:
         here, there = _keys(model, 0), _keys(model, _SHIFT)
         return all(
@@ -70,7 +100,7 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _keys(model: LanguageModel, start: int) -> dict[int, Tensor]:
+def _keys(model: Probed, start: int) -> dict[int, Tensor]:
     found: dict[int, Tensor] = {}
 
     def observe(layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> None:
@@ -81,10 +111,10 @@ def _keys(model: LanguageModel, start: int) -> dict[int, Tensor]:
             )
         found[layer] = key[0]
 
-    ids = [token % model.config.vocab_size for token in range(3, 3 + _TOKENS)]
+    ids = [token % model.model.config.vocab_size for token in range(3, 3 + _TOKENS)]
     model.observe([ids], observe, start)
     return found
 
 
-def _name(model: LanguageModel) -> str:
+def _name(model: Probed) -> str:
     return f"the model '{model.name}' ({type(model.model).__name__})"

@@ -140,15 +140,6 @@ class Reconstruction(Selection):
 
     _REQUEST = "\n\nRepeat the text above.\n\n"
 
-    def require_supported(self, model: LanguageModel) -> None:
-        """Raise `UnsupportedModelError` if this cannot be computed for the model."""
-        if self.before_rope and not model.can_unrotate:
-            raise UnsupportedModelError(
-                f"the selection '{self.name}' needs keys before their position embedding, and that "
-                f"of the model '{model.name}' is of a kind that is not undone here; use the "
-                f"selection '{DEFAULT_SELECTION}'"
-            )
-
     def suffix(self, model: LanguageModel, reference: list[int]) -> list[int]:
         """The request, and the reference again."""
         return [*model.tokens(self._REQUEST), *reference]
