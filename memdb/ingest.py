@@ -68,7 +68,7 @@ def ingest(
     """
     _check_file(path, name or str(path))
     names, total = _survey(path, name, store, chunker, progress)
-    if rememberer is not None:
+    if rememberer is not None and total:
         rememberer.require_writer()  # loaded, or refused, before anything is written
     batch: list[tuple[str, Document, list[Piece]]] = []
     inserted = updated = references = 0
@@ -101,7 +101,8 @@ def ingest(
             batch.append((key, document, pieces))
     if batch:
         flush()
-    progress("embedding", references, total)
+    if total:
+        progress("embedding", references, total)
     memories = 0
     if rememberer is not None:
         with store.read() as transaction:
