@@ -183,6 +183,9 @@ def parse_metadata(text: str | None) -> dict[str, Any] | None:
     return value
 
 
+if_version_option = click.option(
+    "--if-version", type=int, help="Only if the document is at this version; else nothing is done."
+)
 where_option = click.option(
     "--where",
     multiple=True,

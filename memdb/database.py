@@ -225,6 +225,7 @@ class MemDB:
         text: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         cold: bool = False,
+        if_version: int | None = None,
         embeddings: NDArray[np.float32] | None = None,
         memories: Sequence[ExplicitMemory] | None = None,
     ) -> StoredDocument:
@@ -233,13 +234,17 @@ class MemDB:
         A new text has new references. New metadata alone keeps them and their memories. The same
         content again changes nothing.
 
-        Args and errors: as `insert`.
+        Args and errors: as `insert`, and
+
+        Args:
+            if_version: change it only if this is its version (as `get` returned it).
 
         Raises:
             UnknownDocumentError: no document has this id.
-            ConflictError: another writer changed the document meanwhile.
+            ConflictError: it is at another version, or another writer changed it meanwhile.
         """
         old = self.get(id)
+        _require_version(id, old.version, if_version)
         name, document = rules.checked(
             Document(
                 old.text if text is None else text,
@@ -263,15 +268,21 @@ class MemDB:
             Document(old.text, id, old.metadata)
         ):
             with self._store.write() as transaction:
+                _require_version(name, self._entry(transaction, name).version, if_version)
                 writing.put_metadata(transaction, name, document)
                 return self._stored(transaction, name, self._entry(transaction, name))
         return old
 
-    def delete(self, *ids: str) -> None:
+    def delete(self, *ids: str, if_version: int | None = None) -> None:
         """Remove documents with their references and memories, all or none.
+
+        Args:
+            ids: of the documents.
+            if_version: remove them only if this is the version of each.
 
         Raises:
             UnknownDocumentError: naming the ids that are not there.
+            ConflictError: one is at another version.
         """
         self._require_open()
         with self._store.write() as transaction:
@@ -281,6 +292,7 @@ class MemDB:
                 raise UnknownDocumentError(_unknown(*missing) + "; nothing was deleted")
             for name, entry in entries.items():
                 if entry is not None:
+                    _require_version(name, entry.version, if_version)
                     transaction.delete_document(name, entry)
 
     def ingest(
@@ -494,6 +506,11 @@ def _known(name: str) -> str:
     except InvalidInputError as error:
         raise UnknownDocumentError(f"no document can have the id {name!r}: {error}") from error
     return name
+
+
+def _require_version(name: str, version: int, wanted: int | None) -> None:
+    if wanted is not None and version != wanted:
+        raise ConflictError(f"document '{name}' is at version {version}, not {wanted}")
 
 
 def _unknown(*names: str) -> str:

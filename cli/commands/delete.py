@@ -11,6 +11,7 @@ from cli.common import (
     counted,
     db_option,
     example,
+    if_version_option,
     json_option,
     parse_where,
     print_json,
@@ -27,9 +28,15 @@ from memdb import MemDB
 @db_option
 @where_option
 @click.option("--yes", is_flag=True, help="Do not ask before deleting by --where.")
+@if_version_option
 @json_option
 def delete(
-    ids: tuple[str, ...], path: Path, where: tuple[str, ...], yes: bool, as_json: bool
+    ids: tuple[str, ...],
+    path: Path,
+    where: tuple[str, ...],
+    yes: bool,
+    if_version: int | None,
+    as_json: bool,
 ) -> None:
     """Delete documents by id or by metadata, all or none, with their references and memories."""
     if bool(ids) == bool(where):
@@ -45,7 +52,7 @@ def delete(
                     )
                 click.confirm(f"Delete {counted(len(ids), 'document')}?", abort=True)
         if ids:
-            database.delete(*ids)
+            database.delete(*ids, if_version=if_version)
     if as_json:
         for name in ids:
             print_json({"deleted": name})

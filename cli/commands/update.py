@@ -13,6 +13,7 @@ from cli.common import (
     document_json,
     embedder_option,
     example,
+    if_version_option,
     json_option,
     model_option,
     open_database,
@@ -35,6 +36,7 @@ from cli.common import (
 )
 @click.option("--metadata", help="The new metadata, a JSON object.")
 @click.option("--cold", is_flag=True, help="Leave the memories of a new text to their first use.")
+@if_version_option
 @model_option
 @embedder_option
 @json_option
@@ -45,6 +47,7 @@ def update(
     file: BinaryIO | None,
     metadata: str | None,
     cold: bool,
+    if_version: int | None,
     model: str | None,
     embedder: str | None,
     as_json: bool,
@@ -61,7 +64,7 @@ def update(
     if text is None and values is None:
         raise click.UsageError("nothing to change: give --text, --file or --metadata")
     with busy("updating"), open_database(path, model, embedder) as database:
-        document = database.update(id, text=text, metadata=values, cold=cold)
+        document = database.update(id, text=text, metadata=values, cold=cold, if_version=if_version)
     if as_json:
         print_json(document_json(document))
     else:

@@ -233,6 +233,16 @@ def test_init_options(run: Run) -> None:
     assert "there is no database at" in run("stats", code=2).stderr  # nothing was left behind
 
 
+def test_a_write_for_another_version(run: Run, tmp_path: Path, database: None) -> None:
+    (tmp_path / "corpus.jsonl").write_text(GOOD)
+    run("ingest", "corpus.jsonl", "--cold")
+    told = "document 'a' is at version 1, not 7"
+    assert told in run("update", "a", "--metadata", "{}", "--if-version", "7", code=2).stderr
+    assert told in run("delete", "a", "--if-version", "7", code=2).stderr
+    run("update", "a", "--metadata", '{"n": 1}', "--if-version", "1")
+    run("delete", "a", "--if-version", "2")
+
+
 def test_delete_is_all_or_none(run: Run, tmp_path: Path, database: None) -> None:
     (tmp_path / "corpus.jsonl").write_text(GOOD)
     run("ingest", "corpus.jsonl", "--cold")

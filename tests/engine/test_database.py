@@ -12,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from memdb import (
+    ConflictError,
     DocumentExistsError,
     ExplicitMemory,
     InvalidInputError,
@@ -396,6 +397,26 @@ def test_true_and_1_are_different_metadata(bare: MemDB) -> None:
     bare.insert("text", id="a", metadata={"x": 1}, embeddings=EAST)
     assert bare.update("a", metadata={"x": True}).metadata["x"] is True
     assert bare.get("a").version == 2
+
+
+def test_a_write_for_another_version_is_refused(bare: MemDB) -> None:
+    bare.insert("One.", id="a", embeddings=EAST)
+    assert bare.update("a", metadata={"n": 1}, if_version=1).version == 2
+    assert bare.update("a", text="Two.", embeddings=NORTH, if_version=2).version == 3
+    before = bare.get("a")
+    for call in (
+        lambda: bare.update("a", metadata={"n": 2}, if_version=2),
+        lambda: bare.update("a", text="Three.", embeddings=EAST, if_version=4),
+        lambda: bare.delete("a", if_version=1),
+    ):
+        with pytest.raises(ConflictError, match="document 'a' is at version 3, not"):
+            call()
+    assert bare.get("a") == before
+    bare.insert("Other.", id="b", embeddings=EAST)
+    with pytest.raises(ConflictError, match="'a' is at version 3"):
+        bare.delete("b", "a", if_version=1)
+    assert bare.get("b").version == 1  # all or none
+    bare.delete("a", if_version=3)
 
 
 def test_text_and_metadata_change_together(bare: MemDB) -> None:
