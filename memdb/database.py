@@ -366,16 +366,16 @@ class MemDB:
         while True:
             self._require_open()
             with self._store.read() as transaction:
-                page = [
+                page = list(islice(transaction.documents(after), _PAGE))
+                found = [  # texts are read of those alone that are wanted
                     self._stored(transaction, name, entry)
-                    for name, entry in islice(transaction.documents(after), _PAGE)
+                    for name, entry in page
+                    if not where or rules.matches(transaction.metadata(name, entry.version), where)
                 ]
-            for document in page:
-                if rules.matches(document.metadata, where or {}):
-                    yield document
+            yield from found
             if not page:
                 return
-            after = page[-1].id
+            after = page[-1][0]
 
     def query(self, text: str, k: int = 5) -> Retrieval:
         """The k references nearest to a text, best first, without their memories.

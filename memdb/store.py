@@ -26,9 +26,7 @@ from memdb.errors import (
     StorageError,
 )
 from memdb.folder import SharedLock, new_database
-from memdb.layout import (
-    SETTINGS,
-)
+from memdb.layout import SETTINGS
 from memdb.transaction import Transaction
 
 _MAP_SIZE = 1 << 40  # address space, not disk: nobody has to size the database
@@ -238,7 +236,7 @@ class Store:
 
     def sizes(self) -> dict[str, int]:
         """Bytes on disk by table (whole pages), and of the file, as `file`."""
-        with self._begin(write=False) as transaction:
+        with self.read() as transaction:
             sizes = {name: transaction.size(name) for name in layout.TABLES}
         return {**sizes, "file": (self.generation / "data.mdb").stat().st_size}
 

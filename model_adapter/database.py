@@ -21,10 +21,11 @@ _loading = threading.Lock()
 def load_embedder(name: str, notify: Notify = lambda _: None) -> SentenceEmbedder:
     """`SentenceEmbedder`, once per process and name; again if its folder changed."""
     with _loading:
-        key = source_key(name)
-        if key not in _embedders:
-            _embedders[key] = SentenceEmbedder(name, notify)
-        return _embedders[key]
+        embedder = _embedders.get(source_key(name))
+        if embedder is None:
+            embedder = SentenceEmbedder(name, notify)
+            _embedders[source_key(name)] = embedder  # as it is now that it is pulled
+        return embedder
 
 
 def create_database(

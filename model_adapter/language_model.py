@@ -32,6 +32,9 @@ class LanguageModel:
         tokenizer: its fast tokenizer.
         name: how to load it again.
 
+    Attributes:
+        tokenizer_json: the text of the tokenizer's tokenizer.json.
+
     Raises:
         UnsupportedModelError: saying what the model lacks.
     """
@@ -46,9 +49,9 @@ class LanguageModel:
         self._prefix_caches: dict[tuple[int, ...], Any] = {}
         # Two tokenizers of our own: transformers' switches between text and control tokens by a
         # state that all threads share.
-        source = tokenizer.backend_tokenizer.to_str()
-        self._text = text_tokenizer(source)
-        self._control = Tokenizer.from_str(source)
+        self.tokenizer_json = str(tokenizer.backend_tokenizer.to_str())
+        self._text = text_tokenizer(self.tokenizer_json)
+        self._control = Tokenizer.from_str(self.tokenizer_json)
         self._control.no_truncation()
         self._control.no_padding()
         self._turning = turning_layers(self)
@@ -289,8 +292,11 @@ def load_model(
 ) -> LanguageModel:
     """`LanguageModel.load`, once per process, name and dtype; again if its folder changed."""
     with _loading:
-        key = source_key(name), dtype
-        if key not in _loaded:
+        model = _loaded.get((source_key(name), dtype))
+        if model is None:
             wanted = None if dtype is None else getattr(torch, dtype)
-            _loaded[key] = LanguageModel.load(name, dtype=wanted, notify=notify)
-        return _loaded[key]
+            model = LanguageModel.load(name, dtype=wanted, notify=notify)
+            source = source_key(name)  # as it is now that it is pulled
+            # The default dtype is one of the others, by which a database asks for it again.
+            _loaded[source, dtype] = _loaded[source, model.dtype] = model
+        return model

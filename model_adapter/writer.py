@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,7 +45,8 @@ class Writer:
         prefix: tuple[int, ...] | None = None,
     ) -> None:
         self.model = model
-        self.frame = Frame(model, framing or default_framing(model), prefix)
+        framing = framing or default_framing(model)
+        self.frame = Frame(model, framing, prefix)
         chosen = tuple(range(model.layers)) if layers is None else tuple(sorted(set(layers)))
         outside = [layer for layer in chosen if not 0 <= layer < model.layers]
         if outside or not chosen:
@@ -60,7 +60,7 @@ class Writer:
             head_dim=model.head_dim,
             dtype=model.dtype,
             prefix=self.frame.prefix,
-            framing=framing or default_framing(model),
+            framing=framing,
             reference_length=reference_length,
             rope=tuple(model.rope(layer) for layer in chosen),
         )
@@ -77,10 +77,10 @@ class Writer:
         """Selection and budget."""
         return {"selection": self.selection.name, "budget": self.selection.budget}
 
-    @cached_property
+    @property
     def tokenizer(self) -> str:
         """The model's tokenizer.json."""
-        return str(self.model.tokenizer.backend_tokenizer.to_str())
+        return self.model.tokenizer_json
 
     def write(self, texts: Sequence[str]) -> list[ExplicitMemory]:
         """See `memdb.MemoryWriter.write`.

@@ -144,6 +144,21 @@ def test_a_database_opens_in_the_dtype_it_was_made_with(
         assert database.writer.shape.dtype == "bfloat16"
 
 
+def test_a_database_that_is_made_and_opened_again_loads_its_model_once(
+    tmp_path: Path, minilm: SentenceEmbedder
+) -> None:
+    made = tiny_model()
+    made.model.save_pretrained(tmp_path / "model")
+    made.tokenizer.save_pretrained(tmp_path / "model")
+    with (
+        create_database(tmp_path / "db", model=str(tmp_path / "model"), embedder=minilm) as one,
+        open_database(tmp_path / "db") as other,
+    ):
+        assert isinstance(one.writer, Writer)
+        assert isinstance(other.writer, Writer)
+        assert one.writer.model is other.writer.model
+
+
 def test_a_model_is_loaded_once_and_again_when_its_folder_changed(tmp_path: Path) -> None:
     for architecture in ("llama", "qwen2"):
         made = tiny_model(architecture)
