@@ -6,10 +6,14 @@ Modeling with Explicit Memory", 2024). The engine needs no model; `model_adapter
 with one and reads them while it generates.
 """
 
-from memdb.chunking import text_tokenizer
+from memdb.batch import MemoryBatch
+from memdb.bulk import Batch, LoadReport
+from memdb.cache import CacheStats
+from memdb.chunking import Piece, text_tokenizer
 from memdb.codecs import CODECS, Codec
 from memdb.corpus import read_corpus
 from memdb.database import MemDB
+from memdb.environment import Durability
 from memdb.errors import (
     ConflictError,
     CorpusError,
@@ -27,6 +31,7 @@ from memdb.errors import (
     UnknownDocumentError,
     UnsupportedModelError,
 )
+from memdb.index import IndexInfo, IndexKind
 from memdb.ingest import IngestReport
 from memdb.packing import PackedLayer, PackedMemories, pack
 from memdb.protocols import Embedder, MemoryWriter, Progress
@@ -42,12 +47,16 @@ from memdb.records import (
     from_float32,
     to_float32,
 )
+from memdb.remembering import StoredMemory
 from memdb.retrieval import Hit, Query, Retrieval
+from memdb.snapshot import Snapshot
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CODECS",
+    "Batch",
+    "CacheStats",
     "Codec",
     "ConflictError",
     "CorpusError",
@@ -56,16 +65,21 @@ __all__ = [
     "DatabaseExistsError",
     "Document",
     "DocumentExistsError",
+    "Durability",
     "Embedder",
     "ExplicitMemory",
     "ForkedProcessError",
     "FormatError",
     "Framing",
     "Hit",
+    "IndexInfo",
+    "IndexKind",
     "IngestReport",
     "InvalidInputError",
+    "LoadReport",
     "MemDB",
     "MemDBError",
+    "MemoryBatch",
     "MemoryShape",
     "MemoryWriter",
     "MismatchError",
@@ -73,13 +87,16 @@ __all__ = [
     "NotADatabaseError",
     "PackedLayer",
     "PackedMemories",
+    "Piece",
     "Progress",
     "Query",
     "Reference",
     "Retrieval",
     "Rope",
+    "Snapshot",
     "StorageError",
     "StoredDocument",
+    "StoredMemory",
     "UnknownDocumentError",
     "UnsupportedModelError",
     "from_float32",

@@ -11,8 +11,8 @@ of which opens it for itself.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,8 +22,11 @@ from numpy.typing import NDArray
 
 from memdb import documents as rules
 from memdb import writing
+from memdb.bulk import Batch, LoadReport, load
+from memdb.cache import CacheStats, MemoryCache
 from memdb.chunking import Chunker, Piece, text_tokenizer
 from memdb.codecs import codec_named
+from memdb.environment import Durability
 from memdb.errors import (
     ConflictError,
     DocumentExistsError,
@@ -31,18 +34,23 @@ from memdb.errors import (
     StorageError,
     UnknownDocumentError,
 )
+from memdb.filters import Where
+from memdb.index import IndexInfo, IndexKind, IndexRules, Searcher
 from memdb.ingest import IngestReport, ingest
-from memdb.layout import DOCUMENTS, MEMORIES, REFERENCES, DocumentEntry
+from memdb.keys import checked_keys, declare_keys
 from memdb.parts import Parts
 from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
 from memdb.records import Document, ExplicitMemory, MemoryShape, StoredDocument
-from memdb.remembering import Rememberer, cold_references
+from memdb.remembering import Rememberer
 from memdb.retrieval import Query, Retrieval, Retriever
-from memdb.search import Searcher
+from memdb.snapshot import Reader, Snapshot, entry_of, filter_of, known, unknown
+from memdb.statistics import statistics
 from memdb.store import Store
 from memdb.transaction import Transaction
+from memdb.usage import Usage
 
 _PAGE = 256  # documents read in one transaction by a walk over all
+_CACHE = 256 << 20  # bytes
 
 
 class MemDB:
@@ -60,6 +68,7 @@ class MemDB:
         store: Store,
         embedder: Embedder | Callable[[], Embedder] | None,
         writer: MemoryWriter | Callable[[], MemoryWriter] | None,
+        cache_bytes: int = _CACHE,
     ) -> None:
         self._store = store
         self._closed = False
@@ -74,10 +83,13 @@ class MemDB:
         self._chunker = Chunker(tokenizer, self.shape.reference_length)
         self._parts = Parts(self.settings["embedder"], self.shape, embedder, writer)
         codec = codec_named(self.settings["memory"]["codec"])
-        self._rememberer = Rememberer(store, self._parts, self.shape, codec)
-        searcher = Searcher(store, dimension)
+        self._cache = MemoryCache(cache_bytes)
+        self._usage = Usage()
+        self._rememberer = Rememberer(store, self._parts, self.shape, codec, self._cache)
+        self._reader = Reader(self._rememberer)
+        self._searcher = Searcher(store, dimension)
         self._retriever = Retriever(
-            searcher, self._chunker, self._parts, self._rememberer, dimension
+            self._searcher, self._chunker, self._parts, self._rememberer, self._usage, dimension
         )
 
     # --- open and close ---------------------------------------------------------------------------
@@ -92,6 +104,11 @@ class MemDB:
         shape: MemoryShape | None = None,
         dimension: int | None = None,
         codec: str = "int8",
+        index: IndexKind = "auto",
+        recall: float = 0.99,
+        keys: Sequence[str] = (),
+        durability: Durability = "full",
+        cache_bytes: int = _CACHE,
     ) -> MemDB:
         """Make a database at `path` (a folder that is missing or empty) and open it.
 
@@ -105,12 +122,19 @@ class MemDB:
             shape: of the memories, where there is no writer.
             dimension: of the embeddings, where there is no embedder.
             codec: how memories are stored: `int8`, or `exact`.
+            index: `auto`: exact search where it takes less than a millisecond, an ANN index above;
+                `exact` or `ivf`: always that.
+            recall: share of the true 5 nearest that an ANN index has to find.
+            keys: metadata keys that filters ask for, to be indexed (see `declare_keys`).
+            durability: see `open`.
+            cache_bytes: see `open`.
 
         Raises:
             DatabaseExistsError: there is one already.
             StorageError: the folder holds something else, or cannot be written.
         """
         codec_named(codec)
+        rule = IndexRules(index, recall, checked_keys(keys))
         if writer is not None:
             text_tokenizer(writer.tokenizer)  # loads, or is refused
         shape = writer.shape if writer is not None else shape
@@ -129,9 +153,12 @@ class MemDB:
             },
             "model": {"name": writer.name if writer else None},
             "memory": {"codec": codec, **(writer.settings if writer else {})},
+            "index": rule.to_json(),
         }
         Store.create(_folder(path), settings, writer.tokenizer if writer else None)
-        return cls.open(path, embedder=embedder, writer=writer)
+        return cls.open(
+            path, embedder=embedder, writer=writer, durability=durability, cache_bytes=cache_bytes
+        )
 
     @classmethod
     def open(
@@ -140,21 +167,34 @@ class MemDB:
         *,
         embedder: Embedder | Callable[[], Embedder] | None = None,
         writer: MemoryWriter | Callable[[], MemoryWriter] | None = None,
+        durability: Durability = "full",
+        cache_bytes: int = _CACHE,
     ) -> MemDB:
         """Open the database at `path`.
 
-        `embedder` and `writer` must be those that the database records. Either may be a function
-        without arguments that makes it; it is called when first needed. Without an embedder,
-        `retrieve` takes embeddings only; without a writer, cold references stay cold.
+        Args:
+            path: the database's folder.
+            embedder: the one that the database records, or a function without arguments that makes
+                it and is called when it is first needed. Without, `retrieve` takes embeddings only.
+            writer: likewise. Without, cold references stay cold.
+            durability: what a write has survived when it is acknowledged. `full`: a power cut; each
+                write waits for the disk. `normal`: a power cut too, but it may undo the last
+                writes; a write waits for the disk once instead of twice. `off`: the end of the
+                process, no more; after a power cut the database may be damaged or empty, so keep
+                it for what can be made again. No write waits. The same for all that open the
+                database in one process.
+            cache_bytes: of decoded memories that are kept in RAM; 0 keeps none.
 
         Raises:
             NotADatabaseError: there is none.
             FormatError: a format version that this release does not read.
             MismatchError: another embedder or model.
         """
-        store = Store.open(_folder(path))
+        if isinstance(cache_bytes, bool) or not isinstance(cache_bytes, int) or cache_bytes < 0:
+            raise InvalidInputError(f"cache_bytes must be 0 or more, got {cache_bytes!r}")
+        store = Store(_folder(path), durability)
         try:
-            return cls(store, embedder, writer)
+            return cls(store, embedder, writer, cache_bytes)
         except BaseException:
             store.close()
             raise
@@ -163,6 +203,8 @@ class MemDB:
         """Give everything back; a second call does nothing."""
         if not self._closed:
             self._closed = True
+            self._searcher.close()
+            self._usage.flush(self._store.generation)
             self._store.close()
 
     def _require_open(self) -> None:
@@ -216,7 +258,7 @@ class MemDB:
         with self._store.write() as transaction:
             self._require_new(transaction, name)
             writing.put(transaction, prepared, None)
-            return self._stored(transaction, name, self._entry(transaction, name))
+            return self._reader.get(transaction, name)
 
     def update(
         self,
@@ -256,21 +298,21 @@ class MemDB:
         if document.text != old.text or given:
             prepared = self._prepare(name, document, cold, embeddings, memories)
             with self._store.write() as transaction:
-                entry = self._entry(transaction, name)
+                entry = entry_of(transaction, name)
                 if (entry.version, entry.references) != (old.version, old.references):
                     raise ConflictError(
                         f"another writer changed document '{name}' while it was updated; run it "
                         "again"
                     )
                 writing.put(transaction, prepared, entry)
-                return self._stored(transaction, name, self._entry(transaction, name))
+                return self._reader.get(transaction, name)
         elif rules.content_hash(document) != rules.content_hash(
             Document(old.text, id, old.metadata)
         ):
             with self._store.write() as transaction:
-                _require_version(name, self._entry(transaction, name).version, if_version)
+                _require_version(name, entry_of(transaction, name).version, if_version)
                 writing.put_metadata(transaction, name, document)
-                return self._stored(transaction, name, self._entry(transaction, name))
+                return self._reader.get(transaction, name)
         return old
 
     def delete(self, *ids: str, if_version: int | None = None) -> None:
@@ -286,10 +328,10 @@ class MemDB:
         """
         self._require_open()
         with self._store.write() as transaction:
-            entries = {name: transaction.document(name) for name in map(_known, ids)}
+            entries = {name: transaction.document(name) for name in map(known, ids)}
             missing = [name for name, entry in entries.items() if entry is None]
             if missing:
-                raise UnknownDocumentError(_unknown(*missing) + "; nothing was deleted")
+                raise UnknownDocumentError(unknown(*missing) + "; nothing was deleted")
             for name, entry in entries.items():
                 if entry is not None:
                     _require_version(name, entry.version, if_version)
@@ -300,6 +342,7 @@ class MemDB:
         path: str | os.PathLike[str],
         *,
         cold: bool = False,
+        prune: bool = False,
         progress: Progress = no_progress,
         name: str | None = None,
     ) -> IngestReport:
@@ -311,6 +354,7 @@ class MemDB:
         Args:
             path: JSON lines of `id` (optional), `text`, `metadata` (optional).
             cold: leave memories to their first use, or to `warm`.
+            prune: delete the documents that the file does not have, once its own are in.
             progress: told of the work.
             name: what to call the file in errors.
 
@@ -318,36 +362,125 @@ class MemDB:
             CorpusError: naming file and line; nothing was written.
         """
         self._require_open()
-        return ingest(
+        report = ingest(
             Path(path),
             name=name,
             store=self._store,
             chunker=self._chunker,
             embedder=self._parts.embedder(),
             rememberer=self._rememberer if self._rememberer.can_write and not cold else None,
+            prune=prune,
+            progress=progress,
+        )
+        self._searcher.build(progress, if_due=True)
+        return report
+
+    def load(self, batches: Iterable[Batch], *, progress: Progress = no_progress) -> LoadReport:
+        """Bring in documents whose embeddings and memories are computed already, fast: about 64 MiB
+        to a transaction, and no more than two of these in RAM.
+
+        A document that is there with the same content stays, with other content it is replaced:
+        so an interrupted load goes on where it stopped when it is called again. The index is not
+        built (`build_index` does that).
+
+        Args:
+            batches: taken one by one; documents in the order of their ids are fastest.
+            progress: told of the work.
+
+        Raises:
+            InvalidInputError: naming the document; batches before it are written.
+            MismatchError: memories of another shape.
+        """
+        self._require_open()
+        return load(
+            batches,
+            store=self._store,
+            chunker=self._chunker,
+            rememberer=self._rememberer,
+            dimension=self.settings["embedder"]["dimension"],
             progress=progress,
         )
 
-    def warm(self, ids: Sequence[str] | None = None, *, progress: Progress = no_progress) -> int:
+    def warm(
+        self,
+        ids: Sequence[str] | None = None,
+        *,
+        top: int | None = None,
+        progress: Progress = no_progress,
+    ) -> int:
         """Write the memories of cold references, and return how many.
 
         Committed every few references: an interruption loses no more, and the next call goes on.
 
         Args:
             ids: documents to warm; default: all.
+            top: only so many references: those that were retrieved most often.
             progress: told of the work.
         """
         self._require_open()
+        if top is not None and (isinstance(top, bool) or top < 1):
+            raise InvalidInputError(f"top must be a whole number of at least 1, got {top!r}")
         with self._store.read() as transaction:
             entries = (
                 (entry for _, entry in transaction.documents())
                 if ids is None
-                else (self._entry(transaction, name) for name in map(_known, ids))
+                else (entry_of(transaction, name) for name in map(known, ids))
             )
-            cold = cold_references(transaction, entries)
+            cold = self._rememberer.cold(transaction, entries)
+        if top is not None:
+            used = self._usage.counts(self._store.generation)
+            cold = sorted((n for n in cold if used[n]), key=lambda n: (-used[n], n))[:top]
         return self._rememberer.warm(cold, progress)
 
+    def declare_keys(self, *names: str, progress: Progress = no_progress) -> None:
+        """Index metadata keys: filters that ask for them need not read all metadata.
+
+        What is there is indexed in one transaction. A key that is indexed already stays so.
+
+        Raises:
+            InvalidInputError: a name of more than 64 bytes of UTF-8, or an empty one.
+        """
+        self._require_open()
+        declare_keys(self._store, checked_keys(names), progress)
+
+    def build_index(
+        self,
+        *,
+        kind: IndexKind | None = None,
+        recall: float | None = None,
+        progress: Progress = no_progress,
+    ) -> IndexInfo | None:
+        """Build the ANN index anew; searches go on meanwhile. What is due is built by itself, in
+        the background and after `ingest`; this is for after `load`, or to choose another kind.
+
+        Args:
+            kind: see `create`; recorded. Default: as recorded.
+            recall: likewise.
+            progress: told of the work.
+
+        Returns:
+            What was built; None where search is exact.
+        """
+        self._require_open()
+        if kind is not None or recall is not None:
+            with self._store.write() as transaction:
+                old = IndexRules.from_json(transaction.required_setting("index"))
+                rule = IndexRules(
+                    kind or old.kind, old.recall if recall is None else recall, old.keys
+                )
+                transaction.put_setting(
+                    "index", {**transaction.required_setting("index"), **rule.to_json()}
+                )
+        return self._searcher.build(progress, anew=True)
+
     # --- read -------------------------------------------------------------------------------------
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """The database of this moment, to read from in a `with` statement."""
+        self._require_open()
+        with self._searcher.pin() as pinned:
+            yield Snapshot(pinned, self._reader, self._retriever)
 
     def get(self, id: str) -> StoredDocument:
         """A document by its id.
@@ -357,35 +490,30 @@ class MemDB:
         """
         self._require_open()
         with self._store.read() as transaction:
-            return self._stored(transaction, _known(id), self._entry(transaction, _known(id)))
+            return self._reader.get(transaction, known(id))
 
-    def documents(self, where: Mapping[str, Any] | None = None) -> Iterator[StoredDocument]:
-        """All documents in the order of their ids' bytes; `where` keeps those whose metadata has
-        each of its values. Each page of the walk sees the database as it is then."""
-        after = ""
-        while True:
+    def documents(self, where: Where | None = None) -> Iterator[StoredDocument]:
+        """All documents in the order of their ids' bytes; `where` keeps those whose metadata it
+        means (see `retrieve`). Each page of the walk sees the database as it is then; a
+        `snapshot`'s is of one moment."""
+        chosen = filter_of(where)
+        after: str | None = ""
+        while after is not None:
             self._require_open()
             with self._store.read() as transaction:
-                page = list(islice(transaction.documents(after), _PAGE))
-                found = [  # texts are read of those alone that are wanted
-                    self._stored(transaction, name, entry)
-                    for name, entry in page
-                    if not where or rules.matches(transaction.metadata(name, entry.version), where)
-                ]
+                after, page = self._reader.page(transaction, after, _PAGE, chosen)
+                found = list(page)
             yield from found
-            if not page:
-                return
-            after = page[-1][0]
 
-    def query(self, text: str, k: int = 5) -> Retrieval:
+    def query(self, text: str, k: int = 5, *, where: Where | None = None) -> Retrieval:
         """The k references nearest to a text, best first, without their memories.
 
         Raises:
-            InvalidInputError: the text is empty, or k is less than 1.
+            InvalidInputError: the text is empty, k is less than 1, or the filter is wrong.
         """
-        return self.retrieve_batch([text], k, memories=False)[0]
+        return self.retrieve_batch([text], k, where=where, memories=False)[0]
 
-    def retrieve(self, tokens: Query, k: int = 5) -> Retrieval:
+    def retrieve(self, tokens: Query, k: int = 5, *, where: Where | None = None) -> Retrieval:
         """The k references nearest to a query, best first, with their memories (paper, 3.1: 5 for
         every 64 tokens). The memory of a cold reference is written and stored first.
 
@@ -393,25 +521,35 @@ class MemDB:
             tokens: token ids of the model (decoded with the tokenizer in the database), a text, or
                 an embedding, (dimension,) float.
             k: at least 1; fewer come back where there are fewer.
+            where: only references of documents with this metadata: a value, or an object of
+                `$eq`, `$in`, `$gt`, `$gte`, `$lt`, `$lte`, for each key that it names. The k
+                nearest of those are found, however few they are.
 
         Raises:
-            InvalidInputError: the query is empty or of the wrong shape, or k is less than 1.
+            InvalidInputError: the query is empty or of the wrong shape, k is less than 1, or the
+                filter is wrong.
             MissingPartError: the query needs an embedder or a tokenizer, and there is none.
         """
-        return self.retrieve_batch([tokens], k)[0]
+        return self.retrieve_batch([tokens], k, where=where)[0]
 
     def retrieve_batch(
-        self, queries: Sequence[Query], k: int = 5, *, memories: bool = True
+        self,
+        queries: Sequence[Query],
+        k: int = 5,
+        *,
+        where: Where | None = None,
+        memories: bool = True,
     ) -> list[Retrieval]:
         """`retrieve` for several queries at once: embedded together, searched together.
 
         Args:
             queries: each as for `retrieve`.
             k: for each query.
+            where: for all of them.
             memories: whether to read (and, where cold, to write) the memories.
         """
         self._require_open()
-        return self._retriever.retrieve(queries, k, memories)
+        return self._retriever.retrieve(queries, k, memories, filter_of(where))
 
     def split(self, text: str) -> list[Piece]:
         """The references that a text would become, in order."""
@@ -419,24 +557,27 @@ class MemDB:
         return self._chunker.split(text)
 
     def stats(self) -> dict[str, Any]:
-        """The id, counts, bytes on disk by table, and what the database records, as JSON values."""
+        """Counts, bytes on disk by table, how much memories are compressed, the states of index and
+        cache, and what the database records, as JSON values."""
         self._require_open()
-        with self._store.read() as transaction:
-            counts = {
-                "documents": transaction.count(DOCUMENTS),
-                "references": transaction.count(REFERENCES),
-                "memories": transaction.count(MEMORIES),
-                "changes": transaction.last_change(),
-            }
         return {
             "path": str(self.path),
             "id": self._store.id,
-            **counts,
-            "cold": counts["references"] - counts["memories"],
-            "bytes": self._store.sizes(),
+            **statistics(self._store, self.shape),
+            "cache": vars(self.cache_stats()),
             **self.settings,
             "shape": self.shape.to_json(),
+            "index": self._searcher.state(),
         }
+
+    def cache_stats(self) -> CacheStats:
+        """What the cache of decoded memories holds, its hits and misses."""
+        return self._cache.stats()
+
+    def usage(self) -> dict[int, int]:
+        """How often each reference's memory was retrieved, by id. A kill may cost the last half
+        minute of it."""
+        return dict(self._usage.counts(self._store.generation))
 
     @property
     def embedder(self) -> Embedder:
@@ -470,23 +611,6 @@ class MemDB:
         encoded = None if memories is None else self._rememberer.encode(memories, len(pieces))
         return writing.Prepared(name, document, pieces, vectors, encoded)
 
-    def _stored(self, transaction: Transaction, name: str, entry: DocumentEntry) -> StoredDocument:
-        return StoredDocument(
-            id=name,
-            version=entry.version,
-            text="".join(transaction.reference(number).text for number in entry.references),
-            metadata=transaction.metadata(name, entry.version),
-            references=entry.references,
-            warm=sum(transaction.is_warm(number) for number in entry.references),
-        )
-
-    @staticmethod
-    def _entry(transaction: Transaction, name: str) -> DocumentEntry:
-        entry = transaction.document(name)
-        if entry is None:
-            raise UnknownDocumentError(_unknown(name))
-        return entry
-
     @staticmethod
     def _require_new(transaction: Transaction, name: str) -> None:
         if transaction.document(name) is not None:
@@ -499,20 +623,6 @@ def _folder(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
-def _known(name: str) -> str:
-    """A document id that could be there; one that cannot is unknown, not an LMDB error."""
-    try:
-        rules.check_id(name)
-    except InvalidInputError as error:
-        raise UnknownDocumentError(f"no document can have the id {name!r}: {error}") from error
-    return name
-
-
 def _require_version(name: str, version: int, wanted: int | None) -> None:
     if wanted is not None and version != wanted:
         raise ConflictError(f"document '{name}' is at version {version}, not {wanted}")
-
-
-def _unknown(*names: str) -> str:
-    listed = ", ".join(f"'{name}'" for name in names)
-    return f"there is no document {listed}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
 
 from memdb.canonical import json_payload
 from memdb.errors import InvalidInputError
@@ -72,20 +71,6 @@ def text_hash(text: str) -> bytes:
 def content_hash(document: Document) -> bytes:
     """32 bytes that differ where text or metadata do."""
     return hashlib.sha256(text_hash(document.text) + json_payload(dict(document.metadata))).digest()
-
-
-def matches(metadata: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
-    """Whether metadata has every value that the filter names."""
-    return all(name in metadata and _same(metadata[name], value) for name, value in where.items())
-
-
-def _same(one: object, other: object) -> bool:
-    """Whether they are the same JSON: to Python `1 == True`, to JSON a number is no boolean."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return isinstance(one, bool) == isinstance(other, bool) and one == other
 
 
 def _utf8(text: str, what: str) -> bytes:

@@ -2,11 +2,12 @@
 
     my.memdb/
         CURRENT        names the generation in use, e.g. "gen-000001"
-        LOCK           every process that has the database open holds a shared lock on it
-        gen-000001/    one LMDB environment: data.mdb and lock.mdb
+        LOCK           shared while a process opens a generation, exclusive while one is replaced
+        gen-000001/    one LMDB environment, data.mdb and lock.mdb, and what is derived from it
 
 A new generation is written beside the old one and `CURRENT` swapped by a rename, so that at every
-moment the folder holds one whole database (as in LevelDB).
+moment the folder holds one whole database (as in LevelDB). Who has the old one open goes on reading
+it, and finds at its next transaction that `CURRENT` names another.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from memdb.errors import DatabaseExistsError, NotADatabaseError, StorageError
@@ -134,32 +135,117 @@ def _lock_new(folder: Path, lock: int) -> None:
         time.sleep(0.02)  # another process is making one
 
 
-class SharedLock:
-    """A shared lock on a database's folder, held while the database is open.
-
-    Attributes:
-        generation: the subfolder that `CURRENT` names, and goes on to name while this is held.
+@contextmanager
+def opening(folder: Path) -> Iterator[Path]:
+    """The generation that `CURRENT` names, as a path; it stays in its place while this lasts.
 
     Raises:
         NotADatabaseError: the folder is missing or is no database; nothing is made in it.
         StorageError: it cannot be locked.
     """
+    current_generation(folder)  # or there is nothing to lock
+    with _locked(folder, fcntl.LOCK_SH):
+        generation = current_generation(folder)  # it may have changed meanwhile
+        yield generation
 
-    def __init__(self, folder: Path) -> None:
-        current_generation(folder)  # or there is nothing to lock
+
+@contextmanager
+def new_generation(folder: Path) -> Iterator[Path]:
+    """Yield a new, empty subfolder, and make it the current generation on success: durable before
+    `CURRENT` names it. The others are removed.
+
+    Whoever uses this keeps writers of the old generation out until it is done. On an error the new
+    subfolder is removed again; what a killed attempt left goes with the next one that succeeds.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    try:
+        old = current_generation(folder)
+        last = max(int(e.name[4:]) for e in folder.iterdir() if _GENERATION.match(e.name))
+        generation = folder / f"gen-{last + 1:06d}"
+        generation.mkdir()
         try:
-            self._file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            with ExitStack() as on_error:
-                on_error.callback(self.release)
-                fcntl.flock(self._file, fcntl.LOCK_SH)
-                self.generation = current_generation(folder)  # it may have changed meanwhile
-                on_error.pop_all()
+            yield generation
+            _sync(generation)
+            _sync(folder)
+            with _locked(folder, fcntl.LOCK_EX):
+                _write_current(folder, generation.name)
+                _remove_others(folder, generation)
+        except BaseException:
+            if current_generation(folder) == old:
+                shutil.rmtree(generation, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise StorageError(f"cannot write a new generation in '{folder}': {error}") from error
+
+
+def _remove_others(folder: Path, generation: Path) -> None:
+    for entry in folder.iterdir():
+        if _GENERATION.match(entry.name) and entry != generation:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    try:
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StorageError(f"cannot lock '{folder}': {error}") from error
+    try:
+        try:
+            fcntl.flock(lock, how)
         except OSError as error:
             raise StorageError(f"cannot lock '{folder}': {error}") from error
+        yield
+    finally:
+        os.close(lock)
 
-    def release(self) -> None:
-        """Give the lock back."""
-        os.close(self._file)
+
+class Place:
+    """A database's folder while it is open: tells whether another generation has become the
+    current one, and whether the folder is still the same.
+
+    Raises:
+        StorageError: the folder cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()  # the process may change its folder
+        self._current = str(self.folder / CURRENT)
+        try:
+            self._lock = os.open(self.folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StorageError(f"cannot open '{folder}': {error}") from error
+
+    def stamp(self) -> tuple[int, int]:
+        """What changes when `CURRENT` does; `StorageError` if it is no longer there."""
+        try:
+            file = os.stat(self._current)  # noqa: PTH116 (before each transaction: be quick)
+        except OSError:
+            raise self.gone() from None
+        return file.st_ino, file.st_mtime_ns
+
+    def require_same(self) -> None:
+        """Raise `StorageError` if another folder lies in this one's place. `LOCK` is never removed,
+        and while it is open no other file has its number."""
+        try:
+            there, ours = (self.folder / LOCK).stat(), os.fstat(self._lock)
+        except OSError:
+            raise self.gone() from None
+        if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+            raise self.gone()
+
+    def gone(self) -> StorageError:
+        """What to raise if the folder is no longer what was opened."""
+        return StorageError(
+            f"'{self.folder}' was deleted, moved or replaced while it was open. Close it, and open "
+            "the database where it is now."
+        )
+
+    def close(self) -> None:
+        """Give the folder back."""
+        os.close(self._lock)
 
 
 def _write_current(folder: Path, name: str) -> None:

@@ -19,11 +19,12 @@ from memdb.errors import InvalidInputError
 from memdb.layout import DocumentEntry
 from memdb.protocols import Embedder, Progress
 from memdb.records import Document
-from memdb.remembering import Rememberer, cold_references
+from memdb.remembering import Rememberer
 from memdb.store import Store
 from memdb.writing import prepare, put, put_metadata
 
 _BATCH = 64  # references to a transaction, and to a call of the embedder
+_DELETED = 1000  # documents to a transaction
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class IngestReport:
         unchanged: documents that were there already.
         references: references written.
         memories: memories written.
+        deleted: documents that the file does not have (`prune`).
     """
 
     inserted: int
@@ -43,6 +45,7 @@ class IngestReport:
     unchanged: int
     references: int
     memories: int
+    deleted: int = 0
 
 
 def ingest(
@@ -53,6 +56,7 @@ def ingest(
     chunker: Chunker,
     embedder: Embedder,
     rememberer: Rememberer | None,
+    prune: bool,
     progress: Progress,
 ) -> IngestReport:
     """See `MemDB.ingest`.
@@ -64,6 +68,7 @@ def ingest(
         chunker: cuts documents into references.
         embedder: embeds them.
         rememberer: writes their memories, or None: the references stay cold.
+        prune: whether to delete the documents that the corpus does not have.
         progress: told of the work.
     """
     _check_file(path, name or str(path))
@@ -107,10 +112,26 @@ def ingest(
     if rememberer is not None:
         with store.read() as transaction:
             entries = map(transaction.document, names)  # None: deleted meanwhile
-            cold = cold_references(transaction, filter(None, entries))
+            cold = rememberer.cold(transaction, filter(None, entries))
         memories = rememberer.warm(cold, progress)
     unchanged = len(names) - inserted - updated
-    return IngestReport(inserted, updated, unchanged, references, memories)
+    deleted = _prune(store, set(names), progress) if prune else 0
+    return IngestReport(inserted, updated, unchanged, references, memories, deleted)
+
+
+def _prune(store: Store, names: set[str], progress: Progress) -> int:
+    """Delete the documents of other names; returns how many there were."""
+    with store.read() as transaction:
+        others = [name for name, _ in transaction.documents() if name not in names]
+    for start in range(0, len(others), _DELETED):
+        progress("deleting", start, len(others))
+        with store.write() as transaction:
+            for name in others[start : start + _DELETED]:
+                entry = transaction.document(name)
+                if entry is not None:
+                    transaction.delete_document(name, entry)
+    progress("deleting", len(others), len(others))
+    return len(others)
 
 
 def _check_file(path: Path, name: str) -> None:

@@ -6,6 +6,7 @@ storage_format.md describes the same bytes in prose; the two must agree.
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from memdb.errors import CorruptRecordError
 from memdb.records import Reference
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 SETTINGS = "settings"
 DOCUMENTS = "documents"
@@ -27,13 +28,14 @@ REFERENCES = "references"
 EMBEDDINGS = "embeddings"
 MEMORIES = "memories"
 CHANGES = "changes"
+POSTINGS = "postings"
 
 #: Tables keyed by an integer (uint64, LMDB's MDB_INTEGERKEY); the others by UTF-8.
 INTEGER_TABLES = frozenset({REFERENCES, EMBEDDINGS, MEMORIES, CHANGES})
-TABLES = (SETTINGS, DOCUMENTS, METADATA, REFERENCES, EMBEDDINGS, MEMORIES, CHANGES)
+TABLES = (SETTINGS, DOCUMENTS, METADATA, REFERENCES, EMBEDDINGS, MEMORIES, CHANGES, POSTINGS)
 
 #: What a change did to a reference.
-INSERTED, DELETED, REMEMBERED = 1, 2, 3
+INSERTED, DELETED, REMEMBERED, FORGOTTEN = 1, 2, 3, 4
 
 _SEAL = struct.Struct("<QII")  # checksum, version, payload length
 _KEY = struct.Struct("<Q")
@@ -123,10 +125,21 @@ def reference_payload(reference: Reference) -> bytes:
     """Bytes for the table `references`."""
     document = reference.document_id.encode()
     head = _REFERENCE.pack(reference.ordinal, reference.tokens, len(document))
-    return head + document + zstandard.compress(reference.text.encode(), 3)
+    return head + document + _contexts.compressor.compress(reference.text.encode())
 
 
-def read_reference(number: int, version: int, payload: memoryview) -> Reference:
+def read_owner(payload: bytes | memoryview) -> bytes:
+    """Of a reference's payload, the id of its document, as UTF-8."""
+    size = _REFERENCE.unpack_from(payload)[2]
+    return bytes(payload[_REFERENCE.size : _REFERENCE.size + size])
+
+
+def read_tokens(payload: bytes | memoryview) -> int:
+    """Of a reference's payload, its length in tokens."""
+    return int(_REFERENCE.unpack_from(payload)[1])
+
+
+def read_reference(number: int, version: int, payload: bytes | memoryview) -> Reference:
     """The inverse of `reference_payload`."""
     ordinal, tokens, size = _REFERENCE.unpack_from(payload)
     at = _REFERENCE.size + size
@@ -160,4 +173,15 @@ def decompress(frame: bytes | memoryview) -> bytes:
     size = zstandard.frame_content_size(frame)
     if not 0 <= size <= TEXT_LIMIT:
         raise ValueError(f"a compressed text claims {size} bytes")
-    return zstandard.decompress(frame)
+    return _contexts.decompressor.decompress(frame)
+
+
+class _Contexts(threading.local):
+    """zstd's working memory; one for each thread, since to make it takes longer than to use it."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=3)
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_contexts = _Contexts()

@@ -2,29 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from memdb.codecs import CODECS, Codec, decode_memory, encode_memory
-from memdb.errors import InvalidInputError
-from memdb.layout import DocumentEntry
+from memdb.batch import MemoryBatch
+from memdb.cache import Key, MemoryCache
+from memdb.codecs import CODECS, Codec, decode_memory, encode_batch, encode_memory
+from memdb.errors import InvalidInputError, MismatchError
+from memdb.layout import MEMORIES, DocumentEntry, integer_key, unseal
 from memdb.parts import Parts
 from memdb.protocols import Progress
 from memdb.records import ExplicitMemory, MemoryShape, Reference
 from memdb.store import Store
-from memdb.transaction import Transaction
+from memdb.transaction import Transaction, decoded
 
 #: References whose memories are written between two commits: what an interruption can cost.
 _BATCH = 8
 
 
+class StoredMemory:
+    """A memory as it came from the store: checked, and decoded when it is first asked for.
+
+    Attributes:
+        payload: its bytes (storage_format.md); None if its decoded form was in the cache.
+    """
+
+    __slots__ = ("_decode", "_memory", "payload")
+
+    def __init__(
+        self,
+        payload: bytes | None,
+        decode: Callable[[bytes], ExplicitMemory],
+        memory: ExplicitMemory | None = None,
+    ) -> None:
+        self.payload = payload
+        self._decode = decode
+        self._memory = memory
+
+    @property
+    def memory(self) -> ExplicitMemory:
+        """It, decoded."""
+        if self._memory is None:
+            assert self.payload is not None
+            self._memory = self._decode(self.payload)
+        return self._memory
+
+
 class Rememberer:
     """Writes, encodes and decodes the memories of one open database."""
 
-    def __init__(self, store: Store, parts: Parts, shape: MemoryShape, codec: Codec) -> None:
+    def __init__(
+        self, store: Store, parts: Parts, shape: MemoryShape, codec: Codec, cache: MemoryCache
+    ) -> None:
         self._store = store
         self._parts = parts
         self._shape = shape
         self._codec = codec
+        self._cache = cache
+        self._fingerprint = shape.fingerprint.to_bytes(8, "little")
 
     @property
     def can_write(self) -> bool:
@@ -47,36 +81,89 @@ class Rememberer:
             )
         return [encode_memory(memory, self._shape, self._codec) for memory in memories]
 
+    def encode_all(
+        self, memories: MemoryBatch | Sequence[ExplicitMemory | None] | None, count: int
+    ) -> Sequence[bytes | None]:
+        """The memories of `count` references, as stored; None for those that stay cold."""
+        if memories is None:
+            return [None] * count
+        if len(memories) != count:
+            raise InvalidInputError(f"{len(memories)} memories for {count} references")
+        if not isinstance(memories, MemoryBatch):
+            memories = MemoryBatch.of(memories, self._shape)
+        return encode_batch(memories, self._shape, self._codec)
+
     def decode(self, payload: bytes | memoryview) -> ExplicitMemory:
         """A stored memory, whichever codec wrote it."""
         return decode_memory(payload, self._shape, CODECS)
 
-    def read(self, transaction: Transaction, number: int) -> ExplicitMemory | None:
-        """The memory of a reference; None if it is cold."""
-        memory: ExplicitMemory | None = transaction.memory(number, self.decode)
-        return memory
+    def stored(self, transaction: Transaction, number: int) -> StoredMemory | None:
+        """The memory of a reference; None if it is cold, or was written for another shape."""
+        key = integer_key(number)
+        record = transaction.record(MEMORIES, key)
+        if record is None:
+            return None
+        known: Key = (number, bytes(record[:16]))  # its seal
+        memory = self._cache.get(known)
+        if memory is not None:
+            return StoredMemory(None, self.decode, memory)
+        version, view = unseal(MEMORIES, key, record)
+        payload = bytes(view)
+        if not self._is_ours(payload):
+            return None
 
-    def remember(self, references: Sequence[Reference]) -> dict[int, ExplicitMemory]:
+        def decode(payload: bytes) -> ExplicitMemory:
+            memory: ExplicitMemory = decoded(
+                MEMORIES, key, (version, payload), lambda _, p: self.decode(p)
+            )
+            self._cache.put(known, memory)
+            return memory
+
+        return StoredMemory(payload, decode)
+
+    def is_warm(self, transaction: Transaction, number: int) -> bool:
+        """Whether a reference has a memory of this database's shape."""
+        key = integer_key(number)
+        record = transaction.record(MEMORIES, key)
+        return record is not None and self._is_ours(record[16:])
+
+    def _is_ours(self, payload: bytes | memoryview) -> bool:
+        """Whether a memory is of this database's shape; one that is not stays unread."""
+        at = 1 + payload[0] if len(payload) else 0
+        return payload[at : at + 8] == self._fingerprint
+
+    def remember(self, references: Sequence[Reference]) -> dict[int, StoredMemory]:
         """Write and store the memories of cold references.
 
         Returns:
             By reference id, as they read back from the store: cold and warm start are the same.
+
+        Raises:
+            MismatchError: the database was rewritten for another model since it was opened.
         """
         if not references:
             return {}
         memories = self.write([reference.content for reference in references])
         encoded = self.encode(memories, len(references))
         with self._store.write() as transaction:
+            self.require_shape(transaction)
             for reference, payload in zip(references, encoded, strict=True):
                 # Meanwhile another writer may have deleted it, or been faster.
-                if transaction.has_reference(reference.id) and not transaction.is_warm(
-                    reference.id
+                if transaction.has_reference(reference.id) and not self.is_warm(
+                    transaction, reference.id
                 ):
                     transaction.put_memory(reference, payload)
         return {
-            reference.id: self.decode(payload)
+            reference.id: StoredMemory(payload, self.decode)
             for reference, payload in zip(references, encoded, strict=True)
         }
+
+    def require_shape(self, transaction: Transaction) -> None:
+        """Raise `MismatchError` if the database has taken another shape since it was opened."""
+        if MemoryShape.from_json(transaction.required_setting("shape")) != self._shape:
+            raise MismatchError(
+                "the database was rewritten for another model while it was open; open it again"
+            )
 
     def warm(self, cold: Sequence[int], progress: Progress) -> int:
         """Write the memories of these references, batch by batch; how many were written."""
@@ -89,20 +176,19 @@ class Rememberer:
                 batch = [
                     transaction.reference(number)
                     for number in cold[start : start + _BATCH]
-                    if transaction.has_reference(number) and not transaction.is_warm(number)
+                    if transaction.has_reference(number) and not self.is_warm(transaction, number)
                 ]
             written += len(self.remember(batch))
         progress("writing memories", len(cold), len(cold))
         return written
 
-
-def cold_references(transaction: Transaction, entries: Iterable[DocumentEntry]) -> list[int]:
-    """Ids of the documents' references without a memory, the longest first: batches of one length
-    need no padding."""
-    cold = [
-        (transaction.reference(number).tokens, number)
-        for entry in entries
-        for number in entry.references
-        if not transaction.is_warm(number)
-    ]
-    return [number for _, number in sorted(cold, key=lambda item: (-item[0], item[1]))]
+    def cold(self, transaction: Transaction, entries: Iterable[DocumentEntry]) -> list[int]:
+        """Ids of the documents' references without a memory, the longest first: batches of one
+        length need no padding."""
+        cold = [
+            (transaction.tokens(number), number)
+            for entry in entries
+            for number in entry.references
+            if not self.is_warm(transaction, number)
+        ]
+        return [number for _, number in sorted(cold, key=lambda item: (-item[0], item[1]))]

@@ -3,41 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from memdb.canonical import read_json
 from memdb.chunking import Chunker
 from memdb.documents import check_text
 from memdb.errors import InvalidInputError
+from memdb.filters import Filter
+from memdb.index import Pinned, Searcher
+from memdb.layout import METADATA, REFERENCES, integer_key, read_owner, read_reference
+from memdb.matching import Matcher
 from memdb.parts import Parts
 from memdb.records import ExplicitMemory, Reference
-from memdb.remembering import Rememberer
-from memdb.search import Searcher
-from memdb.transaction import Transaction
+from memdb.remembering import Rememberer, StoredMemory
+from memdb.transaction import Transaction, decoded
+from memdb.usage import Usage
 from memdb.writing import unit_vectors
 
 #: What to look for: a text, token ids, or an embedding.
 Query = str | Sequence[int] | NDArray[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Hit:
-    """One retrieved reference.
+    """One retrieved reference. Its records were read with it, and checked; each is decoded when it
+    is first asked for.
 
     Attributes:
-        reference: id, version, document id, ordinal, tokens and text.
+        id: of the reference.
         score: cosine similarity to the query.
-        metadata: of its document.
-        memory: decoded and ready for `memdb.pack`; None if not asked for, or cold without a writer.
+        stored: its memory as it is stored; None if not asked for, or cold without a writer.
     """
 
-    reference: Reference
+    id: int
     score: float
-    metadata: dict[str, Any]
-    memory: ExplicitMemory | None = None
+    stored: StoredMemory | None
+    _version: int = field(repr=False)
+    _reference: bytes = field(repr=False)
+    _metadata: bytes = field(repr=False)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """Id, version, document id, ordinal, tokens and text."""
+        found: Reference = decoded(
+            REFERENCES,
+            integer_key(self.id),
+            (self._version, self._reference),
+            lambda version, payload: read_reference(self.id, version, payload),
+        )
+        return found
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:
+        """Of its document."""
+        found: dict[str, Any] = decoded(
+            METADATA, read_owner(self._reference), (0, self._metadata), lambda _, p: read_json(p)
+        )
+        return found
+
+    @property
+    def memory(self) -> ExplicitMemory | None:
+        """Its memory, decoded and ready for `memdb.pack`; None where `stored` is."""
+        return None if self.stored is None else self.stored.memory
 
 
 @dataclass(frozen=True)
@@ -69,37 +102,68 @@ class Retriever:
         chunker: Chunker,
         parts: Parts,
         rememberer: Rememberer,
+        usage: Usage,
         dimension: int,
     ) -> None:
         self._searcher = searcher
         self._chunker = chunker
         self._parts = parts
         self._rememberer = rememberer
+        self._usage = usage
         self._dimension = dimension
+        self._matching = Matcher()
 
-    def retrieve(self, queries: Sequence[Query], k: int, memories: bool) -> list[Retrieval]:
-        """See `MemDB.retrieve_batch`."""
+    def retrieve(
+        self,
+        queries: Sequence[Query],
+        k: int,
+        memories: bool,
+        where: Filter | None = None,
+        pinned: Pinned | None = None,
+    ) -> list[Retrieval]:
+        """See `MemDB.retrieve_batch`; in a state that is pinned, or in that of this moment."""
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
             raise InvalidInputError(f"k must be a whole number of at least 1, got {k!r}")
         if len(queries) == 0:
             return []
         texts = [self._text(query) for query in queries]
         vectors = self._vectors(queries, texts)
-        # A reference that several queries find is decoded once.
-        decoded: dict[int, ExplicitMemory | None] = {}
-        results = []
-        with self._searcher.search(vectors, int(k)) as (transaction, scores, ids):
-            for row, text in enumerate(texts):
-                hits = [
-                    self._hit(transaction, int(number), float(score))
-                    for number, score in zip(ids[row], scores[row], strict=True)
-                    if number >= 0
-                ]
-                results.append(Retrieval(text, hits))
+        with self._searcher.pin() if pinned is None else nullcontext(pinned) as state:
+            transaction = state.transaction
+            allowed = None if where is None else self._matching(transaction, where)
+            scores, ids = state.search(vectors, int(k), allowed)
+            found = [
+                [(n, s) for n, s in zip(row_ids, row_scores, strict=True) if n >= 0]
+                for row_ids, row_scores in zip(ids.tolist(), scores.tolist(), strict=True)
+            ]
+            numbers = list(dict.fromkeys(number for row in found for number, _ in row))
+            # A reference that several queries find is read once.
+            read = {number: self._records(transaction, number) for number in numbers}
+            stored: dict[int, StoredMemory | None] = dict.fromkeys(numbers)
             if memories:
-                for number in np.unique(ids[ids >= 0]).tolist():
-                    decoded[number] = self._rememberer.read(transaction, number)
-        return self._with_memories(results, decoded) if memories else results
+                stored = {n: self._rememberer.stored(transaction, n) for n in numbers}
+                self._usage.count(numbers, self._searcher.folder(transaction))
+        written: dict[int, StoredMemory] = {}
+        if memories and self._rememberer.can_write:
+            cold = [number for number, memory in stored.items() if memory is None]
+            if cold:  # a cold start
+                references = [read_reference(n, read[n][0], read[n][1]) for n in cold]
+                written = self._rememberer.remember(references)
+                stored.update(written)
+        return [
+            Retrieval(
+                text,
+                [Hit(number, score, stored[number], *read[number]) for number, score in row],
+                sum(number in written for number, _ in row),
+            )
+            for text, row in zip(texts, found, strict=True)
+        ]
+
+    @staticmethod
+    def _records(transaction: Transaction, number: int) -> tuple[int, bytes, bytes]:
+        """Version and payload of a reference, and the payload of its document's metadata."""
+        version, reference = transaction.version_and_payload(REFERENCES, integer_key(number))
+        return version, reference, transaction.payload(METADATA, read_owner(reference))
 
     def _text(self, query: Query) -> str | None:
         """What a query says; None: it is an embedding."""
@@ -108,11 +172,9 @@ class Retriever:
                 tokens = np.asarray(query)
             except ValueError as error:
                 raise InvalidInputError(f"a query is not one row of numbers: {error}") from error
-            if tokens.size and np.issubdtype(tokens.dtype, np.floating):
+            if tokens.size and tokens.dtype.kind == "f":
                 return None
-            if tokens.ndim != 1 or not (
-                tokens.size == 0 or np.issubdtype(tokens.dtype, np.integer)
-            ):
+            if tokens.ndim != 1 or not (tokens.size == 0 or tokens.dtype.kind in "iu"):
                 raise InvalidInputError(
                     "a query is a text, a sequence of token ids or an embedding; got "
                     f"{tokens.dtype} of shape {tokens.shape}"
@@ -141,25 +203,3 @@ class Retriever:
             embedded = self._parts.embedder().embed(list(worded.values()), query=True)
             vectors[list(worded)] = unit_vectors(embedded, len(worded), self._dimension)
         return vectors
-
-    @staticmethod
-    def _hit(transaction: Transaction, number: int, score: float) -> Hit:
-        reference = transaction.reference(number)
-        return Hit(reference, score, transaction.metadata(reference.document_id))
-
-    def _with_memories(
-        self, results: list[Retrieval], decoded: dict[int, ExplicitMemory | None]
-    ) -> list[Retrieval]:
-        """The retrievals with their memories; those of cold references are written (cold start)."""
-        references = {hit.reference.id: hit.reference for r in results for hit in r.hits}
-        cold = [references[number] for number, memory in decoded.items() if memory is None]
-        written = self._rememberer.remember(cold) if self._rememberer.can_write else {}
-        memories = {**decoded, **written}
-        return [
-            replace(
-                result,
-                hits=[replace(hit, memory=memories[hit.reference.id]) for hit in result.hits],
-                written=sum(hit.reference.id in written for hit in result.hits),
-            )
-            for result in results
-        ]

@@ -1,193 +1,88 @@
-"""The store: ids -> records, in one LMDB environment. Everything that may not be lost is here.
+"""The store: ids -> records. Everything that may not be lost is here.
 
 A write happens in one transaction, which reaches the disk before it is acknowledged; a reader sees
-the state at the moment it began, and neither waits for the other.
+the state at the moment it began, and neither waits for the other. Each transaction first looks at
+`CURRENT`: where a compaction put another generation in the place of the one that is open, the
+store goes on with that.
 """
 
 from __future__ import annotations
 
-import os
-import re
 import secrets
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import lmdb
 
 from memdb import layout
-from memdb.errors import (
-    CorruptRecordError,
-    ForkedProcessError,
-    FormatError,
-    NotADatabaseError,
-    StorageError,
+from memdb.environment import (
+    Durability,
+    Environment,
+    only_writer,
+    open_lmdb,
+    open_tables,
 )
-from memdb.folder import SharedLock, new_database
-from memdb.layout import SETTINGS
+from memdb.errors import CorruptRecordError, InvalidInputError, StorageError
+from memdb.folder import Place, new_database, opening
 from memdb.transaction import Transaction
-
-_MAP_SIZE = 1 << 40  # address space, not disk: nobody has to size the database
-_SMALLEST_MAP = 1 << 26
-_READERS = 1024
-_ID = re.compile(r"[0-9a-f]{32}\Z")
-
-#: What LMDB says of files that are not its own, or hold other tables.
-_FOREIGN = (
-    lmdb.InvalidError,
-    lmdb.VersionMismatchError,
-    lmdb.CorruptedError,
-    lmdb.NotFoundError,
-    lmdb.IncompatibleError,
-)
 
 
 class Store:
-    """One open environment. Threads of a process share it; another process opens its own.
-
-    Opening the same folder again in a process gives the same object; each `open` needs a `close`.
+    """An open database's records. Threads of a process may share it; another process opens its own.
 
     Attributes:
         folder: the database's folder.
-        generation: the subfolder with the environment, absolute.
         id: 32 hexadecimal digits, drawn at creation: a file derived from a database (an index)
             names it, and so is not taken for that of one made anew in the same place.
     """
 
-    _open: ClassVar[dict[tuple[int, int], Store]] = {}
-    _guard: ClassVar[threading.Lock] = threading.Lock()
-
-    def __init__(self, folder: Path, lock: SharedLock, key: tuple[int, int]) -> None:
+    def __init__(self, folder: Path, durability: Durability = "full") -> None:
+        if durability not in ("full", "normal", "off"):
+            raise InvalidInputError(
+                f"durability is {durability!r}; there are 'full', 'normal' and 'off'"
+            )
         self.folder = folder
-        self._key = key
-        self._lock = lock
-        generation = lock.generation.absolute()  # the process may change its folder
-        self.generation = generation
-        self._pid = os.getpid()
-        self._users = 1
-        self._transactions = 0
+        self._durability = durability
+        self._guard = threading.Lock()
         self._closed = False
-        self._changed = threading.Condition()  # guards the two above
-        self._environment: Any = None
-        try:
-            self._environment = _open_environment(generation, create=False)
-            _complete(self._environment, generation / "data.mdb")
-            # The version first: another one may have other tables.
-            self._tables = _open_tables(self._environment, (SETTINGS,), create=False)
-            self.id = self._check_format()
-            self._tables = _open_tables(self._environment, layout.TABLES, create=False)
-            self._environment.reader_check()  # give back what killed processes held
-        except _FOREIGN as error:
-            self._close_environment()
-            raise NotADatabaseError(f"'{folder}' is no memdb database: {error}") from error
-        except lmdb.Error as error:
-            self._close_environment()
-            raise StorageError(f"cannot open '{folder}': {error}") from error
-        except BaseException:
-            self._close_environment()
-            raise
+        with opening(folder) as generation:
+            self._environment = Environment.acquire(generation, durability)
+            try:
+                self._place = Place(folder)
+                self._stamp = self._place.stamp()
+            except BaseException:
+                self._environment.release()
+                raise
+        self.id = self._environment.id
 
     @classmethod
     def create(cls, folder: Path, settings: dict[str, Any], tokenizer: str | None) -> None:
         """Make a database that holds these settings and nothing else."""
-        try:
-            with new_database(folder) as generation:
-                environment = _open_environment(generation, create=True)
-                try:
-                    tables = _open_tables(environment, layout.TABLES, create=True)
-                    with environment.begin(write=True) as inner:
-                        transaction = Transaction(inner, tables)
-                        transaction.put_setting(
-                            "format",
-                            {"id": secrets.token_hex(16), "version": layout.FORMAT_VERSION},
-                        )
-                        for name, value in settings.items():
-                            transaction.put_setting(name, value)
-                        transaction.put_setting("counters", {"next_reference": 1, "last_change": 0})
-                        if tokenizer is not None:
-                            transaction.put_tokenizer(tokenizer)
-                finally:
-                    environment.close()
-        except lmdb.Error as error:
-            raise StorageError(f"cannot make a database at '{folder}': {error}") from error
+        with new_database(folder) as generation:
+            fill_generation(generation, secrets.token_hex(16), settings, tokenizer)
 
-    @classmethod
-    def open(cls, folder: Path) -> Store:
-        """The store at `folder`.
-
-        Raises:
-            NotADatabaseError: there is none.
-            FormatError: it has a format version that this release does not read.
-        """
-        lock = SharedLock(folder)
-        with ExitStack() as unless_kept:
-            unless_kept.callback(lock.release)
-            try:
-                file = (lock.generation / "data.mdb").stat()
-            except OSError as error:
-                raise StorageError(f"cannot open '{folder}': {error}") from error
-            key = file.st_dev, file.st_ino  # a folder may be moved, or deleted and made anew
-            with cls._guard:
-                store = cls._open.get(key)
-                if store is not None:
-                    store._require_unforked()
-                    store._users += 1
-                    return store
-                unless_kept.pop_all()  # from here on the store gives the lock back
-                store = cls(folder, lock, key)
-                cls._open[key] = store
-                return store
+    @property
+    def generation(self) -> Path:
+        """The folder of the generation in use, absolute."""
+        return self._environment.generation
 
     def close(self) -> None:
-        """Give the store back; the last user waits for other threads' transactions and closes the
-        environment."""
+        """Give the store back. Transactions that are still open in other threads are finished."""
         with self._guard:
-            self._users -= 1
-            if self._users == 0:
-                self._open.pop(self._key, None)
-                self._close_environment()
-
-    def _close_environment(self) -> None:
-        if self._pid == os.getpid() and self._environment is not None:
-            with self._changed:
-                # The records that a transaction reads are LMDB's own pages, not copies.
-                self._closed = True
-                self._changed.wait_for(lambda: self._transactions == 0)
-            self._environment.close()
-        self._lock.release()
-
-    def _require_unforked(self) -> None:
-        if self._pid != os.getpid():
-            raise ForkedProcessError(
-                f"'{self.folder}' was opened before this process was forked. Close it before the "
-                "fork, or start children with the 'spawn' method, and open it in each."
-            )
-
-    def _check_format(self) -> str:
-        """The database's id, if it has the format of this release."""
-        with self.read() as transaction:
-            stored = transaction.setting("format")
-        version = stored.get("version") if isinstance(stored, dict) else None
-        if version != layout.FORMAT_VERSION:
-            raise FormatError(
-                f"'{self.folder}' has format version {version}; this release reads version "
-                f"{layout.FORMAT_VERSION}. Use the release of explicit-memdb that wrote it, or a "
-                "newer one."
-            )
-        identity = stored.get("id")
-        if not isinstance(identity, str) or not _ID.match(identity):
-            raise FormatError(
-                f"'{self.folder}' has no id of 32 hexadecimal digits: it was made before format "
-                "version 1 was finished. Make it anew."
-            )
-        return identity
+            if self._closed:
+                return
+            self._closed = True
+        self._place.close()
+        self._environment.release()
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
         """A consistent view of this moment. Records come out as copies and outlive it."""
-        with self._begin(write=False) as transaction:
+        environment = self._take()
+        with self._transaction(environment, environment.begin, write=False) as transaction:
             yield transaction
 
     @contextmanager
@@ -196,83 +91,94 @@ class Store:
 
         One writer at a time, over all processes; others wait.
         """
-        with self._begin(write=True) as transaction:
-            yield transaction
-            transaction.finish()
+        with ExitStack() as stack:
+            environment = self._take_for_writing(stack)
+            begin = environment.begin
+            with self._transaction(environment, begin, write=True) as transaction:
+                yield transaction
+                transaction.finish()
 
-    def _require_in_place(self) -> None:
-        """What is written to a file that was deleted or replaced would be lost."""
-        try:
-            file = (self.generation / "data.mdb").stat()
-        except OSError:
-            file = None
-        if file is None or (file.st_dev, file.st_ino) != self._key:
-            raise StorageError(
-                f"'{self.folder}' was deleted, moved or replaced while it was open. Close it, and "
-                "open the database where it is now."
-            )
+    def _take_for_writing(self, stack: ExitStack) -> Environment:
+        """The current generation's environment, and nobody else writes while the stack lasts."""
+        while True:
+            environment = self._take()
+            with ExitStack() as unless_kept:
+                unless_kept.callback(environment.release)
+                try:
+                    unless_kept.enter_context(only_writer(environment.generation))
+                except OSError as error:
+                    if self._place.stamp() == self._stamp:
+                        self._place.require_same()
+                        raise StorageError(f"cannot write to '{self.folder}': {error}") from error
+                    continue
+                # While this one waited for its turn, a compaction may have had its own: what is
+                # written to the generation before it would be lost.
+                if environment is self._environment and self._place.stamp() == self._stamp:
+                    self._place.require_same()
+                    environment.use()
+                    stack.push(unless_kept.pop_all())
+                    return environment
 
-    @contextmanager
-    def _begin(self, write: bool) -> Iterator[Transaction]:
-        self._require_unforked()
-        self._require_in_place()
-        with self._changed:
+    def _take(self) -> Environment:
+        """The current generation's environment, counted as used."""
+        with self._guard:
             if self._closed:
                 raise StorageError(f"'{self.folder}' is closed")
-            self._transactions += 1
+            self._environment.require_unforked()
+            if self._place.stamp() != self._stamp:
+                self._follow()
+            self._environment.use()
+            return self._environment
+
+    def _follow(self) -> None:
+        """Go over to the generation that `CURRENT` names now."""
+        self._place.require_same()
+        with opening(self._place.folder) as generation:
+            stamp = self._place.stamp()
+            new = Environment.acquire(generation, self._durability)
+        if new.id != self.id:
+            new.release()
+            raise self._place.gone()
+        old, self._environment, self._stamp = self._environment, new, stamp
+        old.release()
+
+    @contextmanager
+    def _transaction(
+        self, environment: Environment, begin: Any, *, write: bool
+    ) -> Iterator[Transaction]:
         try:
-            with self._environment.begin(write=write, buffers=True) as inner:
-                yield Transaction(inner, self._tables)
+            with begin(write=write) as inner:
+                yield Transaction(inner, environment.tables, environment)
         except lmdb.MapFullError as error:
-            raise StorageError(f"'{self.folder}' has outgrown its map: {error}") from error
+            raise StorageError(
+                f"'{self.folder}' has outgrown the address space that this process may take "
+                f"({error}); raise its limit (`ulimit -v`) and open the database again"
+            ) from error
         except lmdb.CorruptedError as error:
             raise CorruptRecordError("?", "?", f"LMDB: {error}") from error
         except lmdb.Error as error:
             raise StorageError(f"'{self.folder}': {error}") from error
         finally:
-            with self._changed:
-                self._transactions -= 1
-                self._changed.notify_all()
-
-    def sizes(self) -> dict[str, int]:
-        """Bytes on disk by table (whole pages), and of the file, as `file`."""
-        with self.read() as transaction:
-            sizes = {name: transaction.size(name) for name in layout.TABLES}
-        return {**sizes, "file": (self.generation / "data.mdb").stat().st_size}
+            environment.release()
 
 
-def _open_environment(folder: Path, *, create: bool) -> Any:
-    size = _MAP_SIZE
-    while True:
-        try:
-            # writemap stays off: on a full disk it would end the process with SIGBUS.
-            return lmdb.open(
-                str(folder), map_size=size, max_dbs=16, max_readers=_READERS, create=create
+def fill_generation(
+    generation: Path, identity: str, settings: dict[str, Any], tokenizer: str | None
+) -> None:
+    """Write all tables, and the settings of a new database, into an empty generation."""
+    try:
+        with ExitStack() as stack:
+            environment = open_lmdb(generation)
+            stack.callback(environment.close)
+            tables = open_tables(environment, layout.TABLES, create=True)
+            transaction = Transaction(stack.enter_context(environment.begin(write=True)), tables)
+            transaction.put_setting("format", {"id": identity, "version": layout.FORMAT_VERSION})
+            for name, value in settings.items():
+                transaction.put_setting(name, value)
+            transaction.put_setting(
+                "counters", {"next_reference": 1, "last_change": 0, "trimmed": 0}
             )
-        except (MemoryError, lmdb.MemoryError):  # address space is limited here: take less
-            if size <= _SMALLEST_MAP:
-                raise
-            size //= 4
-        except OSError as error:
-            raise StorageError(f"cannot open '{folder}': {error}") from error
-
-
-def _complete(environment: Any, file: Path) -> None:
-    """Make a file that was cut short as long as its pages are due to be. To read a mapped page that
-    the file does not have ends the process (SIGBUS); a page of zeros is a damaged one."""
-    due = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    if file.stat().st_size < due:
-        try:
-            with file.open("r+b") as data:
-                os.posix_fallocate(data.fileno(), due - 1, 1)  # never shortens
-        except OSError as error:
-            raise StorageError(f"'{file}' is cut short: {error}") from error
-
-
-def _open_tables(environment: Any, names: Iterable[str], *, create: bool) -> dict[str, Any]:
-    return {
-        name: environment.open_db(
-            name.encode(), create=create, integerkey=name in layout.INTEGER_TABLES
-        )
-        for name in names
-    }
+            if tokenizer is not None:
+                transaction.put_tokenizer(tokenizer)
+    except lmdb.Error as error:
+        raise StorageError(f"cannot make a database at '{generation.parent}': {error}") from error

@@ -3,8 +3,10 @@ read is a copy that outlives the transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zstandard
@@ -19,28 +21,48 @@ from memdb.layout import (
     EMBEDDINGS,
     MEMORIES,
     METADATA,
+    POSTINGS,
     REFERENCES,
     SETTINGS,
     DocumentEntry,
     integer_key,
 )
+from memdb.postings import Postings
 from memdb.records import Reference
+
+if TYPE_CHECKING:
+    from memdb.environment import Environment
+
+Ids = NDArray[np.int64]
+Vectors = NDArray[np.float32]
 
 
 class Transaction:
-    """Typed access to the tables. Made by `Store.read` and `Store.write`."""
+    """Typed access to the tables. Made by `Store.read` and `Store.write`.
 
-    def __init__(self, inner: Any, tables: dict[str, Any]) -> None:
+    Attributes:
+        environment: the generation that it reads; None outside a store.
+    """
+
+    def __init__(
+        self, inner: Any, tables: dict[str, Any], environment: Environment | None = None
+    ) -> None:
         self._inner = inner
         self._tables = tables
+        self.environment = environment
         self._changes: list[tuple[int, int]] = []
+
+    @property
+    def id(self) -> int:
+        """The number of the state that it reads: one more with every write to the generation."""
+        return int(self._inner.id())
 
     # --- settings ---
 
     def setting(self, name: str) -> Any:
         """A setting's JSON value, or None."""
         found = self._get(SETTINGS, name.encode())
-        return None if found is None else self._read(SETTINGS, name.encode(), found, _json)
+        return None if found is None else decoded(SETTINGS, name.encode(), found, _json)
 
     def required_setting(self, name: str) -> Any:
         """A setting that every database has; `CorruptRecordError` if it is missing."""
@@ -56,7 +78,7 @@ class Transaction:
         if found is None:
             return None
         return str(
-            self._read(SETTINGS, b"tokenizer", found, lambda _, p: layout.decompress(p).decode())
+            decoded(SETTINGS, b"tokenizer", found, lambda _, p: layout.decompress(p).decode())
         )
 
     def put_tokenizer(self, text: str) -> None:
@@ -69,17 +91,28 @@ class Transaction:
         """The document map's entry of an id, or None."""
         key = name.encode()
         found = self._get(DOCUMENTS, key)
-        return None if found is None else self._read(DOCUMENTS, key, found, DocumentEntry.read)
+        return None if found is None else decoded(DOCUMENTS, key, found, DocumentEntry.read)
 
     def put_document(self, name: str, entry: DocumentEntry, metadata: dict[str, Any]) -> None:
-        """Store the entry and the metadata; the references are put one by one."""
+        """Store the entry and the metadata of a document that is new, or was withdrawn; the
+        references are put one by one."""
         self._put(DOCUMENTS, name.encode(), entry.version, entry.payload())
         self._put(METADATA, name.encode(), entry.version, json_payload(metadata))
+        self._index(metadata, entry.references)
 
     def delete_document(self, name: str, entry: DocumentEntry) -> None:
         """Remove a document with all its references."""
+        self.withdraw_document(name, entry)
         for reference in entry.references:
             self._delete_reference(reference)
+
+    def withdraw_document(self, name: str, entry: DocumentEntry) -> None:
+        """Remove a document's entry and metadata; its references stay for another entry."""
+        if self.keys:
+            try:
+                self._unindex(self.metadata(name), entry.references)
+            except CorruptRecordError:  # then what it was indexed under is not known
+                self.postings.discard(entry.references)
         self._inner.delete(name.encode(), db=self._tables[DOCUMENTS])
         self._inner.delete(name.encode(), db=self._tables[METADATA])
 
@@ -101,7 +134,38 @@ class Transaction:
             for key, record in cursor:
                 name = bytes(key)
                 found = layout.unseal(DOCUMENTS, name, record)
-                yield name.decode(), self._read(DOCUMENTS, name, found, DocumentEntry.read)
+                yield name.decode(), decoded(DOCUMENTS, name, found, DocumentEntry.read)
+
+    # --- the index of metadata ---
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """The metadata keys that are indexed."""
+        return tuple(self.required_setting("index")["keys"])
+
+    def put_keys(self, names: tuple[str, ...]) -> None:
+        """Change which keys are indexed; the postings are not touched."""
+        self.put_setting("index", {**self.required_setting("index"), "keys": list(names)})
+        self.__dict__.pop("keys", None)
+
+    def drop_postings(self) -> None:
+        """Empty the index of metadata."""
+        self._inner.drop(self._tables[POSTINGS], delete=False)
+
+    @cached_property
+    def postings(self) -> Postings:
+        """The index of metadata."""
+        return Postings(self._inner, self._tables[POSTINGS])
+
+    def _index(self, metadata: dict[str, Any], references: tuple[int, ...]) -> None:
+        for key in self.keys:
+            if key in metadata:
+                self.postings.add(key, metadata[key], references)
+
+    def _unindex(self, metadata: dict[str, Any], references: tuple[int, ...]) -> None:
+        for key in self.keys:
+            if key in metadata:
+                self.postings.remove(key, metadata[key], references)
 
     # --- references ---
 
@@ -120,20 +184,43 @@ class Transaction:
             lambda version, payload: layout.read_reference(number, version, payload),
         )
 
+    def owner(self, number: int) -> str:
+        """The id of a reference's document."""
+        return layout.read_owner(self.payload(REFERENCES, integer_key(number))).decode()
+
+    def tokens(self, number: int) -> int:
+        """A reference's length in tokens."""
+        return layout.read_tokens(self.payload(REFERENCES, integer_key(number)))
+
     def embedding(self, number: int) -> NDArray[np.float32]:
         """The reference's vector."""
         return self._require(EMBEDDINGS, integer_key(number), _vector)  # type: ignore[no-any-return]
 
-    def embeddings(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Every reference's id and vector, by ascending id; `CorruptRecordError` if a reference has
-        none."""
+    def embeddings(self, size: int = 4096) -> Iterator[tuple[Ids, Vectors]]:
+        """All references' ids and vectors by ascending id, (n,) int64 and (n, dimension) float32,
+        at most `size` at once; `CorruptRecordError` if a reference has none."""
         if self.count(EMBEDDINGS) != self.count(REFERENCES):
-            for key in self._inner.cursor(self._tables[REFERENCES]).iternext(values=False):
-                self._require(EMBEDDINGS, bytes(key), _vector)
-        for key, record in self._inner.cursor(self._tables[EMBEDDINGS]):
-            found = layout.unseal(EMBEDDINGS, key, record)
-            vector = self._read(EMBEDDINGS, bytes(key), found, _vector)
-            yield layout.read_integer_key(key), vector
+            for number in self.numbers(REFERENCES):
+                self.embedding(number)
+        cursor = self._inner.cursor(self._tables[EMBEDDINGS])
+        entries = (
+            (layout.read_integer_key(key), layout.unseal(EMBEDDINGS, key, record)[1])
+            for key, record in cursor
+        )
+        while batch := list(islice(entries, size)):
+            numbers, payloads = zip(*batch, strict=True)
+            yield np.array(numbers, np.int64), _stacked(payloads)
+
+    def embeddings_of(self, numbers: Ids) -> Vectors:
+        """The vectors of some references, (n, dimension) float32."""
+        keys = [integer_key(number) for number in numbers.tolist()]
+        return _stacked([self.payload(EMBEDDINGS, key) for key in keys])
+
+    def numbers(self, table: str) -> Ids:
+        """All keys of an integer table, ascending."""
+        cursor = self._inner.cursor(self._tables[table])
+        keys = b"".join(map(bytes, cursor.iternext(values=False)))
+        return np.frombuffer(keys, "<i8").copy()
 
     def put_reference(
         self, reference: Reference, embedding: NDArray[np.float32], memory: bytes | None
@@ -141,10 +228,15 @@ class Transaction:
         """Store a new reference with its vector, and its memory unless it stays cold."""
         key = integer_key(reference.id)
         self._put(REFERENCES, key, reference.version, layout.reference_payload(reference))
-        self._put(EMBEDDINGS, key, reference.version, embedding.astype("<f4").tobytes())
+        self.put_embedding(reference, embedding)
         self._changes.append((layout.INSERTED, reference.id))
         if memory is not None:
             self.put_memory(reference, memory)
+
+    def put_embedding(self, reference: Reference, embedding: NDArray[np.float32]) -> None:
+        """Store a reference's vector."""
+        key = integer_key(reference.id)
+        self._put(EMBEDDINGS, key, reference.version, embedding.astype("<f4").tobytes())
 
     def _delete_reference(self, number: int) -> None:
         for table in (REFERENCES, EMBEDDINGS, MEMORIES):
@@ -165,12 +257,17 @@ class Transaction:
         """`decode(payload)` of the reference's memory, or None if it is cold."""
         key = integer_key(number)
         found = self._get(MEMORIES, key)
-        return None if found is None else self._read(MEMORIES, key, found, lambda _, p: decode(p))
+        return None if found is None else decoded(MEMORIES, key, found, lambda _, p: decode(p))
 
     def put_memory(self, reference: Reference, payload: bytes) -> None:
         """Store a reference's memory."""
         self._put(MEMORIES, integer_key(reference.id), reference.version, payload)
         self._changes.append((layout.REMEMBERED, reference.id))
+
+    def delete_memory(self, number: int) -> None:
+        """Make a warm reference cold."""
+        if self._inner.delete(integer_key(number), db=self._tables[MEMORIES]):
+            self._changes.append((layout.FORGOTTEN, number))
 
     # --- change log ---
 
@@ -184,7 +281,11 @@ class Transaction:
         if cursor.set_range(integer_key(after + 1)):
             for key, record in cursor:
                 found = layout.unseal(CHANGES, key, record)
-                yield self._read(CHANGES, bytes(key), found, lambda _, p: layout.read_changes(p))
+                yield decoded(CHANGES, bytes(key), found, lambda _, p: layout.read_changes(p))
+
+    def log(self, changes: list[tuple[int, int]]) -> None:
+        """Note what happened to references, for the change log."""
+        self._changes.extend(changes)
 
     def finish(self) -> None:
         """Write what this transaction did to the change log."""
@@ -207,31 +308,76 @@ class Transaction:
         pages = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         return int(pages * stat["psize"])
 
+    # --- records as they are ---
+
+    def payload(self, table: str, key: bytes) -> bytes:
+        """A copy of a record's payload, its seal checked; `CorruptRecordError` if there is none."""
+        found = self._get(table, key)
+        if found is None:
+            raise CorruptRecordError(table, layout.readable(table, key), "it is missing")
+        return bytes(found[1])
+
+    def version_and_payload(self, table: str, key: bytes) -> tuple[int, bytes]:
+        """As `payload`, with the version."""
+        found = self._get(table, key)
+        if found is None:
+            raise CorruptRecordError(table, layout.readable(table, key), "it is missing")
+        return found[0], bytes(found[1])
+
+    def record(self, table: str, key: bytes) -> memoryview | None:
+        """A record with its seal, unchecked, or None; only while the transaction lasts."""
+        found: memoryview | None = self._inner.get(key, db=self._tables[table])
+        return found
+
+    def records(self, table: str) -> Iterator[tuple[memoryview, memoryview]]:
+        """All keys and records of a table, unchecked; each only until the next."""
+        yield from self._inner.cursor(self._tables[table])
+
+    def put_all(self, table: str, records: list[tuple[bytes, int, bytes]]) -> None:
+        """Store records, each of key, version and payload; those of an integer table ascend and
+        come behind all that are there."""
+        appended = table in layout.INTEGER_TABLES
+        sealed = [
+            (key, layout.seal(table, key, version, payload))
+            for key, version, payload in (records if appended else sorted(records))
+        ]
+        self._inner.cursor(self._tables[table]).putmulti(sealed, append=appended)
+
     # --- plumbing ---
 
     def _get(self, table: str, key: bytes) -> tuple[int, memoryview] | None:
         record = self._inner.get(key, db=self._tables[table])
         return None if record is None else layout.unseal(table, key, record)
 
-    def _read(self, table: str, key: bytes, found: tuple[int, memoryview], decode: Any) -> Any:
-        """Decode a payload; what goes wrong is a damaged record and is named, or a newer one."""
-        try:
-            return decode(*found)
-        except (FormatError, MismatchError) as error:
-            raise type(error)(
-                f"record {layout.readable(table, key)} of table '{table}': {error}"
-            ) from error
-        except Exception as error:
-            raise CorruptRecordError(table, layout.readable(table, key), str(error)) from error
-
     def _require(self, table: str, key: bytes, decode: Any) -> Any:
         found = self._get(table, key)
         if found is None:
             raise CorruptRecordError(table, layout.readable(table, key), "it is missing")
-        return self._read(table, key, found, decode)
+        return decoded(table, key, found, decode)
 
     def _put(self, table: str, key: bytes, version: int, payload: bytes) -> None:
         self._inner.put(key, layout.seal(table, key, version, payload), db=self._tables[table])
+
+
+def decoded(table: str, key: bytes, found: tuple[int, Any], decode: Any) -> Any:
+    """`decode(version, payload)`; what goes wrong is a damaged record and is named, or a newer
+    one."""
+    try:
+        return decode(*found)
+    except (FormatError, MismatchError) as error:
+        raise type(error)(
+            f"record {layout.readable(table, key)} of table '{table}': {error}"
+        ) from error
+    except Exception as error:
+        raise CorruptRecordError(table, layout.readable(table, key), str(error)) from error
+
+
+def _stacked(payloads: Sequence[bytes | memoryview]) -> Vectors:
+    """Vectors of one length as rows."""
+    if len({len(payload) for payload in payloads}) > 1:
+        raise CorruptRecordError(EMBEDDINGS, "?", "embeddings have different lengths")
+    vectors = np.frombuffer(b"".join(payloads), "<f4").astype(np.float32)
+    return vectors.reshape(len(payloads), -1)
 
 
 def _vector(_: int, payload: memoryview) -> NDArray[np.float32]:

@@ -76,6 +76,7 @@ def put_metadata(transaction: Transaction, name: str, document: Document) -> Non
         raise ConflictError(
             f"another writer changed document '{name}' while its metadata was updated; run it again"
         )
+    transaction.withdraw_document(name, old)
     _put_entry(transaction, name, document, old.version + 1, old.references)
 
 

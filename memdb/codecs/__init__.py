@@ -3,7 +3,13 @@ memory record carries."""
 
 from __future__ import annotations
 
-from memdb.codecs.base import Codec, decode_memory, encode_memory
+from memdb.codecs.base import (
+    Codec,
+    decode_memory,
+    encode_batch,
+    encode_memory,
+    memory_sizes,
+)
 from memdb.codecs.exact import Exact
 from memdb.codecs.int8 import Int8
 from memdb.errors import InvalidInputError
@@ -18,4 +24,12 @@ def codec_named(name: str) -> Codec:
     return CODECS[name]
 
 
-__all__ = ["CODECS", "Codec", "codec_named", "decode_memory", "encode_memory"]
+__all__ = [
+    "CODECS",
+    "Codec",
+    "codec_named",
+    "decode_memory",
+    "encode_batch",
+    "encode_memory",
+    "memory_sizes",
+]

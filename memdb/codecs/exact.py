@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.codecs.base import Codec, Counts, require_bytes
+from memdb.codecs.base import Codec, Counts, require_bytes, slices
 from memdb.records import STORAGE_DTYPES, DType
 
 
@@ -22,6 +22,16 @@ class Exact(Codec):
     def encode(self, vectors: NDArray[Any], counts: Counts, dtype: DType) -> bytes:
         """(n, head_dim) as n * head_dim numbers of 4 or 2 bytes, vector after vector."""
         return np.ascontiguousarray(vectors, STORAGE_DTYPES[dtype]).tobytes()
+
+    def encode_each(
+        self,
+        vectors: NDArray[Any],
+        sizes: NDArray[np.integer[Any]],
+        counts: Counts,
+        dtype: DType,
+    ) -> list[bytes]:
+        """The numbers of all memories are one run of bytes, which is cut."""
+        return slices(vectors.astype(STORAGE_DTYPES[dtype], copy=False), sizes)
 
     def decode(self, data: memoryview, counts: Counts, head_dim: int, dtype: DType) -> NDArray[Any]:
         """(n, head_dim), a copy, so that it outlives the transaction that read it."""

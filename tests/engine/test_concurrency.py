@@ -174,12 +174,9 @@ def test_an_index_that_missed_changes_is_built_anew(path: Path) -> None:
         assert found(database) == ["b", "c"]
 
 
-def test_an_index_that_failed_to_catch_up_starts_anew(
-    full: MemDB, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_index_that_failed_to_catch_up_starts_anew(full: MemDB) -> None:
     """A search over a damaged vector fails; once the document is gone, searches work again and
     find each of the others once."""
-    monkeypatch.setattr("memdb.search._LOAD_BATCH", 1)
     full.insert("The harbour is old.", id="a")
     full.query("harbour")
     full.insert("The harbour is new.", id="b")
@@ -263,7 +260,7 @@ def test_an_update_does_not_undo_one_that_it_did_not_see(
 
 def test_new_metadata_for_a_text_that_changed_is_a_conflict(full: MemDB) -> None:
     full.insert("The harbour is old.", id="a")
-    store = Store.open(full.path)
+    store = Store(full.path)
     try:
         with pytest.raises(ConflictError, match="changed document 'a'"), store.write() as t:
             put_metadata(t, "a", Document("The harbour is new.", "a", {"x": 1}))
@@ -562,7 +559,7 @@ from pathlib import Path
 from memdb.store import Store
 from memdb.layout import DocumentEntry
 
-store = Store.open(Path(sys.argv[1]))
+store = Store(Path(sys.argv[1]))
 with (store.write() if sys.argv[2] == "write" else store.read()) as transaction:
     if sys.argv[2] == "write":
         entry = DocumentEntry(1, bytes(32), bytes(32), ())

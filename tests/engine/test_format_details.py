@@ -25,9 +25,10 @@ from memdb import (
     NotADatabaseError,
 )
 from memdb.documents import MAX_DEPTH, check_metadata
-from memdb.folder import SharedLock, new_database
+from memdb.environment import Environment
+from memdb.folder import new_database, opening
+from memdb.index import Searcher
 from memdb.layout import CHANGES, EMBEDDINGS, FORMAT_VERSION, REFERENCES, integer_key
-from memdb.search import Searcher
 from memdb.store import Store
 from memdb.transaction import Transaction
 from tests.engine.helpers import make_shape, raw, time_limit, unit
@@ -81,15 +82,21 @@ def is_locked(folder: Path, how: int = fcntl.LOCK_EX) -> bool:
 # --- the lock -------------------------------------------------------------------------------------
 
 
-def test_the_lock_is_held_from_the_first_open_to_the_last_close(path: Path) -> None:
-    assert not is_locked(path)
-    one = MemDB.open(path)
-    other = MemDB.open(path)
-    one.close()
-    assert is_locked(path)
-    assert not is_locked(path, fcntl.LOCK_SH)
-    other.close()
-    assert not is_locked(path)
+def test_the_lock_is_held_while_a_generation_is_opened_and_no_longer(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a compaction need not wait until everybody has closed the database."""
+    seen = []
+    acquire = Environment.acquire
+
+    def watch(*arguments: Any) -> Environment:
+        seen.append((is_locked(path), is_locked(path, fcntl.LOCK_SH)))
+        return acquire(*arguments)
+
+    monkeypatch.setattr(Environment, "acquire", watch)
+    with MemDB.open(path):
+        assert seen == [(True, False)]
+        assert not is_locked(path)
 
 
 def test_a_database_that_is_refused_is_not_locked(path: Path) -> None:
@@ -158,7 +165,7 @@ def test_opening_what_is_no_database_makes_nothing_in_it(
     for name in names:
         (tmp_path / name).touch()
     with pytest.raises(NotADatabaseError, match="is no memdb database"):
-        SharedLock(tmp_path)
+        opening(tmp_path).__enter__()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(names)
 
 
@@ -169,7 +176,7 @@ def test_a_copy_without_its_lock_is_a_whole_database(path: Path, tmp_path: Path)
         shutil.copy(path / name, copy / name)
     with MemDB.open(copy) as database, MemDB.open(path) as original:
         assert database.stats()["id"] == original.stats()["id"]
-        assert is_locked(copy)
+        assert len(list(database.documents())) == 3
 
 
 def test_a_creation_that_fails_hands_over_to_the_one_that_waits(tmp_path: Path) -> None:
@@ -237,15 +244,16 @@ def test_a_database_without_an_id_is_refused(path: Path, identity: object) -> No
 
 @pytest.fixture
 def store(path: Path) -> Iterator[Store]:
-    store = Store.open(path)
+    store = Store(path)
     yield store
     store.close()
 
 
 def test_all_embeddings_come_in_the_order_of_their_ids(store: Store) -> None:
     with store.read() as transaction:
-        found = dict(transaction.embeddings())
-        assert list(found) == [1, 2, 3]
+        batches = list(transaction.embeddings(size=2))
+        assert [ids.tolist() for ids, _ in batches] == [[1, 2], [3]]
+        found = {n: row for ids, rows in batches for n, row in zip(ids.tolist(), rows, strict=True)}
         for number, vector in found.items():
             assert vector.dtype == np.float32
             np.testing.assert_array_equal(vector, transaction.embedding(number))
@@ -259,7 +267,8 @@ def test_a_first_search_reads_no_documents(store: Store, monkeypatch: pytest.Mon
 
 
 def search(searcher: Searcher) -> set[int]:
-    with searcher.search(unit(1, 0), 9) as (_, _, ids):
+    with searcher.pin() as pinned:
+        _, ids = pinned.search(unit(1, 0), 9)
         return {int(number) for number in ids[0] if number >= 0}
 
 

@@ -33,6 +33,7 @@ from memdb.layout import (
     INTEGER_TABLES,
     MEMORIES,
     METADATA,
+    POSTINGS,
     REFERENCES,
     SETTINGS,
     TABLES,
@@ -58,7 +59,7 @@ SHAPE = make_shape()
 
 
 def create(path: Path) -> MemDB:
-    return MemDB.create(path, shape=SHAPE, dimension=2)
+    return MemDB.create(path, shape=SHAPE, dimension=2, keys=["n"])
 
 
 @pytest.fixture
@@ -140,6 +141,7 @@ READ: dict[str, Callable[[Transaction, bytes], object]] = {
     EMBEDDINGS: lambda t, key: t.embedding(int.from_bytes(key, "little")),
     MEMORIES: lambda t, key: t.memory(int.from_bytes(key, "little"), decode),
     CHANGES: lambda t, key: list(t.changes(0)),
+    POSTINGS: lambda t, key: list(t.postings.items()),
 }
 
 
@@ -550,7 +552,7 @@ def test_a_transaction_that_fails_changes_nothing(filled: Path) -> None:
         assert transaction.document("doc-1") is None
         raise ZeroDivisionError
 
-    store = Store.open(filled)
+    store = Store(filled)
     try:
         with store.read() as transaction:
             before = transaction.setting("counters")
@@ -566,7 +568,7 @@ def test_a_transaction_that_fails_changes_nothing(filled: Path) -> None:
 
 
 def test_a_reader_sees_the_moment_it_began(filled: Path) -> None:
-    store = Store.open(filled)
+    store = Store(filled)
     try:
         with MemDB.open(filled) as database, store.read() as transaction:
             before = [name for name, _ in transaction.documents()]

@@ -1,0 +1,246 @@
+"""Bulk loading: documents whose embeddings and memories are computed already, at the disk's speed.
+
+What makes it fast: a batch's memories are coded together, a transaction holds about 64 MiB, ids
+ascend so that LMDB appends, and the next batch is prepared while the one before is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memdb import layout
+from memdb.batch import MemoryBatch
+from memdb.canonical import json_payload
+from memdb.chunking import Chunker, Piece
+from memdb.documents import checked, text_hash
+from memdb.errors import InvalidInputError
+from memdb.keys import Grouped
+from memdb.layout import DocumentEntry
+from memdb.protocols import Progress
+from memdb.records import Document, ExplicitMemory, Reference
+from memdb.remembering import Rememberer
+from memdb.store import Store
+from memdb.transaction import Transaction
+from memdb.writing import unit_vectors
+
+_BYTES = 64 << 20  # of a transaction
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some documents with what was computed for them.
+
+    Attributes:
+        documents: at least one.
+        embeddings: (references, dimension) float32, of all the documents' references in order.
+        memories: of the same references; None, or None among them: they stay cold.
+        pieces: the references that each document is cut into; default: as `MemDB.split` cuts.
+    """
+
+    documents: Sequence[Document]
+    embeddings: NDArray[np.float32]
+    memories: MemoryBatch | Sequence[ExplicitMemory | None] | None = None
+    pieces: Sequence[Sequence[Piece]] | None = None
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load did.
+
+    Attributes:
+        inserted: new documents.
+        updated: documents that were there with other content.
+        unchanged: documents that were there already.
+        references: references written.
+        memories: memories written.
+    """
+
+    inserted: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    references: int = 0
+    memories: int = 0
+
+    def __add__(self, other: LoadReport) -> LoadReport:
+        return LoadReport(*(a + b for a, b in zip(_counts(self), _counts(other), strict=True)))
+
+
+def _counts(report: LoadReport) -> tuple[int, ...]:
+    return tuple(vars(report).values())
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A document whose records need nothing but ids."""
+
+    id: str
+    content_hash: bytes
+    text_hash: bytes
+    document: Document
+    metadata: bytes
+    pieces: Sequence[Piece]
+    embeddings: list[bytes]
+    memories: Sequence[bytes | None]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its records, about."""
+        memories = sum(len(memory) for memory in self.memories if memory is not None)
+        return memories + sum(map(len, self.embeddings)) + len(self.document.text) + 500
+
+
+def load(
+    batches: Iterable[Batch],
+    *,
+    store: Store,
+    chunker: Chunker,
+    rememberer: Rememberer,
+    dimension: int,
+    progress: Progress,
+) -> LoadReport:
+    """See `MemDB.load`."""
+    total = LoadReport()
+    done = 0
+    ready = _ahead(_transactions(_prepared(batches, chunker, rememberer, dimension)))
+    for documents in ready:
+        with store.write() as transaction:
+            rememberer.require_shape(transaction)
+            total += _write(transaction, documents)
+        done += sum(len(document.pieces) for document in documents)
+        progress("loading", done, 0)
+    return total
+
+
+def _ahead(items: Iterator[list[_Ready]]) -> Iterator[list[_Ready]]:
+    """The items, the next one made in a thread while the caller is at work on the one before."""
+    with ThreadPoolExecutor(1, "memdb-load") as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
+
+
+def _transactions(documents: Iterator[_Ready]) -> Iterator[list[_Ready]]:
+    """Documents by transaction; none holds an id twice."""
+    found: list[_Ready] = []
+    ids: set[str] = set()
+    size = 0
+    for document in documents:
+        if found and (size + document.size > _BYTES or document.id in ids):
+            yield found
+            found, ids, size = [], set(), 0
+        found.append(document)
+        ids.add(document.id)
+        size += document.size
+    if found:
+        yield found
+
+
+def _prepared(
+    batches: Iterable[Batch], chunker: Chunker, rememberer: Rememberer, dimension: int
+) -> Iterator[_Ready]:
+    for batch in batches:
+        named = [checked(document) for document in batch.documents]
+        pieces = batch.pieces
+        if pieces is None:
+            pieces = [chunker.split(document.text) for _, document in named]
+        else:
+            _check_pieces(named, pieces)
+        references = sum(map(len, pieces))
+        vectors = unit_vectors(batch.embeddings, references, dimension).astype("<f4", copy=False)
+        memories = rememberer.encode_all(batch.memories, references)
+        at = 0
+        for (name, document), parts in zip(named, pieces, strict=True):
+            end = at + len(parts)
+            text, metadata = text_hash(document.text), json_payload(dict(document.metadata))
+            yield _Ready(
+                name,
+                sha256(text + metadata).digest(),
+                text,
+                document,
+                metadata,
+                parts,
+                [row.tobytes() for row in vectors[at:end]],
+                memories[at:end],
+            )
+            at = end
+
+
+def _check_pieces(named: Sequence[tuple[str, Document]], pieces: Sequence[Sequence[Piece]]) -> None:
+    if len(pieces) != len(named):
+        raise InvalidInputError(f"pieces of {len(pieces)} documents for {len(named)} documents")
+    for (name, document), parts in zip(named, pieces, strict=True):
+        if not parts or "".join(part.text for part in parts) != document.text:
+            raise InvalidInputError(
+                f"document '{name}': its pieces, joined, are not its text; leave them out to have "
+                "it cut here"
+            )
+
+
+def _write(transaction: Transaction, documents: list[_Ready]) -> LoadReport:
+    new = []
+    inserted = updated = 0
+    for document in documents:
+        old = transaction.document(document.id)
+        if old is not None and old.content_hash == document.content_hash:
+            continue
+        version = 1
+        if old is not None:
+            version = old.version + 1
+            transaction.delete_document(document.id, old)
+            updated += 1
+        else:
+            inserted += 1
+        new.append((version, document))
+    references = sum(len(document.pieces) for _, document in new)
+    memories = _put(transaction, new, references)
+    unchanged = len(documents) - len(new)
+    return LoadReport(inserted, updated, unchanged, references, memories)
+
+
+def _put(transaction: Transaction, new: list[tuple[int, _Ready]], references: int) -> int:
+    """Write new documents, table by table; returns how many memories there were."""
+    tables: dict[str, list[tuple[bytes, int, bytes]]] = {
+        name: []
+        for name in (
+            layout.REFERENCES,
+            layout.EMBEDDINGS,
+            layout.MEMORIES,
+            layout.DOCUMENTS,
+            layout.METADATA,
+        )
+    }
+    grouped = Grouped(transaction.keys)
+    numbers = iter(transaction.next_references(references))
+    changes = []
+    for version, ready in new:
+        ids = []
+        for ordinal, piece in enumerate(ready.pieces):
+            number = next(numbers)
+            ids.append(number)
+            key = layout.integer_key(number)
+            reference = Reference(number, version, ready.id, ordinal, piece.tokens, piece.text)
+            payload = layout.reference_payload(reference)
+            tables[layout.REFERENCES].append((key, version, payload))
+            tables[layout.EMBEDDINGS].append((key, version, ready.embeddings[ordinal]))
+            changes.append((layout.INSERTED, number))
+            memory = ready.memories[ordinal]
+            if memory is not None:
+                tables[layout.MEMORIES].append((key, version, memory))
+                changes.append((layout.REMEMBERED, number))
+        entry = DocumentEntry(version, ready.content_hash, ready.text_hash, tuple(ids))
+        name = ready.id.encode()
+        tables[layout.DOCUMENTS].append((name, version, entry.payload()))
+        tables[layout.METADATA].append((name, version, ready.metadata))
+        grouped.add(ready.document.metadata, ids)
+    for table, records in tables.items():
+        transaction.put_all(table, records)
+    grouped.write(transaction)
+    transaction.log(changes)
+    return len(tables[layout.MEMORIES])

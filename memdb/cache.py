@@ -1,0 +1,81 @@
+"""Decoded memories in RAM: neighbouring chunks often retrieve the same ones (paper, 3.1)."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from memdb.records import ExplicitMemory
+
+#: What tells a stored memory from all others: its reference's id and its record's seal.
+Key = tuple[int, bytes]
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """What a cache holds, and what it was good for.
+
+    Attributes:
+        memories: how many it holds.
+        bytes: of their arrays.
+        capacity: bytes that it may hold.
+        hits: memories that were found in it.
+        misses: memories that had to be decoded.
+    """
+
+    memories: int
+    bytes: int
+    capacity: int
+    hits: int
+    misses: int
+
+
+class MemoryCache:
+    """The most recently used memories, up to a number of bytes. Threads may share it.
+
+    A memory is kept under its record's seal, whose checksum covers every byte of it. A reader
+    compares that with the record it sees in its own transaction: so what was updated, deleted or
+    rewritten, by whichever process, is never taken for what it was.
+
+    Args:
+        capacity: bytes; 0 keeps nothing.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._kept: OrderedDict[Key, ExplicitMemory] = OrderedDict()
+        self._bytes = 0
+        self._hits = 0
+        self._misses = 0
+        self._guard = threading.Lock()
+
+    def get(self, key: Key) -> ExplicitMemory | None:
+        """The memory of that record, or None."""
+        with self._guard:
+            memory = self._kept.get(key)
+            if memory is None:
+                self._misses += 1
+            else:
+                self._hits += 1
+                self._kept.move_to_end(key)
+            return memory
+
+    def put(self, key: Key, memory: ExplicitMemory) -> None:
+        """Keep a memory; those not used for longest go."""
+        if memory.nbytes > self._capacity:
+            return
+        with self._guard:
+            if key in self._kept:
+                return
+            self._kept[key] = memory
+            self._bytes += memory.nbytes
+            while self._bytes > self._capacity:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+
+    def stats(self) -> CacheStats:
+        """What it holds now, and its hits and misses since it was made."""
+        with self._guard:
+            return CacheStats(
+                len(self._kept), self._bytes, self._capacity, self._hits, self._misses
+            )

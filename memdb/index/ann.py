@@ -1,0 +1,177 @@
+"""The index file: a FAISS inverted file (IVF) over the embeddings, read-only and mapped.
+
+Its vectors are cut into clusters; a query looks at those of the `nprobe` clusters whose centres
+are nearest. Numbers are held as float16: the scores are the cosine similarity to within 1e-3.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from memdb.errors import CorruptRecordError
+
+FILE = "index.faiss"
+NEW = FILE + ".new"
+
+_TAIL = struct.Struct("<QQ8s")  # bytes of the JSON, its checksum, the magic
+_MAGIC = b"memdbidx"
+_BLOCK = 1 << 20
+_LARGEST_JSON = 1 << 16
+
+Ids = NDArray[np.int64]
+Vectors = NDArray[np.float32]
+#: One bit for each reference id, from 0; set where the id may be found.
+Bitmap = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    """What an index file says of itself.
+
+    Attributes:
+        database: id of the database it was built from.
+        change: the change up to which it is built.
+        references: how many vectors it holds.
+        dimension: their length.
+        lists: clusters.
+        nprobe: clusters that a query looks at.
+        recall: share of the true 5 nearest that were found when it was built.
+        trained: references there were when its clusters were found.
+    """
+
+    database: str
+    change: int
+    references: int
+    dimension: int
+    lists: int
+    nprobe: int
+    recall: float
+    trained: int
+
+
+class AnnIndex:
+    """An index file, open. Threads may search it at once.
+
+    Attributes:
+        info: what it says of itself.
+        stamp: what tells this file from the next in its place.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a file.
+
+        Raises:
+            OSError: there is none.
+            CorruptRecordError: it is damaged, or none of ours.
+        """
+        self.stamp = file_stamp(path)
+        self.info = _read_info(path)
+        try:
+            self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError as error:
+            raise _damaged(str(error)) from error
+        info = self.info
+        if (self._index.ntotal, self._index.d) != (info.references, info.dimension):
+            raise _damaged("it does not hold what it says")
+        self._usual = self._parameters(info.nprobe, None)
+
+    def search(
+        self, queries: Vectors, k: int, allowed: Bitmap | None = None, nprobe: int | None = None
+    ) -> tuple[Vectors, Ids]:
+        """Scores and ids, each (queries, k), best first; id -1 where fewer were found.
+
+        Args:
+            queries: (n, dimension), each of length 1.
+            k: at least 1.
+            allowed: ids that may be found; default: all.
+            nprobe: clusters to look at; default: as many as the recall asks for.
+        """
+        usual = allowed is None and nprobe is None
+        parameters = self._usual if usual else self._parameters(nprobe or self.info.nprobe, allowed)
+        scores, ids = self._index.search(queries, k, params=parameters)
+        return scores, ids
+
+    def _parameters(self, nprobe: int, allowed: Bitmap | None) -> Any:
+        nprobe = min(nprobe, self.info.lists)
+        coarse = faiss.SearchParametersHNSW(efSearch=max(16, nprobe))
+        if allowed is None:
+            return faiss.SearchParametersIVF(nprobe=nprobe, quantizer_params=coarse)
+        selector = faiss.IDSelectorBitmap(allowed)
+        return faiss.SearchParametersIVF(nprobe=nprobe, quantizer_params=coarse, sel=selector)
+
+    def quantizer(self) -> Any:
+        """The clusters' centres, as a FAISS index of its own."""
+        return faiss.clone_index(faiss.downcast_index(self._index.quantizer))
+
+
+def file_stamp(path: Path) -> tuple[int, int, int]:
+    """What changes when another file comes to a path; OSError if there is none."""
+    file = os.stat(path)  # noqa: PTH116 (asked often)
+    return file.st_ino, file.st_mtime_ns, file.st_size
+
+
+def write_index(index: Any, info: IndexInfo, folder: Path) -> None:
+    """Put an index file in the place of the one that is there, durably, in one step."""
+    new = folder / NEW
+    faiss.write_index(index, str(new))
+    text = json.dumps({**asdict(info), "checksum": _checksum(new, new.stat().st_size)}).encode()
+    with new.open("ab") as file:
+        file.write(text + _TAIL.pack(len(text), xxhash.xxh3_64_intdigest(text), _MAGIC))
+        file.flush()
+        os.fsync(file.fileno())
+    new.rename(folder / FILE)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read_info(path: Path) -> IndexInfo:
+    """What stands behind the FAISS index, once the checksums are right."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size < _TAIL.size:
+            raise _damaged("it is cut short")
+        file.seek(size - _TAIL.size)
+        length, checksum, magic = _TAIL.unpack(file.read(_TAIL.size))
+        if magic != _MAGIC or length > min(_LARGEST_JSON, size - _TAIL.size):
+            raise _damaged("its end is missing")
+        end = size - _TAIL.size - length
+        file.seek(end)
+        text = file.read(length)
+    if xxhash.xxh3_64_intdigest(text) != checksum:
+        raise _damaged("its checksum does not match")
+    try:
+        values = json.loads(text)
+        of_the_index = values.pop("checksum")
+        info = IndexInfo(**{field.name: values[field.name] for field in fields(IndexInfo)})
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(f"its description does not decode ({error})") from error
+    if of_the_index != _checksum(path, end):
+        raise _damaged("its checksum does not match")
+    return info
+
+
+def _checksum(path: Path, end: int) -> str:
+    digest = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        left = end
+        while left and (block := file.read(min(_BLOCK, left))):
+            digest.update(block)
+            left -= len(block)
+    return str(digest.hexdigest())
+
+
+def _damaged(problem: str) -> CorruptRecordError:
+    return CorruptRecordError("index", FILE, problem)

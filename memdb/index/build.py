@@ -1,0 +1,155 @@
+"""Building the index file, from the embeddings that one transaction sees, in bounded RAM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import faiss
+import numpy as np
+
+from memdb.index.ann import AnnIndex, Ids, IndexInfo, Vectors
+from memdb.index.view import exact_search
+from memdb.layout import EMBEDDINGS
+from memdb.protocols import Progress
+from memdb.transaction import Transaction
+
+_LISTS_PER_ROOT = 4  # clusters are 4 times the square root of the number of vectors
+_SAMPLE = 48  # vectors for each cluster's centre, as FAISS advises (39 to 256)
+_ROUNDS = 10  # of k-means
+_LINKS = 32  # of each centre in the graph that finds the nearest ones
+_QUERIES = 256  # that recall is measured with
+_K = 5  # the paper's number of memories
+_BATCH = 8192
+
+
+class Cancelled(Exception):  # noqa: N818 (no error: somebody wants it to stop)
+    """The building was given up."""
+
+
+def build_index(
+    transaction: Transaction,
+    database: str,
+    dimension: int,
+    recall: float,
+    previous: AnnIndex | None,
+    progress: Progress,
+    cancelled: Callable[[], bool],
+) -> tuple[Any, IndexInfo]:
+    """An IVF index over all embeddings, and its description.
+
+    Args:
+        transaction: the state to build for.
+        database: the database's id.
+        dimension: length of an embedding.
+        recall: that `nprobe` is chosen for, with some of the embeddings as queries.
+        previous: an index whose clusters are used again where they still fit.
+        progress: told of the work.
+        cancelled: whether to give up.
+
+    Raises:
+        Cancelled: it said so.
+        CorruptRecordError: an embedding is damaged.
+    """
+    change = transaction.last_change()
+    numbers = transaction.numbers(EMBEDDINGS)
+    n = len(numbers)
+    centres, trained = _centres(transaction, numbers, dimension, previous, progress, cancelled)
+    index = faiss.IndexIVFScalarQuantizer(
+        centres,
+        dimension,
+        centres.ntotal,
+        faiss.ScalarQuantizer.QT_fp16,
+        faiss.METRIC_INNER_PRODUCT,
+        False,  # vectors as they are, not their distance from the centre: nothing to train
+    )
+    index.is_trained = True
+    asked = np.sort(_chosen(numbers, _QUERIES))
+    queries = transaction.embeddings_of(asked)
+    best_scores = np.full((len(asked), _K), -np.inf, np.float32)
+    best_ids = np.full((len(asked), _K), -1, np.int64)
+    done = 0
+    for ids, vectors in transaction.embeddings(_BATCH):
+        progress("building the index", done, n)
+        if cancelled():
+            raise Cancelled
+        index.add_with_ids(vectors, ids)
+        scores, near = exact_search(queries, vectors, ids, _K + 1)
+        scores = np.where(near == asked[:, None], -np.inf, scores)  # a query does not find itself
+        best_scores, best_ids = _merged((best_scores, best_ids), (scores, near))
+        done += len(ids)
+    progress("building the index", n, n)
+    nprobe, reached = _nprobe(index, queries, asked, best_ids, recall)
+    info = IndexInfo(
+        database=database,
+        change=change,
+        references=n,
+        dimension=dimension,
+        lists=int(centres.ntotal),
+        nprobe=nprobe,
+        recall=reached,
+        trained=trained,
+    )
+    return index, info
+
+
+def _centres(
+    transaction: Transaction,
+    numbers: Ids,
+    dimension: int,
+    previous: AnnIndex | None,
+    progress: Progress,
+    cancelled: Callable[[], bool],
+) -> tuple[Any, int]:
+    """The clusters' centres as a FAISS index, and how many vectors there were when it was made."""
+    n = len(numbers)
+    if previous is not None and n / 2 <= previous.info.trained <= 2 * n:
+        return previous.quantizer(), previous.info.trained
+    lists = max(1, min(int(_LISTS_PER_ROOT * n**0.5), n // 4))
+    sample = transaction.embeddings_of(np.sort(_chosen(numbers, _SAMPLE * lists)))
+    # FAISS warns of few vectors for a centre where all that there are were taken.
+    kmeans = faiss.Kmeans(
+        dimension, lists, niter=1, spherical=True, seed=1, min_points_per_centroid=1
+    )
+    centroids = None
+    for step in range(_ROUNDS):
+        progress("finding clusters", step, _ROUNDS)
+        if cancelled():
+            raise Cancelled
+        kmeans.train(sample, init_centroids=centroids)
+        centroids = kmeans.centroids.copy()
+    progress("finding clusters", _ROUNDS, _ROUNDS)
+    graph = faiss.IndexHNSWFlat(dimension, _LINKS, faiss.METRIC_INNER_PRODUCT)
+    graph.add(centroids)
+    return graph, n
+
+
+def _chosen(numbers: Ids, count: int) -> Ids:
+    """Some ids, uniformly; the same ones each time."""
+    if count >= len(numbers):
+        return numbers
+    return np.random.default_rng(0).choice(numbers, count, replace=False)
+
+
+def _merged(one: tuple[Vectors, Ids], other: tuple[Vectors, Ids]) -> tuple[Vectors, Ids]:
+    scores = np.concatenate([one[0], other[0]], 1)
+    ids = np.concatenate([one[1], other[1]], 1)
+    order = np.argsort(-scores, axis=1)[:, :_K]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+
+
+def _nprobe(
+    index: Any, queries: Vectors, asked: Ids, truth: Ids, recall: float
+) -> tuple[int, float]:
+    """The fewest clusters to look at for that recall, and the recall that they reach."""
+    nprobe, reached = 1, 0.0
+    while True:
+        coarse = faiss.SearchParametersHNSW(efSearch=max(16, nprobe))
+        parameters = faiss.SearchParametersIVF(nprobe=nprobe, quantizer_params=coarse)
+        _, found = index.search(queries, _K + 1, params=parameters)
+        found = np.where(found == asked[:, None], -2, found)
+        hits = (truth[:, :, None] == found[:, None, :]).any(2) & (truth >= 0)
+        reached = float(hits.sum() / max(1, (truth >= 0).sum()))
+        if reached >= recall or nprobe >= index.nlist:
+            return nprobe, reached
+        nprobe = min(index.nlist, nprobe + max(1, nprobe // 4))

@@ -1,0 +1,60 @@
+"""Which index a store gets, and when it gets a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from memdb.errors import InvalidInputError
+
+#: `auto`: by size and measured recall; `exact`: all vectors are compared; `ivf`: always a file.
+IndexKind = Literal["auto", "exact", "ivf"]
+
+EXACT_BELOW = 4096  # references that are compared one by one in a fifth of a millisecond
+DEFAULT_RECALL = 0.99
+_SMALLEST_IVF = 64  # with fewer vectors there is nothing to cluster
+
+
+@dataclass(frozen=True)
+class IndexRules:
+    """The setting `index`: what to build.
+
+    Attributes:
+        kind: `auto`, `exact` or `ivf`.
+        recall: share of the true 5 nearest that `ivf` has to find, as measured when it is built.
+        keys: metadata keys that are indexed for filters.
+    """
+
+    kind: IndexKind = "auto"
+    recall: float = DEFAULT_RECALL
+    keys: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("auto", "exact", "ivf"):
+            raise InvalidInputError(
+                f"the kind of index is {self.kind!r}; there are 'auto', 'exact' and 'ivf'"
+            )
+        if not 0 < self.recall <= 1:
+            raise InvalidInputError(f"an index's recall is more than 0, at most 1: {self.recall}")
+
+    def to_json(self) -> dict[str, Any]:
+        """As the setting's JSON value."""
+        return {"kind": self.kind, "recall": self.recall, "keys": list(self.keys)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> IndexRules:
+        """The inverse of `to_json`."""
+        return cls(values["kind"], values["recall"], tuple(values["keys"]))
+
+    def wants_file(self, references: int) -> bool:
+        """Whether a store of so many references gets an index file."""
+        if self.kind == "auto":
+            return references >= EXACT_BELOW
+        return self.kind == "ivf" and references >= _SMALLEST_IVF
+
+
+def is_stale(built: int, changed: int) -> bool:
+    """Whether an index of `built` references is due to be built anew after `changed` came or went:
+    those are compared one by one."""
+    return changed > max(EXACT_BELOW, built // 32)

@@ -1,0 +1,315 @@
+"""The index of one open database, kept in step with the store's change log."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from memdb.errors import CorruptRecordError, MemDBError, StorageError
+from memdb.index.ann import FILE, AnnIndex, Ids, IndexInfo, Vectors, file_stamp, write_index
+from memdb.index.build import Cancelled, build_index
+from memdb.index.rules import IndexRules, is_stale
+from memdb.index.view import View, exact_search
+from memdb.layout import DELETED, INSERTED, REFERENCES
+from memdb.protocols import Progress, no_progress
+from memdb.store import Store
+from memdb.transaction import Transaction
+
+_LOCK = "index.lock"
+_LOOK_EVERY = 1.0  # seconds between two looks for a new index file
+_FEW = 1024  # with so few that may be found, all of them are compared
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A read transaction, and search over exactly what it sees."""
+
+    transaction: Transaction
+    view: View
+
+    def search(self, queries: Vectors, k: int, allowed: Ids | None = None) -> tuple[Vectors, Ids]:
+        """Scores and ids, each (queries, k), best first; id -1 where there are fewer.
+
+        Args:
+            queries: (n, dimension), each of length 1.
+            k: at least 1.
+            allowed: ids that may be found, ascending; default: all.
+        """
+        there = self.transaction.count(REFERENCES) if allowed is None else len(allowed)
+        k = max(1, min(k, there))  # an index makes room for all k, however few there are
+        if allowed is not None and len(allowed) <= _FEW:
+            return self._compare(queries, k, allowed)
+        scores, ids = self.view.search(queries, k, allowed)
+        if self.view.base is not None and (ids < 0).any():
+            return self._compare(queries, k, allowed)
+        return scores, ids
+
+    def _compare(self, queries: Vectors, k: int, allowed: Ids | None) -> tuple[Vectors, Ids]:
+        """Exact search over the store's own vectors: what an index leaves out is found here."""
+        transaction = self.transaction
+        numbers = transaction.numbers(REFERENCES) if allowed is None else allowed
+        if not len(numbers):
+            return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
+        return exact_search(queries, transaction.embeddings_of(numbers), numbers, k)
+
+
+class Searcher:
+    """Search over exactly what one read transaction sees, whoever wrote it."""
+
+    def __init__(self, store: Store, dimension: int) -> None:
+        self._store = store
+        self._dimension = dimension
+        self._view: View | None = None
+        self._generation: Path | None = None  # that the view is of
+        self._state = -1  # number of the state that the view is known to be right for
+        self._looked = 0.0
+        self._bad: object = None  # the stamp of a file that is damaged or of another database
+        self._guard = threading.Lock()
+        self._builder: threading.Thread | None = None
+        self._stop = threading.Event()
+
+    @contextmanager
+    def pin(self) -> Iterator[Pinned]:
+        """A read transaction and its view, for as long as this lasts."""
+        with ExitStack() as stack:
+            with self._guard:
+                # The transaction begins under the guard, so the view never runs ahead of it.
+                transaction = stack.enter_context(self._store.read())
+                view = self._caught_up(transaction)
+            yield Pinned(transaction, view)
+
+    def close(self) -> None:
+        """Give up what is being built."""
+        self._stop.set()
+        if self._builder is not None:
+            self._builder.join()
+
+    def state(self) -> dict[str, object]:
+        """What `MemDB.stats` says of the index."""
+        with self.pin() as pinned:
+            view = pinned.view
+            base = view.base
+            return {
+                "kind": "exact" if base is None else "ivf",
+                "changed": 0 if base is None else view.changed,
+                "building": self._builder is not None and self._builder.is_alive(),
+                "bytes": 0 if base is None else base.stamp[2],
+                **(
+                    {}
+                    if base is None
+                    else {
+                        "references": base.info.references,
+                        "lists": base.info.lists,
+                        "nprobe": base.info.nprobe,
+                        "recall": base.info.recall,
+                    }
+                ),
+            }
+
+    # --- keeping in step ---
+
+    def _caught_up(self, transaction: Transaction) -> View:
+        generation = self.folder(transaction)
+        same = self._view is not None and generation == self._generation
+        now = time.monotonic()
+        if same and transaction.id == self._state and now - self._looked < _LOOK_EVERY:
+            assert self._view is not None
+            return self._view
+        last = transaction.last_change()
+        view = self._view if same else None
+        if view is None or now - self._looked >= _LOOK_EVERY:
+            self._looked = now
+            view = self._newest(view, generation, transaction)
+        try:
+            if view is None or not (view := self._applied(view, transaction, last)):
+                view = self._loaded(transaction, last)
+        except BaseException:
+            self._view = None  # half of it may be in the tail's room: begin anew
+            raise
+        self._view, self._generation, self._state = view, generation, transaction.id
+        self._build_if_due(view, transaction)
+        return view
+
+    def folder(self, transaction: Transaction) -> Path:
+        """The generation that a transaction reads."""
+        environment = transaction.environment
+        return self._store.generation if environment is None else environment.generation
+
+    def _newest(self, view: View | None, generation: Path, transaction: Transaction) -> View | None:
+        """The view of the newest index file, or the one in use if there is none that is newer."""
+        try:
+            stamp = file_stamp(generation / FILE)
+        except OSError:
+            return view
+        if stamp == self._bad or (view is not None and view.base and view.base.stamp == stamp):
+            return view
+        try:
+            base = AnnIndex(generation / FILE)
+        except (OSError, MemDBError):
+            self._bad = stamp  # it costs a rebuild, never an error
+            return view
+        info = base.info
+        right = info.database == self._store.id and info.dimension == self._dimension
+        if not right or info.change > transaction.last_change():
+            self._bad = stamp
+            return view
+        limit = int(transaction.required_setting("counters")["next_reference"])
+        return View.empty(self._dimension, base, limit)
+
+    def _applied(self, view: View, transaction: Transaction, last: int) -> View | None:
+        """The view after the changes up to `last`; None if the log has a gap there: the view is
+        then of another past than the database's."""
+        if view.change == last:
+            return view
+        changes = list(transaction.changes(view.change)) if view.change < last else []
+        if len(changes) != last - view.change:
+            return None
+        inserted: set[int] = set()
+        deleted: list[int] = []
+        for change in changes:
+            for what, reference in change.tolist():
+                if what == INSERTED:
+                    inserted.add(reference)
+                elif what == DELETED:
+                    if reference in inserted:
+                        inserted.remove(reference)
+                    else:
+                        deleted.append(reference)
+        ids = np.array(sorted(inserted), np.int64)
+        vectors = transaction.embeddings_of(ids) if len(ids) else view.tail.vectors[:0]
+        return view.after(last, deleted, ids, vectors)
+
+    def _loaded(self, transaction: Transaction, last: int) -> View:
+        """All vectors, to be compared one by one."""
+        batches = list(transaction.embeddings())
+        if not batches:
+            return View.empty(self._dimension).after(last, [], *_nothing(self._dimension))
+        ids = np.concatenate([batch[0] for batch in batches])
+        vectors = np.concatenate([batch[1] for batch in batches])
+        return View.empty(self._dimension).after(last, [], ids, vectors)
+
+    # --- building ---
+
+    def build(
+        self, progress: Progress = no_progress, *, anew: bool = False, if_due: bool = False
+    ) -> IndexInfo | None:
+        """Build the index file now; None if the rules want none, or none that is newer.
+
+        Args:
+            progress: told of the work.
+            anew: find the clusters anew, also where the old ones still fit.
+            if_due: only if enough has changed since the last one.
+        """
+        info = self._build(progress, anew, if_due, lambda: False)
+        self._looked = 0.0
+        return info
+
+    def _build(
+        self, progress: Progress, anew: bool, if_due: bool, cancelled: Callable[[], bool]
+    ) -> IndexInfo | None:
+        while True:
+            folder = self._store.generation
+            try:
+                with _one_at_a_time(folder, cancelled), self._store.read() as transaction:
+                    if self._store.generation == folder:
+                        return self._built(transaction, folder, progress, anew, if_due, cancelled)
+            except FileNotFoundError as error:
+                if self._store.generation == folder:
+                    raise StorageError(f"cannot write the index: {error}") from error
+            except OSError as error:
+                raise StorageError(f"cannot write the index: {error}") from error
+            # A compaction put another generation in the place of that one.
+
+    def _built(
+        self,
+        transaction: Transaction,
+        folder: Path,
+        progress: Progress,
+        anew: bool,
+        if_due: bool,
+        cancelled: Callable[[], bool],
+    ) -> IndexInfo | None:
+        rules = IndexRules.from_json(transaction.required_setting("index"))
+        references = transaction.count(REFERENCES)
+        if not rules.wants_file(references):
+            (folder / FILE).unlink(missing_ok=True)
+            return None
+        previous = self._previous(folder)
+        if if_due and previous is not None and not self._is_stale(previous, transaction):
+            return previous.info
+        index, info = build_index(
+            transaction,
+            self._store.id,
+            self._dimension,
+            rules.recall,
+            None if anew else previous,
+            progress,
+            cancelled,
+        )
+        write_index(index, info, folder)
+        return info
+
+    def _is_stale(self, index: AnnIndex, transaction: Transaction) -> bool:
+        view = self._applied(
+            View.empty(self._dimension, index), transaction, transaction.last_change()
+        )
+        return view is None or is_stale(index.info.references, view.changed)
+
+    def _previous(self, folder: Path) -> AnnIndex | None:
+        """The index file there is, if it is one of this database."""
+        try:
+            index = AnnIndex(folder / FILE)
+        except (OSError, CorruptRecordError):
+            return None
+        right = index.info.database == self._store.id and index.info.dimension == self._dimension
+        return index if right else None
+
+    def _build_if_due(self, view: View, transaction: Transaction) -> None:
+        """Build in the background what is due; searches go on over what there is."""
+        built = 0 if view.base is None else view.base.info.references
+        if not is_stale(built, view.changed) or self._stop.is_set():
+            return
+        if self._builder is not None and self._builder.is_alive():
+            return
+        rules = IndexRules.from_json(transaction.required_setting("index"))
+        if rules.wants_file(transaction.count(REFERENCES)):
+            self._builder = threading.Thread(
+                target=self._build_quietly, name="memdb-index", daemon=True
+            )
+            self._builder.start()
+
+    def _build_quietly(self) -> None:
+        # Who searches is told of damage; a disk that is full takes no index, and needs none.
+        with suppress(MemDBError, OSError, Cancelled, RuntimeError):
+            self._build(no_progress, False, True, self._stop.is_set)
+        self._looked = 0.0
+
+
+@contextmanager
+def _one_at_a_time(folder: Path, cancelled: Callable[[], bool]) -> Iterator[None]:
+    """Only one process builds; another one that wants to waits, and finds it done."""
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if cancelled():
+                    raise Cancelled from None
+                time.sleep(0.02)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _nothing(dimension: int) -> tuple[Ids, Vectors]:
+    return np.zeros(0, np.int64), np.zeros((0, dimension), np.float32)

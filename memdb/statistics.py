@@ -1,0 +1,55 @@
+"""What `MemDB.stats` counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from memdb.codecs import memory_sizes
+from memdb.layout import DOCUMENTS, MEMORIES, REFERENCES, TABLES, integer_key
+from memdb.records import MemoryShape
+from memdb.store import Store
+from memdb.transaction import Transaction
+
+_SAMPLE = 200  # memories
+
+
+def statistics(store: Store, shape: MemoryShape) -> dict[str, Any]:
+    """Counts, bytes by table, and the compression of a sample of the memories."""
+    with store.read() as transaction:
+        counts = {
+            "documents": transaction.count(DOCUMENTS),
+            "references": transaction.count(REFERENCES),
+            "memories": transaction.count(MEMORIES),
+            "changes": transaction.last_change(),
+        }
+        sizes = {name: transaction.size(name) for name in TABLES}
+        memory = _memory(transaction, shape)
+    return {
+        **counts,
+        "cold": counts["references"] - counts["memories"],
+        "bytes": {**sizes, "file": (store.generation / "data.mdb").stat().st_size},
+        "memory_bytes": memory,
+    }
+
+
+def _memory(transaction: Transaction, shape: MemoryShape) -> dict[str, float]:
+    """Means over up to 200 memories, spread over all: bytes as stored; bytes of their vectors as
+    the model computed them; and the second over the bytes of the vectors as stored."""
+    numbers = transaction.numbers(MEMORIES)
+    if not len(numbers):
+        return {}
+    places = np.unique(np.linspace(0, len(numbers) - 1, _SAMPLE).astype(int))
+    stored = vectors = exact = 0
+    for number in numbers[places].tolist():
+        payload = transaction.payload(MEMORIES, integer_key(number))
+        pairs, coded = memory_sizes(payload)
+        stored += len(payload)
+        vectors += coded
+        exact += 2 * pairs * shape.head_dim * shape.storage_dtype.itemsize
+    return {
+        "stored": round(stored / len(places), 1),
+        "exact": round(exact / len(places), 1),
+        "compression": round(exact / vectors, 3) if vectors else 1.0,
+    }

@@ -1,0 +1,96 @@
+"""How often each reference's memory was retrieved: what `warm --top` goes by.
+
+Counts are collected in RAM and added to a file beside the data now and then, and at the end: a
+kill costs the last of them, a damaged file all of them, and neither anything else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+FILE = "usage"
+_MAGIC = b"memdbuse"
+_ENTRY = np.dtype([("reference", "<i8"), ("count", "<u8")])
+_FLUSH_EVERY = 30.0  # seconds
+
+
+class Usage:
+    """The counts of one open database."""
+
+    def __init__(self) -> None:
+        self._new: Counter[int] = Counter()
+        self._flushed = time.monotonic()
+        self._guard = threading.Lock()
+
+    def count(self, references: Iterable[int], folder: Path) -> None:
+        """Count a use of each; `folder` is the generation they are in."""
+        with self._guard:
+            self._new.update(references)
+            due = time.monotonic() - self._flushed > _FLUSH_EVERY
+        if due:
+            self.flush(folder)
+
+    def flush(self, folder: Path) -> None:
+        """Add what was counted to the file; a disk that refuses costs the counts alone."""
+        with self._guard:
+            self._flushed = time.monotonic()
+            if not self._new:
+                return
+            new, self._new = self._new, Counter()
+        try:
+            _add(folder, new)
+        except OSError:
+            return
+
+    def counts(self, folder: Path) -> Counter[int]:
+        """How often each reference was used, by id."""
+        with self._guard:
+            new = Counter(self._new)
+        new.update(read_usage(folder))
+        return new
+
+
+def read_usage(folder: Path) -> Counter[int]:
+    """The counts in a generation's file; none if it is missing or damaged."""
+    try:
+        content = (folder / FILE).read_bytes()
+    except OSError:
+        return Counter()
+    entries = content[16:]
+    right = content[:8] == _MAGIC and content[8:16] == _digest(entries)
+    if not right or len(entries) % _ENTRY.itemsize:
+        return Counter()
+    return Counter(dict(np.frombuffer(entries, _ENTRY).tolist()))
+
+
+def write_usage(folder: Path, counts: Counter[int]) -> None:
+    """Put the counts in the place of those in the file."""
+    entries: NDArray[np.void] = np.array(sorted(counts.items()), _ENTRY)
+    new = folder / f"{FILE}.{os.getpid()}.new"
+    new.write_bytes(_MAGIC + _digest(entries.tobytes()) + entries.tobytes())
+    new.rename(folder / FILE)
+
+
+def _add(folder: Path, new: Counter[int]) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # among processes that add; nobody else locks it
+        counts = read_usage(folder)
+        counts.update(new)
+        write_usage(folder, counts)
+    finally:
+        os.close(handle)
+
+
+def _digest(entries: bytes) -> bytes:
+    return xxhash.xxh3_64_intdigest(entries).to_bytes(8, "little")
