@@ -9,6 +9,7 @@ with one and reads them while it generates.
 from memdb.batch import MemoryBatch
 from memdb.bulk import Batch, LoadReport
 from memdb.cache import CacheStats
+from memdb.care import Problem, Repair, backup, compact, migrate, repair, restore, verify
 from memdb.chunking import Piece, text_tokenizer
 from memdb.codecs import CODECS, Codec
 from memdb.corpus import read_corpus
@@ -88,9 +89,11 @@ __all__ = [
     "PackedLayer",
     "PackedMemories",
     "Piece",
+    "Problem",
     "Progress",
     "Query",
     "Reference",
+    "Repair",
     "Retrieval",
     "Rope",
     "Snapshot",
@@ -99,9 +102,15 @@ __all__ = [
     "StoredMemory",
     "UnknownDocumentError",
     "UnsupportedModelError",
+    "backup",
+    "compact",
     "from_float32",
+    "migrate",
     "pack",
     "read_corpus",
+    "repair",
+    "restore",
     "text_tokenizer",
     "to_float32",
+    "verify",
 ]

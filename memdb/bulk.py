@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from memdb import layout
 from memdb.batch import MemoryBatch
 from memdb.canonical import json_payload
 from memdb.chunking import Chunker, Piece
-from memdb.documents import checked, text_hash
+from memdb.documents import checked, content_hash_of, text_hash
 from memdb.errors import InvalidInputError
 from memdb.keys import Grouped
 from memdb.layout import DocumentEntry
@@ -161,7 +160,7 @@ def _prepared(
             text, metadata = text_hash(document.text), json_payload(dict(document.metadata))
             yield _Ready(
                 name,
-                sha256(text + metadata).digest(),
+                content_hash_of(text, metadata),
                 text,
                 document,
                 metadata,

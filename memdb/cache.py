@@ -52,6 +52,8 @@ class MemoryCache:
 
     def get(self, key: Key) -> ExplicitMemory | None:
         """The memory of that record, or None."""
+        if not self._capacity:
+            return None
         with self._guard:
             memory = self._kept.get(key)
             if memory is None:

@@ -70,7 +70,12 @@ def text_hash(text: str) -> bytes:
 
 def content_hash(document: Document) -> bytes:
     """32 bytes that differ where text or metadata do."""
-    return hashlib.sha256(text_hash(document.text) + json_payload(dict(document.metadata))).digest()
+    return content_hash_of(text_hash(document.text), json_payload(dict(document.metadata)))
+
+
+def content_hash_of(text_hash: bytes, metadata: bytes) -> bytes:
+    """`content_hash` of a text's hash and metadata as stored."""
+    return hashlib.sha256(text_hash + metadata).digest()
 
 
 def _utf8(text: str, what: str) -> bytes:

@@ -80,19 +80,20 @@ class CorruptRecordError(MemDBError):
     Attributes:
         table: the table's name.
         key: the record's key, readable.
+        problem: what is wrong with it.
     """
 
     def __init__(self, table: str, key: str, problem: str) -> None:
         super().__init__(
-            f"record {key} of table '{table}' is damaged: {problem}. Restore a copy of the "
-            "database, or delete the document and ingest it again."
+            f"record {key} of table '{table}' is damaged: {problem}. `memdb repair` mends what can "
+            "be derived; else restore a backup, or delete the document and ingest it again."
         )
         self.table = table
         self.key = key
-        self._problem = problem
+        self.problem = problem
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.table, self.key, self._problem)
+        return type(self), (self.table, self.key, self.problem)
 
 
 class StorageError(MemDBError):

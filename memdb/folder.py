@@ -96,6 +96,14 @@ def new_database(folder: Path) -> Iterator[Path]:
         raise StorageError(f"cannot make a database at '{folder}': {error}") from error
 
 
+def exists(folder: Path) -> bool:
+    """Whether there is a database; `NotADatabaseError` if there is something that is none."""
+    if not _exists(folder) or _is_bare(folder):
+        return False
+    current_generation(folder)
+    return True
+
+
 def _exists(folder: Path) -> bool:
     try:
         return folder.exists()
@@ -178,6 +186,17 @@ def new_generation(folder: Path) -> Iterator[Path]:
             raise
     except OSError as error:
         raise StorageError(f"cannot write a new generation in '{folder}': {error}") from error
+
+
+def require_unlocked(folder: Path) -> None:
+    """Raise `StorageError` if another process holds the folder's lock."""
+    try:
+        with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            return
+    except StorageError as error:
+        raise StorageError(
+            f"'{folder}' is open in another process; close it there, and try again"
+        ) from error
 
 
 def _remove_others(folder: Path, generation: Path) -> None:

@@ -152,10 +152,10 @@ class Postings:
             cursor = self._inner.cursor(self._table)
             held, limit = np.empty(0, _ID), _NO_LIMIT
             found = cursor.set_range(prefix + _BOUND.pack(left[0] + 1))
-            if found and (behind := bytes(cursor.key())).startswith(prefix):
+            if found and _is_of(prefix, behind := bytes(cursor.key())):
                 limit = _bound(behind)
             found = cursor.prev() if found else cursor.last()
-            if found and (key := bytes(cursor.key())).startswith(prefix):
+            if found and _is_of(prefix, key := bytes(cursor.key())):
                 held = _read(key, cursor.value())
                 if held[-1] >= limit:
                     raise _damaged(key, "it reaches into the next block")
@@ -200,6 +200,12 @@ def _head(name: str) -> bytes:
 
 def _prefix(name: str, value: object) -> bytes:
     return _head(name) + (index_key(value) or OTHER)
+
+
+def _is_of(prefix: bytes, key: bytes) -> bool:
+    if key.startswith(prefix) and len(key) != len(prefix) + 8:
+        raise _damaged(key, "its key has a wrong length")
+    return key.startswith(prefix)
 
 
 def _bound(key: bytes) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,7 +19,7 @@ from memdb.documents import check_text
 from memdb.errors import InvalidInputError
 from memdb.filters import Filter
 from memdb.index import Pinned, Searcher
-from memdb.layout import METADATA, REFERENCES, integer_key, read_owner, read_reference
+from memdb.layout import METADATA, REFERENCES, integer_key, read_owner, read_reference, unseal
 from memdb.matching import Matcher
 from memdb.parts import Parts
 from memdb.records import ExplicitMemory, Reference
@@ -30,42 +32,53 @@ from memdb.writing import unit_vectors
 Query = str | Sequence[int] | NDArray[Any]
 
 
-@dataclass(frozen=True, eq=False)
 class Hit:
-    """One retrieved reference. Its records were read with it, and checked; each is decoded when it
-    is first asked for.
+    """One retrieved reference. Its records were read with it; each is checked and decoded when it
+    is first asked for, and raises `CorruptRecordError` then if it is damaged.
 
     Attributes:
         id: of the reference.
-        score: cosine similarity to the query.
+        score: cosine similarity to the query; from an ANN index, to within 1e-3.
         stored: its memory as it is stored; None if not asked for, or cold without a writer.
     """
 
-    id: int
-    score: float
-    stored: StoredMemory | None
-    _version: int = field(repr=False)
-    _reference: bytes = field(repr=False)
-    _metadata: bytes = field(repr=False)
+    def __init__(
+        self,
+        id: int,
+        score: float,
+        reference: bytes,
+        metadata: bytes,
+        stored: StoredMemory | None = None,
+    ) -> None:
+        self.id = id
+        self.score = score
+        self.stored = stored
+        self._reference = reference
+        self._metadata = metadata
+
+    def __repr__(self) -> str:
+        return f"Hit(id={self.id}, score={self.score:.4f})"
 
     @cached_property
     def reference(self) -> Reference:
         """Id, version, document id, ordinal, tokens and text."""
-        found: Reference = decoded(
+        key = integer_key(self.id)
+        found = unseal(REFERENCES, key, memoryview(self._reference))
+        reference: Reference = decoded(
             REFERENCES,
-            integer_key(self.id),
-            (self._version, self._reference),
+            key,
+            found,
             lambda version, payload: read_reference(self.id, version, payload),
         )
-        return found
+        return reference
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
         """Of its document."""
-        found: dict[str, Any] = decoded(
-            METADATA, read_owner(self._reference), (0, self._metadata), lambda _, p: read_json(p)
-        )
-        return found
+        key = self.reference.document_id.encode()
+        found = unseal(METADATA, key, memoryview(self._metadata))
+        metadata: dict[str, Any] = decoded(METADATA, key, found, lambda _, p: read_json(p))
+        return metadata
 
     @property
     def memory(self) -> ExplicitMemory | None:
@@ -132,38 +145,33 @@ class Retriever:
             transaction = state.transaction
             allowed = None if where is None else self._matching(transaction, where)
             scores, ids = state.search(vectors, int(k), allowed)
-            found = [
-                [(n, s) for n, s in zip(row_ids, row_scores, strict=True) if n >= 0]
-                for row_ids, row_scores in zip(ids.tolist(), scores.tolist(), strict=True)
+            rows = [
+                [(number, score) for number, score in zip(*row, strict=True) if number >= 0]
+                for row in zip(ids.tolist(), scores.tolist(), strict=True)
             ]
-            numbers = list(dict.fromkeys(number for row in found for number, _ in row))
             # A reference that several queries find is read once.
-            read = {number: self._records(transaction, number) for number in numbers}
+            numbers = list({number: None for row in rows for number, _ in row})
+            records = {number: _records(transaction, number) for number in numbers}
             stored: dict[int, StoredMemory | None] = dict.fromkeys(numbers)
             if memories:
-                stored = {n: self._rememberer.stored(transaction, n) for n in numbers}
+                for number in numbers:
+                    stored[number] = self._rememberer.stored(transaction, number)
                 self._usage.count(numbers, self._searcher.folder(transaction))
         written: dict[int, StoredMemory] = {}
         if memories and self._rememberer.can_write:
             cold = [number for number, memory in stored.items() if memory is None]
             if cold:  # a cold start
-                references = [read_reference(n, read[n][0], read[n][1]) for n in cold]
+                references = [Hit(number, 0.0, *records[number]).reference for number in cold]
                 written = self._rememberer.remember(references)
                 stored.update(written)
         return [
             Retrieval(
                 text,
-                [Hit(number, score, stored[number], *read[number]) for number, score in row],
-                sum(number in written for number, _ in row),
+                [Hit(number, score, *records[number], stored[number]) for number, score in row],
+                sum(number in written for number, _ in row) if written else 0,
             )
-            for text, row in zip(texts, found, strict=True)
+            for text, row in zip(texts, rows, strict=True)
         ]
-
-    @staticmethod
-    def _records(transaction: Transaction, number: int) -> tuple[int, bytes, bytes]:
-        """Version and payload of a reference, and the payload of its document's metadata."""
-        version, reference = transaction.version_and_payload(REFERENCES, integer_key(number))
-        return version, reference, transaction.payload(METADATA, read_owner(reference))
 
     def _text(self, query: Query) -> str | None:
         """What a query says; None: it is an embedding."""
@@ -203,3 +211,18 @@ class Retriever:
             embedded = self._parts.embedder().embed(list(worded.values()), query=True)
             vectors[list(worded)] = unit_vectors(embedded, len(worded), self._dimension)
         return vectors
+
+
+def _records(transaction: Transaction, number: int) -> tuple[bytes, bytes]:
+    """The records of a reference and of its document's metadata, as they are."""
+    key = integer_key(number)
+    record = transaction.record(REFERENCES, key)
+    if record is not None:
+        reference = bytes(record)
+        with suppress(struct.error, lmdb.Error):  # of an owner that no document can be
+            metadata = transaction.record(METADATA, read_owner(reference[16:]))
+            if metadata is not None:
+                return reference, bytes(metadata)
+    # One is missing, or the first says something wrong: this finds out which.
+    owner = transaction.reference(number).document_id
+    return reference, transaction.payload(METADATA, owner.encode())

@@ -78,12 +78,10 @@ class Store:
         self._place.close()
         self._environment.release()
 
-    @contextmanager
-    def read(self) -> Iterator[Transaction]:
-        """A consistent view of this moment. Records come out as copies and outlive it."""
-        environment = self._take()
-        with self._transaction(environment, environment.begin, write=False) as transaction:
-            yield transaction
+    def read(self) -> Reading:
+        """A consistent view of this moment, in a `with` statement. Records come out as copies and
+        outlive it."""
+        return Reading(self)
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
@@ -93,15 +91,17 @@ class Store:
         """
         with ExitStack() as stack:
             environment = self._take_for_writing(stack)
-            begin = environment.begin
-            with self._transaction(environment, begin, write=True) as transaction:
-                yield transaction
-                transaction.finish()
+            stack.callback(environment.release)
+            stack.push(self._raise_as_ours)
+            inner = stack.enter_context(environment.begin(write=True))
+            transaction = Transaction(inner, environment.tables, environment)
+            yield transaction
+            transaction.finish()
 
     def _take_for_writing(self, stack: ExitStack) -> Environment:
         """The current generation's environment, and nobody else writes while the stack lasts."""
         while True:
-            environment = self._take()
+            environment = self.take()
             with ExitStack() as unless_kept:
                 unless_kept.callback(environment.release)
                 try:
@@ -119,7 +119,7 @@ class Store:
                     stack.push(unless_kept.pop_all())
                     return environment
 
-    def _take(self) -> Environment:
+    def take(self) -> Environment:
         """The current generation's environment, counted as used."""
         with self._guard:
             if self._closed:
@@ -142,24 +142,45 @@ class Store:
         old, self._environment, self._stamp = self._environment, new, stamp
         old.release()
 
-    @contextmanager
-    def _transaction(
-        self, environment: Environment, begin: Any, *, write: bool
-    ) -> Iterator[Transaction]:
-        try:
-            with begin(write=write) as inner:
-                yield Transaction(inner, environment.tables, environment)
-        except lmdb.MapFullError as error:
+    def _raise_as_ours(self, _: object, error: BaseException | None, __: object) -> None:
+        """Raise what LMDB raised as an error of memdb."""
+        if isinstance(error, lmdb.MapFullError):
             raise StorageError(
                 f"'{self.folder}' has outgrown the address space that this process may take "
                 f"({error}); raise its limit (`ulimit -v`) and open the database again"
             ) from error
-        except lmdb.CorruptedError as error:
+        if isinstance(error, lmdb.CorruptedError):
             raise CorruptRecordError("?", "?", f"LMDB: {error}") from error
-        except lmdb.Error as error:
+        if isinstance(error, lmdb.Error):
             raise StorageError(f"'{self.folder}': {error}") from error
-        finally:
+
+
+class Reading:
+    """A read transaction as a `with` statement has it. (A generator would take longer than what a
+    retrieval reads.)"""
+
+    __slots__ = ("_environment", "_inner", "_store")
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __enter__(self) -> Transaction:
+        environment = self._environment = self._store.take()
+        try:
+            self._inner = environment.begin(write=False)
+        except lmdb.Error as error:
             environment.release()
+            self._store._raise_as_ours(None, error, None)
+            raise
+        return Transaction(self._inner, environment.tables, environment)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self._inner.abort()
+        finally:
+            self._environment.release()
+        if error is not None:
+            self._store._raise_as_ours(kind, error, trace)
 
 
 def fill_generation(

@@ -3,7 +3,7 @@ read is a copy that outlives the transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -41,21 +41,23 @@ class Transaction:
     """Typed access to the tables. Made by `Store.read` and `Store.write`.
 
     Attributes:
+        inner: LMDB's transaction.
+        tables: LMDB's handles by name.
         environment: the generation that it reads; None outside a store.
     """
 
     def __init__(
         self, inner: Any, tables: dict[str, Any], environment: Environment | None = None
     ) -> None:
-        self._inner = inner
-        self._tables = tables
+        self.inner = inner
+        self.tables = tables
         self.environment = environment
         self._changes: list[tuple[int, int]] = []
 
     @property
     def id(self) -> int:
         """The number of the state that it reads: one more with every write to the generation."""
-        return int(self._inner.id())
+        return int(self.inner.id())
 
     # --- settings ---
 
@@ -103,8 +105,7 @@ class Transaction:
     def delete_document(self, name: str, entry: DocumentEntry) -> None:
         """Remove a document with all its references."""
         self.withdraw_document(name, entry)
-        for reference in entry.references:
-            self._delete_reference(reference)
+        self.delete_references(entry.references)
 
     def withdraw_document(self, name: str, entry: DocumentEntry) -> None:
         """Remove a document's entry and metadata; its references stay for another entry."""
@@ -113,8 +114,8 @@ class Transaction:
                 self._unindex(self.metadata(name), entry.references)
             except CorruptRecordError:  # then what it was indexed under is not known
                 self.postings.discard(entry.references)
-        self._inner.delete(name.encode(), db=self._tables[DOCUMENTS])
-        self._inner.delete(name.encode(), db=self._tables[METADATA])
+        self.inner.delete(name.encode(), db=self.tables[DOCUMENTS])
+        self.inner.delete(name.encode(), db=self.tables[METADATA])
 
     def metadata(self, name: str, version: int | None = None) -> dict[str, Any]:
         """A document's metadata; of this version, if one is given."""
@@ -128,7 +129,7 @@ class Transaction:
 
     def documents(self, after: str = "") -> Iterator[tuple[str, DocumentEntry]]:
         """All documents with an id behind `after`, in the order of their ids' bytes."""
-        cursor = self._inner.cursor(self._tables[DOCUMENTS])
+        cursor = self.inner.cursor(self.tables[DOCUMENTS])
         start = after.encode() + b"\0" if after else b""
         if cursor.set_range(start) if start else cursor.first():
             for key, record in cursor:
@@ -150,12 +151,12 @@ class Transaction:
 
     def drop_postings(self) -> None:
         """Empty the index of metadata."""
-        self._inner.drop(self._tables[POSTINGS], delete=False)
+        self.inner.drop(self.tables[POSTINGS], delete=False)
 
     @cached_property
     def postings(self) -> Postings:
         """The index of metadata."""
-        return Postings(self._inner, self._tables[POSTINGS])
+        return Postings(self.inner, self.tables[POSTINGS])
 
     def _index(self, metadata: dict[str, Any], references: tuple[int, ...]) -> None:
         for key in self.keys:
@@ -202,7 +203,7 @@ class Transaction:
         if self.count(EMBEDDINGS) != self.count(REFERENCES):
             for number in self.numbers(REFERENCES):
                 self.embedding(number)
-        cursor = self._inner.cursor(self._tables[EMBEDDINGS])
+        cursor = self.inner.cursor(self.tables[EMBEDDINGS])
         entries = (
             (layout.read_integer_key(key), layout.unseal(EMBEDDINGS, key, record)[1])
             for key, record in cursor
@@ -218,7 +219,7 @@ class Transaction:
 
     def numbers(self, table: str) -> Ids:
         """All keys of an integer table, ascending."""
-        cursor = self._inner.cursor(self._tables[table])
+        cursor = self.inner.cursor(self.tables[table])
         keys = b"".join(map(bytes, cursor.iternext(values=False)))
         return np.frombuffer(keys, "<i8").copy()
 
@@ -238,20 +239,22 @@ class Transaction:
         key = integer_key(reference.id)
         self._put(EMBEDDINGS, key, reference.version, embedding.astype("<f4").tobytes())
 
-    def _delete_reference(self, number: int) -> None:
-        for table in (REFERENCES, EMBEDDINGS, MEMORIES):
-            self._inner.delete(integer_key(number), db=self._tables[table])
-        self._changes.append((layout.DELETED, number))
+    def delete_references(self, numbers: Iterable[int]) -> None:
+        """Remove references, their vectors and memories."""
+        for number in dict.fromkeys(numbers):
+            for table in (REFERENCES, EMBEDDINGS, MEMORIES):
+                self.inner.delete(integer_key(number), db=self.tables[table])
+            self._changes.append((layout.DELETED, number))
 
     def has_reference(self, number: int) -> bool:
         """Whether the reference is still there."""
-        return self._inner.get(integer_key(number), db=self._tables[REFERENCES]) is not None
+        return self.inner.get(integer_key(number), db=self.tables[REFERENCES]) is not None
 
     # --- memories ---
 
     def is_warm(self, number: int) -> bool:
         """Whether the reference has a memory."""
-        return self._inner.get(integer_key(number), db=self._tables[MEMORIES]) is not None
+        return self.inner.get(integer_key(number), db=self.tables[MEMORIES]) is not None
 
     def memory(self, number: int, decode: Any) -> Any:
         """`decode(payload)` of the reference's memory, or None if it is cold."""
@@ -266,7 +269,7 @@ class Transaction:
 
     def delete_memory(self, number: int) -> None:
         """Make a warm reference cold."""
-        if self._inner.delete(integer_key(number), db=self._tables[MEMORIES]):
+        if self.inner.delete(integer_key(number), db=self.tables[MEMORIES]):
             self._changes.append((layout.FORGOTTEN, number))
 
     # --- change log ---
@@ -277,7 +280,7 @@ class Transaction:
 
     def changes(self, after: int) -> Iterator[NDArray[Any]]:
         """The changes behind number `after`, oldest first; fields `what` and `reference`."""
-        cursor = self._inner.cursor(self._tables[CHANGES])
+        cursor = self.inner.cursor(self.tables[CHANGES])
         if cursor.set_range(integer_key(after + 1)):
             for key, record in cursor:
                 found = layout.unseal(CHANGES, key, record)
@@ -300,11 +303,11 @@ class Transaction:
 
     def count(self, table: str) -> int:
         """Records of a table."""
-        return int(self._inner.stat(self._tables[table])["entries"])
+        return int(self.inner.stat(self.tables[table])["entries"])
 
     def size(self, table: str) -> int:
         """Bytes of a table's pages."""
-        stat = self._inner.stat(self._tables[table])
+        stat = self.inner.stat(self.tables[table])
         pages = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         return int(pages * stat["psize"])
 
@@ -326,12 +329,12 @@ class Transaction:
 
     def record(self, table: str, key: bytes) -> memoryview | None:
         """A record with its seal, unchecked, or None; only while the transaction lasts."""
-        found: memoryview | None = self._inner.get(key, db=self._tables[table])
+        found: memoryview | None = self.inner.get(key, db=self.tables[table])
         return found
 
     def records(self, table: str) -> Iterator[tuple[memoryview, memoryview]]:
         """All keys and records of a table, unchecked; each only until the next."""
-        yield from self._inner.cursor(self._tables[table])
+        yield from self.inner.cursor(self.tables[table])
 
     def put_all(self, table: str, records: list[tuple[bytes, int, bytes]]) -> None:
         """Store records, each of key, version and payload; those of an integer table ascend and
@@ -341,12 +344,12 @@ class Transaction:
             (key, layout.seal(table, key, version, payload))
             for key, version, payload in (records if appended else sorted(records))
         ]
-        self._inner.cursor(self._tables[table]).putmulti(sealed, append=appended)
+        self.inner.cursor(self.tables[table]).putmulti(sealed, append=appended)
 
     # --- plumbing ---
 
     def _get(self, table: str, key: bytes) -> tuple[int, memoryview] | None:
-        record = self._inner.get(key, db=self._tables[table])
+        record = self.inner.get(key, db=self.tables[table])
         return None if record is None else layout.unseal(table, key, record)
 
     def _require(self, table: str, key: bytes, decode: Any) -> Any:
@@ -356,7 +359,7 @@ class Transaction:
         return decoded(table, key, found, decode)
 
     def _put(self, table: str, key: bytes, version: int, payload: bytes) -> None:
-        self._inner.put(key, layout.seal(table, key, version, payload), db=self._tables[table])
+        self.inner.put(key, layout.seal(table, key, version, payload), db=self.tables[table])
 
 
 def decoded(table: str, key: bytes, found: tuple[int, Any], decode: Any) -> Any:

@@ -22,21 +22,23 @@ FILE = "usage"
 _MAGIC = b"memdbuse"
 _ENTRY = np.dtype([("reference", "<i8"), ("count", "<u8")])
 _FLUSH_EVERY = 30.0  # seconds
+_FLUSH_AT = 100_000  # uses
 
 
 class Usage:
     """The counts of one open database."""
 
     def __init__(self) -> None:
-        self._new: Counter[int] = Counter()
+        self._new: list[int] = []
         self._flushed = time.monotonic()
         self._guard = threading.Lock()
 
     def count(self, references: Iterable[int], folder: Path) -> None:
         """Count a use of each; `folder` is the generation they are in."""
         with self._guard:
-            self._new.update(references)
-            due = time.monotonic() - self._flushed > _FLUSH_EVERY
+            self._new.extend(references)
+            late = time.monotonic() - self._flushed > _FLUSH_EVERY
+            due = late or len(self._new) > _FLUSH_AT
         if due:
             self.flush(folder)
 
@@ -46,9 +48,9 @@ class Usage:
             self._flushed = time.monotonic()
             if not self._new:
                 return
-            new, self._new = self._new, Counter()
+            new, self._new = self._new, []
         try:
-            _add(folder, new)
+            _add(folder, Counter(new))
         except OSError:
             return
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -103,6 +104,12 @@ def unit_vectors(vectors: NDArray[np.float32], count: int, dimension: int) -> ND
             f"embeddings must have shape ({count}, {dimension}), one row for each reference "
             f"(`split` shows them); got {vectors.shape}"
         )
+    if count == 1:  # a query: be quick
+        row = vectors[0].astype(np.float64)
+        squares = float(row @ row)
+        if 0 < squares < math.inf:
+            scaled: NDArray[np.float32] = (row / math.sqrt(squares)).astype(np.float32)[None]
+            return scaled
     # In float64, since float32's squares of small or large numbers are 0 or infinite.
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
     bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))

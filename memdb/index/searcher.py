@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +20,16 @@ from memdb.index.rules import IndexRules, is_stale
 from memdb.index.view import View, exact_search
 from memdb.layout import DELETED, INSERTED, REFERENCES
 from memdb.protocols import Progress, no_progress
-from memdb.store import Store
+from memdb.store import Reading, Store
 from memdb.transaction import Transaction
 
 _LOCK = "index.lock"
 _LOOK_EVERY = 1.0  # seconds between two looks for a new index file
+_MANY = 1000  # hits
 _FEW = 1024  # with so few that may be found, all of them are compared
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pinned:
     """A read transaction, and search over exactly what it sees."""
 
@@ -43,12 +44,12 @@ class Pinned:
             k: at least 1.
             allowed: ids that may be found, ascending; default: all.
         """
-        there = self.transaction.count(REFERENCES) if allowed is None else len(allowed)
-        k = max(1, min(k, there))  # an index makes room for all k, however few there are
+        if k > _MANY:  # an index makes room for all k, however few there are
+            k = min(k, max(1, self.transaction.count(REFERENCES)))
         if allowed is not None and len(allowed) <= _FEW:
             return self._compare(queries, k, allowed)
         scores, ids = self.view.search(queries, k, allowed)
-        if self.view.base is not None and (ids < 0).any():
+        if ids.min() < 0 and self.view.base is not None:
             return self._compare(queries, k, allowed)
         return scores, ids
 
@@ -76,15 +77,21 @@ class Searcher:
         self._builder: threading.Thread | None = None
         self._stop = threading.Event()
 
-    @contextmanager
-    def pin(self) -> Iterator[Pinned]:
-        """A read transaction and its view, for as long as this lasts."""
-        with ExitStack() as stack:
-            with self._guard:
-                # The transaction begins under the guard, so the view never runs ahead of it.
-                transaction = stack.enter_context(self._store.read())
-                view = self._caught_up(transaction)
-            yield Pinned(transaction, view)
+    def pin(self) -> _Pinning:
+        """A read transaction and its view, in a `with` statement."""
+        return _Pinning(self)
+
+    def begin(self) -> tuple[Reading, Pinned]:
+        """As `pin`; who calls it ends the reading."""
+        reading = self._store.read()
+        with self._guard:
+            # The transaction begins under the guard, so the view never runs ahead of it.
+            transaction = reading.__enter__()
+            try:
+                return reading, Pinned(transaction, self._caught_up(transaction))
+            except BaseException as error:
+                reading.__exit__(type(error), error, error.__traceback__)
+                raise
 
     def close(self) -> None:
         """Give up what is being built."""
@@ -291,6 +298,22 @@ class Searcher:
         with suppress(MemDBError, OSError, Cancelled, RuntimeError):
             self._build(no_progress, False, True, self._stop.is_set)
         self._looked = 0.0
+
+
+class _Pinning:
+    """What `Searcher.pin` gives."""
+
+    __slots__ = ("_reading", "_searcher")
+
+    def __init__(self, searcher: Searcher) -> None:
+        self._searcher = searcher
+
+    def __enter__(self) -> Pinned:
+        self._reading, pinned = self._searcher.begin()
+        return pinned
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._reading.__exit__(kind, error, trace)
 
 
 @contextmanager

@@ -191,6 +191,10 @@ class View:
         self, base: AnnIndex, queries: Vectors, k: int, allowed: Ids | None
     ) -> tuple[Vectors, Ids]:
         info = base.info
+        if allowed is None and not len(self.dead):
+            scores, ids = base.search(queries, k)
+            if ids.min() >= 0 or k > info.references:
+                return scores, ids
         nprobe = info.nprobe
         if allowed is None:
             bitmap = self._living if len(self.dead) else None

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from memdb.errors import InvalidInputError
@@ -155,6 +155,7 @@ def test_all_keys_must_match() -> None:
     assert not found.matches({"lang": "en", "year": "1995"})
 
 
+@settings(max_examples=300)
 @given(questions())
 @example((2.0**60, {"$gt": 2**60 - 1}))
 @example((2.0**60, {"$gte": 2**60 + 1}))
@@ -178,6 +179,18 @@ def test_the_index_holds_what_matches_in_the_ranges(question: tuple[Any, dict[st
         assert any(low <= key < high for low, high in ranges) == asked.matches(value)
     elif asked.matches(value):
         assert asked.reaches_other()
+
+
+@given(st.lists(SCALARS, max_size=6), BOUNDS)
+def test_each_indexed_member_has_its_range(members: list[Any], least: Any) -> None:
+    keys = {index_key(member) for member in members if index_key(member) is not None}
+    ranges = condition({"$in": members}).ranges()
+    assert ranges == sorted(ranges)
+    for key in keys:
+        assert sum(low <= key < high for low, high in ranges) == 1
+    few = condition({"$gte": least, "$in": members}).ranges()
+    assert few == condition({"$in": members, "$gte": least}).ranges()
+    assert few == [one for one in ranges if one in few]
 
 
 @pytest.mark.parametrize(

@@ -275,11 +275,11 @@ def search(searcher: Searcher) -> set[int]:
 def put_raw(store: Store, table: str, number: int, record: bytes | None) -> None:
     """Change a record of an open store behind its back."""
     with store.write() as transaction:
-        place = {"db": transaction._tables[table]}
+        place = {"db": transaction.tables[table]}
         if record is None:
-            transaction._inner.delete(integer_key(number), **place)
+            transaction.inner.delete(integer_key(number), **place)
         else:
-            transaction._inner.put(integer_key(number), record, **place)
+            transaction.inner.put(integer_key(number), record, **place)
 
 
 def test_an_embedding_that_is_missing_is_named(store: Store) -> None:
@@ -314,7 +314,7 @@ def test_an_index_of_a_later_state_begins_anew(store: Store) -> None:
         transaction.put_setting("counters", {**counters, "last_change": 1})
         for number in (2, 3):
             for table in (CHANGES, EMBEDDINGS, REFERENCES):
-                transaction._inner.delete(integer_key(number), db=transaction._tables[table])
+                transaction.inner.delete(integer_key(number), db=transaction.tables[table])
     assert search(searcher) == {1}
 
 

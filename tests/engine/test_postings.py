@@ -158,9 +158,15 @@ def test_blocks_stay_few_in_any_order(table: Table, ids: Sequence[int]) -> None:
 
 def test_a_full_block_is_split_in_halves(table: Table) -> None:
     with table.write() as (postings, inner):
-        postings.add("lang", "en", range(2, 2 + 2 * BLOCK, 2))
+        postings.add("lang", "en", range(2, 2 * BLOCK, 2))
         postings.add("lang", "en", [101])
+        assert [len(ids) for _, ids in blocks(inner)] == [256]
+        postings.add("lang", "en", [103])
         assert [len(ids) for _, ids in blocks(inner)] == [129, 128]
+        postings.add("lang", "en", range(3, 101, 2))  # 49 more
+        assert [len(ids) for _, ids in blocks(inner)] == [178, 128]
+        postings.add("lang", "en", range(1_000, 1_200))
+        assert [len(ids) for _, ids in blocks(inner)] == [178, 256, 72]
 
 
 def test_a_block_keeps_its_key_until_it_is_empty(table: Table) -> None:
@@ -307,6 +313,15 @@ def test_blocks_that_overlap(table: Table) -> None:
         for use in uses(postings):
             with pytest.raises(CorruptRecordError, match="reaches into"):
                 use()
+
+
+@pytest.mark.parametrize("bound", [b"", bytes(7), bytes(6) + b"\2\0\0", b"\xff" * 9])
+def test_a_key_of_a_wrong_length_is_noticed_before_a_write(table: Table, bound: bytes) -> None:
+    key = KEY[:-8] + bound
+    with table.write() as (postings, inner):
+        inner.put(key, seal(POSTINGS, key, 1, np.array([7], "<i8").tobytes()))
+        with pytest.raises(CorruptRecordError, match="wrong length"):
+            postings.add("lang", "en", [1])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,14 @@
+"""Looking after a database: is it whole, mending what can be derived, giving space back, copies.
+
+Each is a function of a path. They may run while other processes read and write; who writes waits
+for `compact`, `restore`, `migrate` and the first part of `verify`, who reads never does.
+"""
+
+from __future__ import annotations
+
+from memdb.care.copies import backup, restore
+from memdb.care.generations import compact, migrate
+from memdb.care.repair import Repair, repair
+from memdb.care.verify import Problem, verify
+
+__all__ = ["Problem", "Repair", "backup", "compact", "migrate", "repair", "restore", "verify"]

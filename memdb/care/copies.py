@@ -1,0 +1,103 @@
+"""Backup and restore: a copy of the whole database, made while others read and write."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from memdb.care.generations import new_identity, sole_writer, write_generation
+from memdb.care.verify import verify
+from memdb.errors import StorageError
+from memdb.folder import exists, new_database, new_generation
+from memdb.index.ann import FILE
+from memdb.protocols import Progress, no_progress
+from memdb.store import Store
+
+
+def backup(
+    path: str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    *,
+    progress: Progress = no_progress,
+) -> int:
+    """Write a copy of a database, of one moment; neither readers nor writers wait for it.
+
+    The copy is a database itself: it can be opened, verified, and moved elsewhere.
+
+    Args:
+        path: the database.
+        to: a folder that is missing or empty.
+        progress: told of the work.
+
+    Returns:
+        Bytes of the copy.
+
+    Raises:
+        DatabaseExistsError, StorageError: `to` is not free, or the disk is full; nothing is left.
+    """
+    store = Store(Path(path))
+    try:
+        with new_database(Path(to)) as generation, store.read() as transaction:
+            environment = transaction.environment
+            assert environment is not None
+            progress("copying", 0, 0)
+            with suppress(FileNotFoundError):  # first, so that it is of no later state
+                shutil.copyfile(environment.generation / FILE, generation / FILE)
+            environment.copy(generation)
+            size = 0
+            for file in generation.iterdir():
+                size += file.stat().st_size
+                _sync(file)
+        return size
+    finally:
+        store.close()
+
+
+def restore(
+    source: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    progress: Progress = no_progress,
+) -> None:
+    """Put the content of a backup in the place of a database, or make one of it.
+
+    The backup is verified first. What was in the database is gone afterwards; until then it is
+    what it was. Processes that have it open are told to open it again.
+
+    Args:
+        source: the backup.
+        path: the database; a folder that is missing or empty becomes one.
+        progress: told of the work.
+
+    Raises:
+        NotADatabaseError: `source` is none.
+        StorageError: the backup is damaged, or the disk is full; nothing was changed.
+    """
+    folder = Path(path)
+    problems = verify(source, progress=progress)
+    if problems:
+        raise StorageError(
+            f"the backup '{source}' is damaged ({len(problems)} problems, the first: "
+            f"{problems[0]}); nothing was restored. `memdb verify --db {source}` lists them all"
+        )
+    store = Store(Path(source))
+    try:
+        with ExitStack() as stack:
+            if exists(folder):
+                stack.enter_context(sole_writer(folder))
+                generation = stack.enter_context(new_generation(folder))
+            else:
+                generation = stack.enter_context(new_database(folder))
+            transaction = stack.enter_context(store.read())
+            write_generation(
+                generation, transaction.inner, transaction.tables, new_identity, progress
+            )
+    finally:
+        store.close()
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())

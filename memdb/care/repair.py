@@ -1,0 +1,294 @@
+"""Repair: what can be derived is derived anew; what cannot is named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memdb import layout
+from memdb.care.verify import INDEX, PAGES, Problem, verify
+from memdb.documents import content_hash_of, text_hash
+from memdb.errors import CorruptRecordError
+from memdb.folder import opening
+from memdb.index.ann import FILE
+from memdb.index.rules import IndexRules
+from memdb.index.searcher import Searcher
+from memdb.keys import reindex
+from memdb.layout import (
+    CHANGES,
+    DOCUMENTS,
+    EMBEDDINGS,
+    MEMORIES,
+    METADATA,
+    POSTINGS,
+    REFERENCES,
+    DocumentEntry,
+)
+from memdb.protocols import Embedder, Progress, no_progress
+from memdb.store import Store
+from memdb.transaction import Transaction
+from memdb.writing import unit_vectors
+
+_OF_REFERENCES = (REFERENCES, EMBEDDINGS, MEMORIES)
+
+
+@dataclass
+class Repair:
+    """What a repair did.
+
+    Attributes:
+        mended: what was wrong and is right now, in words.
+        dropped: ids of documents that were deleted since they could not be mended.
+        left: what is still wrong.
+    """
+
+    mended: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    left: list[Problem] = field(default_factory=list)
+
+
+def repair(
+    path: str | os.PathLike[str],
+    *,
+    embedder: Callable[[], Embedder] | None = None,
+    drop: bool = False,
+    progress: Progress = no_progress,
+) -> Repair:
+    """Mend what `verify` finds.
+
+    From what is there are derived: the index, the postings, the document map, the counters, and,
+    with an embedder, embeddings. A damaged memory is dropped: its reference is cold, and its memory
+    is written anew at its next use. A damaged change log is begun anew. Damaged texts and metadata
+    are lost; their documents are named, and deleted if `drop` says so: ingest them again. Damaged
+    pages are not mended; restore a backup, or export what can still be read.
+
+    Args:
+        path: the database.
+        embedder: makes the database's embedder, if one is needed.
+        drop: whether to delete documents that cannot be mended.
+        progress: told of the work.
+
+    Raises:
+        NotADatabaseError: there is none.
+    """
+    folder = Path(path)
+    report = Repair()
+    with opening(folder):
+        pass
+    problems = verify(folder, progress=progress)
+    if not problems:
+        return report
+    if any(problem.table == PAGES for problem in problems):
+        report.left = problems
+        return report
+    store = Store(folder)
+    try:
+        with store.write() as transaction:
+            _Mending(transaction, report, embedder, progress).mend(problems)
+        if any(problem.table == INDEX for problem in problems):
+            (store.generation / FILE).unlink(missing_ok=True)
+            report.mended.append("the index file was damaged: removed, to be built anew")
+        left = verify(folder, progress=progress)
+        if drop:
+            lost = sorted({problem.document for problem in left if problem.document})
+            with store.write() as transaction:
+                for name in lost:
+                    _drop(transaction, name)
+                transaction.delete_references(
+                    int(problem.key)
+                    for problem in left
+                    if problem.table in _OF_REFERENCES and problem.key and not problem.document
+                )
+            report.dropped.extend(lost)
+            left = verify(folder, progress=progress) if left else left
+        report.left = left
+        if not left:
+            with store.read() as transaction:
+                dimension = int(transaction.required_setting("embedder")["dimension"])
+            Searcher(store, dimension).build(progress, if_due=True)
+    finally:
+        store.close()
+    return report
+
+
+class _Mending:
+    """The mending that one transaction does."""
+
+    def __init__(
+        self,
+        transaction: Transaction,
+        report: Repair,
+        embedder: Callable[[], Embedder] | None,
+        progress: Progress,
+    ) -> None:
+        self._transaction = transaction
+        self._report = report
+        self._embedder = embedder
+        self._progress = progress
+
+    def mend(self, problems: list[Problem]) -> None:
+        """Mend what can be mended of what `verify` found."""
+        transaction = self._transaction
+        if self._settings():
+            # Without them nothing else was looked at; with them the next verify does.
+            self._log()
+            return
+        for problem in problems:
+            if problem.table == MEMORIES and problem.key:
+                self._memory(int(problem.key))
+        if any(problem.table in (DOCUMENTS, REFERENCES) for problem in problems):
+            self._documents()
+        for problem in problems:
+            if problem.table == EMBEDDINGS and problem.key:
+                self._embedding(int(problem.key))
+        if any(problem.table == POSTINGS for problem in problems):
+            try:
+                reindex(transaction, self._progress)
+                self._report.mended.append("the index of metadata was damaged: written anew")
+            except CorruptRecordError:
+                transaction.drop_postings()  # what it is derived from is damaged
+        if any(problem.table == CHANGES for problem in problems):
+            self._log()
+            self._report.mended.append("the change log was damaged: begun anew")
+
+    def _settings(self) -> bool:
+        """Whether a setting had to be derived."""
+        transaction = self._transaction
+        mended = False
+        try:
+            counters = transaction.required_setting("counters")
+            damaged = not {"next_reference", "last_change", "trimmed"} <= counters.keys()
+        except CorruptRecordError:
+            damaged = True
+        if damaged:
+            highest = [0]
+            for table in _OF_REFERENCES:
+                numbers = transaction.numbers(table)
+                highest.append(int(numbers[-1]) if len(numbers) else 0)
+            with suppress(CorruptRecordError):
+                highest.extend(int(c["reference"].max(initial=0)) for c in transaction.changes(0))
+            changes = transaction.numbers(CHANGES)
+            last = int(changes[-1]) if len(changes) else 0
+            transaction.put_setting(
+                "counters",
+                {"next_reference": max(highest) + 1, "last_change": last, "trimmed": last},
+            )
+            self._report.mended.append("the counters were damaged: derived from the records")
+            mended = True
+        try:
+            IndexRules.from_json(transaction.required_setting("index"))
+        except (CorruptRecordError, KeyError, TypeError, ValueError):
+            names = self._indexed_names()
+            transaction.put_setting("index", IndexRules(keys=names).to_json())
+            self._report.mended.append("the setting 'index' was damaged: set to its defaults")
+            mended = True
+        return mended
+
+    def _indexed_names(self) -> tuple[str, ...]:
+        try:
+            return tuple(dict.fromkeys(name for name, _, _ in self._transaction.postings.items()))
+        except CorruptRecordError:
+            return ()
+
+    def _memory(self, number: int) -> None:
+        transaction = self._transaction
+        key = layout.integer_key(number)
+        if transaction.record(MEMORIES, key) is None:
+            return
+        if transaction.has_reference(number):
+            transaction.delete_memory(number)
+            self._report.mended.append(f"the memory of reference {number} was damaged: now cold")
+        else:
+            transaction.inner.delete(key, db=transaction.tables[MEMORIES])
+            self._report.mended.append(f"memory {number} belonged to no reference: removed")
+
+    def _documents(self) -> None:
+        """Write damaged entries of the document map anew, from the references."""
+        transaction = self._transaction
+        damaged = set()
+        for key, record in transaction.records(DOCUMENTS):
+            try:
+                layout.unseal(DOCUMENTS, key, record)
+            except CorruptRecordError:
+                damaged.add(bytes(key))
+        for key, _ in transaction.records(METADATA):
+            if transaction.record(DOCUMENTS, bytes(key)) is None:
+                damaged.add(bytes(key))
+        if not damaged:
+            return
+        parts: dict[bytes, list[tuple[int, int, str]]] = {name: [] for name in damaged}
+        for number in transaction.numbers(REFERENCES).tolist():
+            try:
+                reference = transaction.reference(number)
+            except CorruptRecordError:
+                continue
+            owner = reference.document_id.encode()
+            if owner in parts:
+                parts[owner].append((reference.ordinal, number, reference.text))
+        for name, found in parts.items():
+            self._document(name, sorted(found))
+
+    def _document(self, name: bytes, parts: list[tuple[int, int, str]]) -> None:
+        transaction = self._transaction
+        if not parts or [ordinal for ordinal, _, _ in parts] != list(range(len(parts))):
+            return
+        try:
+            version, metadata = transaction.version_and_payload(METADATA, name)
+        except CorruptRecordError:
+            return
+        text = text_hash("".join(part for _, _, part in parts))
+        ids = tuple(number for _, number, _ in parts)
+        entry = DocumentEntry(version, content_hash_of(text, metadata), text, ids)
+        transaction.put_all(DOCUMENTS, [(name, version, entry.payload())])
+        self._report.mended.append(
+            f"the entry of document '{name.decode()}' was damaged: derived from its references"
+        )
+
+    def _embedding(self, number: int) -> None:
+        if self._embedder is None:
+            return
+        transaction = self._transaction
+        key = layout.integer_key(number)
+        try:
+            reference = transaction.reference(number)
+        except CorruptRecordError:
+            if transaction.record(REFERENCES, key) is None:
+                transaction.inner.delete(key, db=transaction.tables[EMBEDDINGS])
+                self._report.mended.append(f"embedding {number} belonged to no reference: removed")
+            return
+        embedder = self._embedder()
+        vectors = unit_vectors(embedder.embed([reference.content]), 1, embedder.dimension)
+        transaction.put_embedding(reference, vectors[0])
+        self._report.mended.append(f"the embedding of reference {number} was damaged: made anew")
+
+    def _log(self) -> None:
+        """Begin the change log anew: indexes that were built from the old one are, too."""
+        transaction = self._transaction
+        transaction.inner.drop(transaction.tables[CHANGES], delete=False)
+        counters: dict[str, Any] = transaction.required_setting("counters")
+        last = counters["last_change"] + 1
+        transaction.put_setting("counters", {**counters, "last_change": last, "trimmed": last})
+
+
+def _drop(transaction: Transaction, name: str) -> None:
+    """Delete all there is of a document, whatever of it is damaged."""
+    key = name.encode()
+    ids: list[int] = []
+    with suppress(CorruptRecordError):
+        entry = transaction.document(name)
+        ids.extend(entry.references if entry else ())
+    for number in transaction.numbers(REFERENCES).tolist():
+        try:
+            if transaction.owner(number) == name:
+                ids.append(number)
+        except CorruptRecordError:
+            continue
+    if transaction.keys:
+        transaction.postings.discard(ids)
+    for table in (DOCUMENTS, METADATA):
+        transaction.inner.delete(key, db=transaction.tables[table])
+    transaction.delete_references(ids)

@@ -1,0 +1,384 @@
+"""Verify: walks everything, and says what is wrong with what."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lmdb.verify import VerifyError
+from lmdb.verify import verify as walk_pages
+from numpy.typing import NDArray
+
+from memdb import layout
+from memdb.codecs import CODECS, decode_memory
+from memdb.documents import check_id, content_hash_of, text_hash
+from memdb.environment import only_writer
+from memdb.errors import CorruptRecordError, FormatError, MemDBError, MismatchError
+from memdb.filters import OTHER, index_key
+from memdb.folder import opening
+from memdb.index.ann import FILE, AnnIndex
+from memdb.layout import (
+    CHANGES,
+    DELETED,
+    DOCUMENTS,
+    EMBEDDINGS,
+    FORGOTTEN,
+    INSERTED,
+    MEMORIES,
+    METADATA,
+    POSTINGS,
+    REFERENCES,
+    REMEMBERED,
+    SETTINGS,
+)
+from memdb.protocols import Progress, no_progress
+from memdb.records import MemoryShape, to_float32
+from memdb.store import Store
+from memdb.transaction import Transaction
+
+PAGES = "pages"  # stands for a table where LMDB's own structure is damaged
+INDEX = "index"  # and where the index file is
+_TOLD_EVERY = 500
+_UNIT = 1e-5  # by which an embedding's length may differ from 1
+_NO_IDS: NDArray[np.int64] = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is not as storage_format.md says.
+
+    Attributes:
+        table: the table it is in; `pages` or `index` for the files themselves.
+        key: the record's key, readable; empty where it is about no single record.
+        what: what is wrong.
+        document: id of the document that it belongs to, where that is known.
+    """
+
+    table: str
+    key: str
+    what: str
+    document: str | None = None
+
+    def __str__(self) -> str:
+        place = f"{self.table}, record {self.key}" if self.key else self.table
+        owner = f" (document '{self.document}')" if self.document else ""
+        return f"{place}{owner}: {self.what}"
+
+
+def verify(path: str | os.PathLike[str], *, progress: Progress = no_progress) -> list[Problem]:
+    """What is wrong with a database; nothing, if the list is empty.
+
+    First LMDB's pages are walked without LMDB, which trusts them; if they are damaged, nothing else
+    is looked at. Then all records, in one read transaction; then the index file. Nothing is
+    changed. Writers wait while the pages are walked.
+
+    Raises:
+        NotADatabaseError: there is none.
+        FormatError: a format version that this release does not read.
+    """
+    folder = Path(path)
+    with opening(folder) as generation:
+        progress("walking pages", 0, 0)
+        problems = _pages(generation)
+    if problems:
+        return problems
+    store = Store(folder)
+    try:
+        with store.read() as transaction:
+            problems.extend(_Walk(transaction, progress).problems())
+            problems.extend(_index_file(store, transaction))
+    finally:
+        store.close()
+    return problems
+
+
+def _pages(generation: Path) -> list[Problem]:
+    with ExitStack() as stack:
+        with suppress(OSError):  # of a medium that cannot be written, and is at rest
+            stack.enter_context(only_writer(generation))
+        try:
+            return [Problem(PAGES, "", str(error)) for error in walk_pages(str(generation))]
+        except VerifyError as error:
+            return [Problem(PAGES, "", str(error))]
+
+
+def _index_file(store: Store, transaction: Transaction) -> Iterator[Problem]:
+    try:
+        index = AnnIndex(store.generation / FILE)
+    except OSError:  # there is none
+        return
+    except CorruptRecordError as error:
+        yield Problem(INDEX, FILE, error.problem)
+        return
+    if index.info.database != store.id or index.info.change > transaction.last_change():
+        yield Problem(INDEX, FILE, "it was built for another database, or for a later state")
+
+
+class _Walk:
+    """One walk over the records that a transaction sees."""
+
+    def __init__(self, transaction: Transaction, progress: Progress) -> None:
+        self._transaction = transaction
+        self._progress = progress
+        self._found: list[Problem] = []
+        self._owners: dict[int, str] = {}  # of references whose own record is damaged, or not there
+        self._versions: dict[int, int] = {}
+
+    def problems(self) -> list[Problem]:
+        """All that is wrong."""
+        try:
+            settings = self._settings()
+        except (MemDBError, KeyError, TypeError, ValueError) as error:
+            self._report(SETTINGS, b"", f"they cannot be read: {error}")
+            return self._found
+        self._shape, self._dimension, self._next, self._last, self._trimmed = settings
+        listed = self._documents()
+        references = self._table(REFERENCES, self._reference)
+        embeddings = self._table(EMBEDDINGS, self._embedding)
+        memories = self._table(MEMORIES, self._memory)
+        self._same_ids(REFERENCES, listed, references)
+        self._same_ids(EMBEDDINGS, references, embeddings)
+        for number in np.setdiff1d(memories, references).tolist():
+            self._report(MEMORIES, layout.integer_key(number), "its reference is not there")
+        self._postings()
+        self._changes(references, memories)
+        return self._found
+
+    def _report(self, table: str, key: bytes, what: str, document: str | None = None) -> None:
+        name = layout.readable(table, key) if key else ""
+        if document is None and table in (REFERENCES, EMBEDDINGS, MEMORIES) and len(key) == 8:
+            document = self._owners.get(layout.read_integer_key(key))
+        if document is None and table in (DOCUMENTS, METADATA):
+            document = key.decode("utf-8", "replace") or None
+        self._found.append(Problem(table, name, what, document))
+
+    def _settings(self) -> tuple[MemoryShape, int, int, int, int]:
+        transaction = self._transaction
+        for key, record in transaction.records(SETTINGS):
+            try:
+                layout.unseal(SETTINGS, key, record)
+            except CorruptRecordError as error:
+                self._report(SETTINGS, bytes(key), error.problem)
+        for name in ("model", "memory", "index"):
+            transaction.required_setting(name)
+        transaction.tokenizer()
+        counters = transaction.required_setting("counters")
+        return (
+            MemoryShape.from_json(transaction.required_setting("shape")),
+            int(transaction.required_setting("embedder")["dimension"]),
+            int(counters["next_reference"]),
+            int(counters["last_change"]),
+            int(counters["trimmed"]),
+        )
+
+    def _table(
+        self, table: str, check: Callable[[int, int, memoryview], str | None]
+    ) -> NDArray[np.int64]:
+        """Check the records of an integer table; returns their ids."""
+        total = self._transaction.count(table)
+        ids = []
+        for done, (key, record) in enumerate(self._transaction.records(table)):
+            if done % _TOLD_EVERY == 0:
+                self._progress(f"verifying {table}", done, total)
+            number = layout.read_integer_key(key)
+            ids.append(number)
+            try:
+                version, payload = layout.unseal(table, key, record)
+                problem = check(number, version, payload)
+            except CorruptRecordError as error:
+                problem = error.problem
+            except MemDBError as error:
+                problem = str(error)
+            except Exception as error:  # whatever a decoder makes of bytes that are none of ours
+                problem = f"it does not decode ({error})"
+            if problem is None and not 1 <= number < self._next:
+                problem = f"its id is not below the next reference's, {self._next}"
+            if problem:
+                self._report(table, bytes(key), problem)
+        self._progress(f"verifying {table}", total, total)
+        return np.array(ids, np.int64)
+
+    # --- documents ---
+
+    def _documents(self) -> NDArray[np.int64]:
+        """Check each document as a whole; returns the references that they list."""
+        transaction = self._transaction
+        total = transaction.count(DOCUMENTS)
+        listed: list[int] = []
+        for done, (key, record) in enumerate(transaction.records(DOCUMENTS)):
+            if done % _TOLD_EVERY == 0:
+                self._progress("verifying documents", done, total)
+            name = bytes(key)
+            try:
+                check_id(name.decode())
+                version, payload = layout.unseal(DOCUMENTS, name, record)
+                entry = layout.DocumentEntry.read(version, payload)
+                if not entry.references or version < 1:
+                    raise ValueError("it has no references, or no version")
+            except CorruptRecordError as error:
+                self._report(DOCUMENTS, name, error.problem)
+                continue
+            except ValueError as error:
+                self._report(DOCUMENTS, name, f"it does not decode ({error})")
+                continue
+            self._document(name, entry)
+            listed.extend(entry.references)
+        self._metadata_keys()
+        ids = np.array(sorted(listed), np.int64)
+        for number in ids[1:][ids[1:] == ids[:-1]].tolist():
+            self._report(REFERENCES, layout.integer_key(number), "two documents list it")
+        return np.unique(ids)
+
+    def _document(self, name: bytes, entry: layout.DocumentEntry) -> None:
+        transaction = self._transaction
+        readable = name.decode("utf-8", "replace")
+        for number in entry.references:
+            self._owners[number] = readable
+            self._versions[number] = entry.version
+        metadata = None
+        try:
+            version, metadata = transaction.version_and_payload(METADATA, name)
+            transaction.metadata(readable)
+            if version != entry.version:
+                self._report(METADATA, name, f"its version is {version}, not {entry.version}")
+        except CorruptRecordError as error:
+            self._report(METADATA, name, error.problem)
+        texts = []
+        versions = set()
+        for ordinal, number in enumerate(entry.references):
+            try:
+                reference = transaction.reference(number)
+            except CorruptRecordError:
+                return  # told where the references are walked
+            texts.append(reference.text)
+            versions.add(reference.version)
+            if (reference.document_id, reference.ordinal) != (readable, ordinal):
+                self._report(
+                    REFERENCES, layout.integer_key(number), "it names another document or place"
+                )
+        if len(versions) != 1 or not 1 <= min(versions) <= entry.version:
+            self._report(DOCUMENTS, name, f"its references have the versions {sorted(versions)}")
+        if text_hash("".join(texts)) != entry.text_hash:
+            self._report(DOCUMENTS, name, "its text is not the one that its hash is of")
+        elif metadata and content_hash_of(entry.text_hash, metadata) != entry.content_hash:
+            self._report(DOCUMENTS, name, "its content is not the one that its hash is of")
+
+    def _metadata_keys(self) -> None:
+        for key, _ in self._transaction.records(METADATA):
+            if self._transaction.record(DOCUMENTS, bytes(key)) is None:
+                self._report(METADATA, bytes(key), "its document is not there")
+
+    # --- references ---
+
+    def _reference(self, number: int, version: int, payload: memoryview) -> str | None:
+        reference = layout.read_reference(number, version, payload)
+        self._versions[number] = version
+        self._owners.setdefault(number, reference.document_id)
+        return None
+
+    def _embedding(self, number: int, version: int, payload: memoryview) -> str | None:
+        vector = layout.read_embedding(payload)
+        if vector.shape != (self._dimension,):
+            return f"it has {len(vector)} numbers, not {self._dimension}"
+        if not abs(float(np.linalg.norm(vector.astype(np.float64))) - 1) <= _UNIT:
+            return "its length is not 1"
+        return self._wrong_version(number, version)
+
+    def _memory(self, number: int, version: int, payload: memoryview) -> str | None:
+        try:
+            memory = decode_memory(payload, self._shape, CODECS)
+        except (MismatchError, FormatError):  # of another model, or of a later release: no damage
+            return None
+        memory.require(self._shape)
+        for name, vectors in (("keys", memory.keys), ("values", memory.values)):
+            if not np.isfinite(to_float32(vectors, self._shape.dtype)).all():
+                return f"its {name} are not all finite"
+        return self._wrong_version(number, version)
+
+    def _wrong_version(self, number: int, version: int) -> str | None:
+        due = self._versions.get(number, version)
+        return None if version == due else f"its version is {version}, its reference's {due}"
+
+    def _same_ids(self, table: str, due: NDArray[np.int64], there: NDArray[np.int64]) -> None:
+        for number in np.setdiff1d(due, there).tolist():
+            self._report(table, layout.integer_key(number), "it is missing")
+        more = np.setdiff1d(there, due)
+        for number in more.tolist():
+            what = "no document lists it" if table == REFERENCES else "its reference is not there"
+            self._report(table, layout.integer_key(number), what)
+
+    # --- what follows from the rest ---
+
+    def _postings(self) -> None:
+        """The postings are those that the metadata gives."""
+        transaction = self._transaction
+        due: dict[tuple[str, bytes], list[int]] = {}
+        try:
+            for name, entry in transaction.documents():
+                metadata = transaction.metadata(name)
+                for key in transaction.keys:
+                    if key in metadata:
+                        place = key, index_key(metadata[key]) or OTHER
+                        due.setdefault(place, []).extend(entry.references)
+        except CorruptRecordError:
+            return  # told already; what they should be is not known
+        try:
+            there = {(name, value): ids for name, value, ids in transaction.postings.items()}
+        except CorruptRecordError as error:
+            self._found.append(Problem(POSTINGS, error.key, error.problem))
+            return
+        for place in sorted(due.keys() | there.keys()):
+            ids = np.array(sorted(due.get(place, [])), np.int64)
+            if not np.array_equal(ids, there.get(place, _NO_IDS)):
+                self._report(
+                    POSTINGS, b"", f"references with the metadata key '{place[0]}' are not right"
+                )
+
+    def _changes(self, references: NDArray[np.int64], memories: NDArray[np.int64]) -> None:
+        """The change log has no gaps, and ends with what is there."""
+        number = self._trimmed
+        state: dict[int, bool | None] = {}  # whether it has a memory; None: deleted
+        try:
+            for change in self._transaction.changes(0):
+                number += 1
+                self._replay(number, change, state)
+        except CorruptRecordError as error:
+            self._found.append(Problem(CHANGES, error.key, error.problem))
+            return
+        if number != self._last or self._transaction.count(CHANGES) != number - self._trimmed:
+            self._report(CHANGES, b"", f"it ends at {number}, and should end at {self._last}")
+            return
+        there, warm = set(references.tolist()), set(memories.tolist())
+        for reference, has_memory in state.items():
+            if (has_memory is not None) != (reference in there):
+                self._report(CHANGES, b"", f"reference {reference} is not as the log says")
+            elif has_memory is not None and has_memory != (reference in warm):
+                self._report(CHANGES, b"", f"the memory of {reference} is not as the log says")
+        if self._trimmed == 0 and state.keys() < there:
+            self._report(CHANGES, b"", "references are there that it never named")
+
+    def _replay(self, number: int, change: NDArray[Any], state: dict[int, bool | None]) -> None:
+        key = layout.integer_key(number)
+        if not len(change):
+            self._report(CHANGES, key, "it has no entries")
+        for what, reference in change.tolist():
+            first = reference not in state
+            if not 1 <= reference < self._next:
+                self._report(CHANGES, key, f"it names reference {reference}, which never was")
+            elif what == INSERTED and not first:
+                self._report(CHANGES, key, f"reference {reference} was there already")
+            elif not first and state[reference] is None:
+                self._report(CHANGES, key, f"reference {reference} was deleted before")
+            elif first and what != INSERTED and self._trimmed == 0:
+                self._report(CHANGES, key, f"reference {reference} was not there")
+            if what in (INSERTED, FORGOTTEN):
+                state[reference] = False
+            elif what == REMEMBERED:
+                state[reference] = True
+            elif what == DELETED:
+                state[reference] = None
