@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,23 +149,34 @@ def one_line(text: str, width: int) -> str:
     return flat if len(flat) <= width else flat[: width - 1] + "…"
 
 
+_CONDITION = re.compile(r"(.+?)( in |>=|<=|=|>|<)(.*)", re.DOTALL)
+_OPERATORS = {"=": "$eq", " in ": "$in", ">=": "$gte", "<=": "$lte", ">": "$gt", "<": "$lt"}
+
+
 def parse_where(values: tuple[str, ...]) -> dict[str, Any]:
-    """`key=value` options as a metadata filter. A value is JSON if it reads as JSON, else text."""
-    where: dict[str, Any] = {}
+    """`--where` options as a metadata filter. A value is JSON if it reads as JSON, else text."""
+    where: dict[str, dict[str, Any]] = {}
     for item in values:
-        key, separator, value = item.partition("=")
-        if not key or not separator:
-            raise click.BadParameter(f"{item!r} is not of the form KEY=VALUE", param_hint="--where")
-        if key in where:  # both can't fit, and `delete` must not take half of what was said
-            raise click.BadParameter(f"the key {key!r} is given twice", param_hint="--where")
+        found = _CONDITION.fullmatch(item)
+        if found is None:
+            raise click.BadParameter(
+                f"{item!r} is not of the form KEY=VALUE (or >=, <=, >, <, in)",
+                param_hint="--where",
+            )
+        key, operator = found[1], _OPERATORS[found[2]]
+        tests = where.setdefault(key, {})
+        if operator in tests:  # both can't fit, and `delete` must not take half of what was said
+            raise click.BadParameter(
+                f"the key {key!r} is given twice with {found[2].strip()!r}", param_hint="--where"
+            )
         try:
-            where[key] = json.loads(value)
+            tests[operator] = json.loads(found[3])
         except RecursionError as error:
             raise click.BadParameter(
                 f"the value of {key!r} is nested too deep", param_hint="--where"
             ) from error
         except ValueError:
-            where[key] = value
+            tests[operator] = found[3]
     return where
 
 
@@ -189,8 +201,8 @@ if_version_option = click.option(
 where_option = click.option(
     "--where",
     multiple=True,
-    metavar="KEY=VALUE",
-    help="Documents whose metadata has this value; given again, with another key, all must fit. "
-    "A value is JSON where it reads as JSON, else text: year=2020 is a number, year='\"2020\"' "
-    "is text.",
+    metavar="CONDITION",
+    help="Documents whose metadata fits: KEY=VALUE, KEY>=VALUE (or <=, >, <), or 'KEY in [..]'; "
+    "given again, all must fit. A value is JSON where it reads as JSON, else text: year=2020 is a "
+    "number, year='\"2020\"' is text.",
 )

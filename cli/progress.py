@@ -27,12 +27,13 @@ class _Rate(ProgressColumn):
         seconds = task.finished_time or task.elapsed
         if not seconds or not task.completed:
             return Text("")
-        return Text(f"{task.completed / seconds:.1f} references/s")
+        rate = task.completed / seconds
+        return Text(f"{rate:,.1f}/s" if rate < 100 else f"{rate:,.0f}/s")
 
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """Yield a `memdb.Progress` that draws a bar for each stage, with references/s and time left."""
+    """Yield a `memdb.Progress` that draws a bar for each stage, with its rate and time left."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -35,7 +35,8 @@ from memdb.errors import (
 from memdb.index import IndexInfo, IndexKind
 from memdb.ingest import IngestReport
 from memdb.packing import PackedLayer, PackedMemories, pack
-from memdb.protocols import Embedder, MemoryWriter, Progress
+from memdb.portable import import_database
+from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
 from memdb.records import (
     Document,
     DType,
@@ -50,6 +51,7 @@ from memdb.records import (
 )
 from memdb.remembering import StoredMemory
 from memdb.retrieval import Hit, Query, Retrieval
+from memdb.rewriting import RewriteReport, rewrite
 from memdb.snapshot import Snapshot
 
 __version__ = "0.1.0"
@@ -95,6 +97,7 @@ __all__ = [
     "Reference",
     "Repair",
     "Retrieval",
+    "RewriteReport",
     "Rope",
     "Snapshot",
     "StorageError",
@@ -105,11 +108,14 @@ __all__ = [
     "backup",
     "compact",
     "from_float32",
+    "import_database",
     "migrate",
+    "no_progress",
     "pack",
     "read_corpus",
     "repair",
     "restore",
+    "rewrite",
     "text_tokenizer",
     "to_float32",
     "verify",

@@ -38,14 +38,17 @@ class Batch:
     Attributes:
         documents: at least one.
         embeddings: (references, dimension) float32, of all the documents' references in order.
-        memories: of the same references; None, or None among them: they stay cold.
+        memories: of the same references; None, or None among them: they stay cold. Bytes are a
+            memory as it is stored; they are checked.
         pieces: the references that each document is cut into; default: as `MemDB.split` cuts.
+        versions: of the documents, where they are new; default: 1.
     """
 
     documents: Sequence[Document]
     embeddings: NDArray[np.float32]
-    memories: MemoryBatch | Sequence[ExplicitMemory | None] | None = None
+    memories: MemoryBatch | Sequence[ExplicitMemory | bytes | None] | None = None
     pieces: Sequence[Sequence[Piece]] | None = None
+    versions: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class _Ready:
     pieces: Sequence[Piece]
     embeddings: list[bytes]
     memories: Sequence[bytes | None]
+    version: int
 
     @property
     def size(self) -> int:
@@ -154,8 +158,9 @@ def _prepared(
         references = sum(map(len, pieces))
         vectors = unit_vectors(batch.embeddings, references, dimension).astype("<f4", copy=False)
         memories = rememberer.encode_all(batch.memories, references)
+        versions = [1] * len(named) if batch.versions is None else batch.versions
         at = 0
-        for (name, document), parts in zip(named, pieces, strict=True):
+        for (name, document), parts, version in zip(named, pieces, versions, strict=True):
             end = at + len(parts)
             text, metadata = text_hash(document.text), json_payload(dict(document.metadata))
             yield _Ready(
@@ -167,6 +172,7 @@ def _prepared(
                 parts,
                 [row.tobytes() for row in vectors[at:end]],
                 memories[at:end],
+                version,
             )
             at = end
 
@@ -189,7 +195,7 @@ def _write(transaction: Transaction, documents: list[_Ready]) -> LoadReport:
         old = transaction.document(document.id)
         if old is not None and old.content_hash == document.content_hash:
             continue
-        version = 1
+        version = document.version
         if old is not None:
             version = old.version + 1
             transaction.delete_document(document.id, old)

@@ -39,10 +39,12 @@ from memdb.index import IndexInfo, IndexKind, IndexRules, Searcher
 from memdb.ingest import IngestReport, ingest
 from memdb.keys import checked_keys, declare_keys
 from memdb.parts import Parts
+from memdb.portable import export
 from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
 from memdb.records import Document, ExplicitMemory, MemoryShape, StoredDocument
 from memdb.remembering import Rememberer
 from memdb.retrieval import Query, Retrieval, Retriever
+from memdb.rewriting import PENDING
 from memdb.snapshot import Reader, Snapshot, entry_of, filter_of, known, unknown
 from memdb.statistics import statistics
 from memdb.store import Store
@@ -79,10 +81,11 @@ class MemDB:
                 name: transaction.required_setting(name) for name in ("embedder", "model", "memory")
             }
             tokenizer = transaction.tokenizer()
+            recut = bool((transaction.setting(PENDING) or {}).get("recut"))
         dimension = self.settings["embedder"]["dimension"]
         self._chunker = Chunker(tokenizer, self.shape.reference_length)
         self._parts = Parts(self.settings["embedder"], self.shape, embedder, writer)
-        codec = codec_named(self.settings["memory"]["codec"])
+        codec = self._codec = codec_named(self.settings["memory"]["codec"])
         self._cache = MemoryCache(cache_bytes)
         self._usage = Usage()
         self._rememberer = Rememberer(store, self._parts, self.shape, codec, self._cache)
@@ -91,6 +94,8 @@ class MemDB:
         self._retriever = Retriever(
             self._searcher, self._chunker, self._parts, self._rememberer, self._usage, dimension
         )
+        # Until a rewrite has cut them anew, references may be too long for the new model.
+        self._retriever.cold_start &= not recut
 
     # --- open and close ---------------------------------------------------------------------------
 
@@ -257,6 +262,7 @@ class MemDB:
         prepared = self._prepare(name, document, cold, embeddings, memories)
         with self._store.write() as transaction:
             self._require_new(transaction, name)
+            self._rememberer.require_shape(transaction)
             writing.put(transaction, prepared, None)
             return self._reader.get(transaction, name)
 
@@ -304,6 +310,7 @@ class MemDB:
                         f"another writer changed document '{name}' while it was updated; run it "
                         "again"
                     )
+                self._rememberer.require_shape(transaction)
                 writing.put(transaction, prepared, entry)
                 return self._reader.get(transaction, name)
         elif rules.content_hash(document) != rules.content_hash(
@@ -372,7 +379,7 @@ class MemDB:
             prune=prune,
             progress=progress,
         )
-        self._searcher.build(progress, if_due=True)
+        self.index_if_due(progress)
         return report
 
     def load(self, batches: Iterable[Batch], *, progress: Progress = no_progress) -> LoadReport:
@@ -472,6 +479,48 @@ class MemDB:
                     "index", {**transaction.required_setting("index"), **rule.to_json()}
                 )
         return self._searcher.build(progress, anew=True)
+
+    def index_if_due(self, progress: Progress = no_progress) -> None:
+        """Build the ANN index if so much changed since the last one that it is due."""
+        self._require_open()
+        self._searcher.build(progress, if_due=True)
+
+    def export(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        arrays: bool = False,
+        progress: Progress = no_progress,
+    ) -> int:
+        """Write everything, as it is at this moment, as files that other programs can read:
+        documents as JSON lines, embeddings and memories as safetensors (`memdb.exchange`).
+
+        `memdb.import_database` makes the same database of it.
+
+        Args:
+            folder: missing or empty.
+            arrays: memories as keys and values; default: as they are stored, which loses nothing.
+            progress: told of the work.
+
+        Returns:
+            How many documents.
+
+        Raises:
+            InvalidInputError: the folder is not empty.
+            StorageError: the disk refuses; nothing is left.
+        """
+        self._require_open()
+        with self._store.read() as transaction:
+            return export(
+                transaction,
+                Path(folder),
+                shape=self.shape,
+                rememberer=Rememberer(
+                    self._store, self._parts, self.shape, self._codec, MemoryCache(0)
+                ),
+                arrays=arrays,
+                progress=progress,
+            )
 
     # --- read -------------------------------------------------------------------------------------
 

@@ -83,6 +83,8 @@ def ingest(
         progress("embedding", references, total)
         ready = prepare(batch, embedder)
         with store.write() as transaction:
+            if rememberer is not None:
+                rememberer.require_shape(transaction)
             for item in ready:
                 old = transaction.document(item.id)
                 if _change(old, item.document) is not None:  # else another process was faster

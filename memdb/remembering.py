@@ -6,9 +6,17 @@ from collections.abc import Callable, Iterable, Sequence
 
 from memdb.batch import MemoryBatch
 from memdb.cache import Key, MemoryCache
-from memdb.codecs import CODECS, Codec, decode_memory, encode_batch, encode_memory
+from memdb.canonical import json_payload, read_json
+from memdb.codecs import (
+    CODECS,
+    Codec,
+    decode_memory,
+    encode_batch,
+    encode_memory,
+    require_whole,
+)
 from memdb.errors import InvalidInputError, MismatchError
-from memdb.layout import MEMORIES, DocumentEntry, integer_key, unseal
+from memdb.layout import MEMORIES, SETTINGS, DocumentEntry, integer_key, unseal
 from memdb.parts import Parts
 from memdb.protocols import Progress
 from memdb.records import ExplicitMemory, MemoryShape, Reference
@@ -58,6 +66,7 @@ class Rememberer:
         self._shape = shape
         self._codec = codec
         self._cache = cache
+        self._shape_as_stored = json_payload(shape.to_json())
         self._fingerprint = shape.fingerprint.to_bytes(8, "little")
 
     @property
@@ -82,16 +91,31 @@ class Rememberer:
         return [encode_memory(memory, self._shape, self._codec) for memory in memories]
 
     def encode_all(
-        self, memories: MemoryBatch | Sequence[ExplicitMemory | None] | None, count: int
+        self, memories: MemoryBatch | Sequence[ExplicitMemory | bytes | None] | None, count: int
     ) -> Sequence[bytes | None]:
-        """The memories of `count` references, as stored; None for those that stay cold."""
+        """The memories of `count` references, as stored; None for those that stay cold. Those that
+        come as stored are checked."""
         if memories is None:
             return [None] * count
         if len(memories) != count:
             raise InvalidInputError(f"{len(memories)} memories for {count} references")
-        if not isinstance(memories, MemoryBatch):
-            memories = MemoryBatch.of(memories, self._shape)
-        return encode_batch(memories, self._shape, self._codec)
+        if isinstance(memories, MemoryBatch):
+            return encode_batch(memories, self._shape, self._codec)
+        return [
+            self._checked(memory)
+            if isinstance(memory, bytes)
+            else (None if memory is None else encode_memory(memory, self._shape, self._codec))
+            for memory in memories
+        ]
+
+    def _checked(self, payload: bytes) -> bytes:
+        """A memory as stored, if it is a whole one of this database's shape."""
+        try:
+            memory = self.decode(payload)
+        except ValueError as error:
+            raise InvalidInputError(f"a stored memory does not decode: {error}") from error
+        require_whole(memory, self._shape)
+        return payload
 
     def decode(self, payload: bytes | memoryview) -> ExplicitMemory:
         """A stored memory, whichever codec wrote it."""
@@ -160,7 +184,9 @@ class Rememberer:
 
     def require_shape(self, transaction: Transaction) -> None:
         """Raise `MismatchError` if the database has taken another shape since it was opened."""
-        if MemoryShape.from_json(transaction.required_setting("shape")) != self._shape:
+        stored = transaction.payload(SETTINGS, b"shape")
+        known = stored == self._shape_as_stored
+        if not known and MemoryShape.from_json(read_json(stored)) != self._shape:
             raise MismatchError(
                 "the database was rewritten for another model while it was open; open it again"
             )

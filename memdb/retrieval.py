@@ -107,7 +107,11 @@ class Retrieval:
 
 
 class Retriever:
-    """Retrieval in one open database."""
+    """Retrieval in one open database.
+
+    Attributes:
+        cold_start: whether the memories of cold references are written when they are retrieved.
+    """
 
     def __init__(
         self,
@@ -125,6 +129,7 @@ class Retriever:
         self._usage = usage
         self._dimension = dimension
         self._matching = Matcher()
+        self.cold_start = rememberer.can_write
 
     def retrieve(
         self,
@@ -158,7 +163,7 @@ class Retriever:
                     stored[number] = self._rememberer.stored(transaction, number)
                 self._usage.count(numbers, self._searcher.folder(transaction))
         written: dict[int, StoredMemory] = {}
-        if memories and self._rememberer.can_write:
+        if memories and self.cold_start:
             cold = [number for number, memory in stored.items() if memory is None]
             if cold:  # a cold start
                 references = [Hit(number, 0.0, *records[number]).reference for number in cold]

@@ -74,6 +74,10 @@ class Transaction:
         """Store a setting as JSON."""
         self._put(SETTINGS, name.encode(), 1, json_payload(value))
 
+    def delete_setting(self, name: str) -> None:
+        """Remove a setting that may be missing."""
+        self.inner.delete(name.encode(), db=self.tables[SETTINGS])
+
     def tokenizer(self) -> str | None:
         """The text of the model's tokenizer.json, or None."""
         found = self._get(SETTINGS, b"tokenizer")
@@ -212,9 +216,9 @@ class Transaction:
             numbers, payloads = zip(*batch, strict=True)
             yield np.array(numbers, np.int64), _stacked(payloads)
 
-    def embeddings_of(self, numbers: Ids) -> Vectors:
+    def embeddings_of(self, numbers: Iterable[int]) -> Vectors:
         """The vectors of some references, (n, dimension) float32."""
-        keys = [integer_key(number) for number in numbers.tolist()]
+        keys = [integer_key(int(number)) for number in numbers]
         return _stacked([self.payload(EMBEDDINGS, key) for key in keys])
 
     def numbers(self, table: str) -> Ids:

@@ -14,7 +14,13 @@ from model_adapter.catalog import (
     is_pulled,
     pull,
 )
-from model_adapter.database import create_database, load_embedder, open_database
+from model_adapter.database import (
+    create_database,
+    load_embedder,
+    open_database,
+    repair_database,
+    rewrite_database,
+)
 from model_adapter.embedder import SentenceEmbedder
 from model_adapter.framing import Frame, default_framing
 from model_adapter.generation import Chunk, Generation, Mode, generate
@@ -50,4 +56,6 @@ __all__ = [
     "memory_tensors",
     "open_database",
     "pull",
+    "repair_database",
+    "rewrite_database",
 ]

@@ -7,7 +7,20 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from memdb import Framing, InvalidInputError, MemDB
+from memdb import (
+    Durability,
+    Embedder,
+    Framing,
+    IndexKind,
+    InvalidInputError,
+    MemDB,
+    Progress,
+    Repair,
+    RewriteReport,
+    no_progress,
+    repair,
+    rewrite,
+)
 from model_adapter.catalog import DEFAULT_EMBEDDER, DEFAULT_MODEL, Notify, source_key
 from model_adapter.embedder import SentenceEmbedder
 from model_adapter.language_model import LanguageModel, load_model
@@ -38,6 +51,9 @@ def create_database(
     selection: str = DEFAULT_SELECTION,
     budget: int | None = None,
     codec: str = "int8",
+    index: IndexKind = "auto",
+    recall: float = 0.99,
+    keys: Sequence[str] = (),
     notify: Notify = lambda _: None,
 ) -> MemDB:
     """Make a database for a model and an embedder, and open it.
@@ -52,6 +68,9 @@ def create_database(
         selection: which key-values are kept: `reconstruction` or `paper`.
         budget: how many of a 128-token reference; default: the selection's.
         codec: how they are stored: `int8` or `exact`.
+        index: see `memdb.MemDB.create`.
+        recall: likewise.
+        keys: metadata keys that filters ask for, to be indexed.
         notify: told when a model is pulled.
 
     Raises:
@@ -67,7 +86,15 @@ def create_database(
         budget=budget,
     )
     vectors = load_embedder(embedder, notify) if isinstance(embedder, str) else embedder
-    return MemDB.create(path, embedder=vectors, writer=writer, codec=codec)
+    return MemDB.create(
+        path,
+        embedder=vectors,
+        writer=writer,
+        codec=codec,
+        index=index,
+        recall=recall,
+        keys=keys,
+    )
 
 
 def open_database(
@@ -75,11 +102,14 @@ def open_database(
     *,
     model: str | LanguageModel | None = None,
     embedder: str | SentenceEmbedder | None = None,
+    durability: Durability = "full",
+    cache_bytes: int = 256 << 20,
     notify: Notify = lambda _: None,
 ) -> MemDB:
     """Open a database with the model and the embedder that it records, or with others that match.
 
-    Recorded ones are loaded when they are first needed; those given are checked at once.
+    Recorded ones are loaded when they are first needed; those given are checked at once. For
+    `durability` and `cache_bytes` see `memdb.MemDB.open`.
 
     Raises:
         NotADatabaseError: there is none.
@@ -117,4 +147,80 @@ def open_database(
         path,
         embedder=part(embedder, settings["embedder"]["name"], vectors),
         writer=part(model, settings["model"]["name"], writer),
+        durability=durability,
+        cache_bytes=cache_bytes,
     )
+
+
+def rewrite_database(
+    path: str | os.PathLike[str],
+    *,
+    model: str | LanguageModel | None = None,
+    framing: Framing | None = None,
+    layers: Sequence[int] | None = None,
+    selection: str | None = None,
+    budget: int | None = None,
+    codec: str | None = None,
+    progress: Progress = no_progress,
+    notify: Notify = lambda _: None,
+) -> RewriteReport:
+    """Write the memories of a database anew (`memdb.rewrite`), after a change of model, framing,
+    layers, selection, budget or codec; what is None stays as recorded.
+
+    Another model takes its own defaults of framing and layers. Interrupted, the same call goes on.
+
+    Raises:
+        NotADatabaseError: there is none.
+        InvalidInputError: it was made without a model and none is given, or an option is wrong.
+        UnsupportedModelError: the model cannot be used.
+    """
+    with MemDB.open(path) as database:
+        settings, shape = database.settings, database.shape
+    memory = settings["memory"]
+    source = model if model is not None else settings["model"]["name"]
+    if source is None:
+        raise InvalidInputError(
+            f"the database '{path}' records no model; say which one writes its memories"
+        )
+    language = load_model(source, notify, shape.dtype) if isinstance(source, str) else source
+    same = language.fingerprint == shape.model
+    reframed = framing is not None and framing != shape.framing
+    writer = Writer(
+        language,
+        framing=framing or (shape.framing if same else None),
+        layers=layers if layers is not None else (shape.layers if same else None),
+        selection=selection or memory.get("selection", DEFAULT_SELECTION),
+        budget=budget if budget is not None else (None if selection else memory.get("budget")),
+        reference_length=shape.reference_length,
+        prefix=shape.prefix if same and not reframed else None,
+    )
+    name = settings["embedder"]["name"]
+    return rewrite(
+        path,
+        writer,
+        embedder=None if name is None else lambda: load_embedder(name, notify),
+        codec=codec,
+        progress=progress,
+    )
+
+
+def repair_database(
+    path: str | os.PathLike[str],
+    *,
+    embedder: str | None = None,
+    drop: bool = False,
+    progress: Progress = no_progress,
+    notify: Notify = lambda _: None,
+) -> Repair:
+    """Mend a database (`memdb.repair`), with the embedder that it records if one is needed."""
+
+    def load() -> Embedder:
+        if embedder is not None:
+            return load_embedder(embedder, notify)
+        with MemDB.open(path) as database:
+            name = database.settings["embedder"]["name"]
+        if name is None:
+            raise InvalidInputError(f"the database '{path}' records no embedder; say which it is")
+        return load_embedder(name, notify)
+
+    return repair(path, embedder=load, drop=drop, progress=progress)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import click
 
+from cli.commands.backup import backup, restore
+from cli.commands.compact import compact
 from cli.commands.delete import delete
+from cli.commands.exchange import export_database, import_export
 from cli.commands.generate import generate
 from cli.commands.get import get
+from cli.commands.index import index
 from cli.commands.ingest import ingest
 from cli.commands.init import init
 from cli.commands.list import list_documents
+from cli.commands.migrate import migrate
 from cli.commands.model import model
 from cli.commands.query import query
+from cli.commands.repair import repair
+from cli.commands.rewrite import rewrite
 from cli.commands.stats import stats
 from cli.commands.update import update
+from cli.commands.verify import verify
 from cli.commands.warm import warm
 
 COMMANDS: tuple[click.Command, ...] = (
@@ -28,4 +36,14 @@ COMMANDS: tuple[click.Command, ...] = (
     update,
     delete,
     stats,
+    index,
+    rewrite,
+    export_database,
+    import_export,
+    verify,
+    repair,
+    compact,
+    backup,
+    restore,
+    migrate,
 )

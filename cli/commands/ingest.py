@@ -32,11 +32,18 @@ from memdb import read_corpus
 
 @click.command(
     short_help="Documents in: a JSONL file.",
-    epilog=example("memdb ingest corpus.jsonl", "cat more.jsonl | memdb ingest - --cold"),
+    epilog=example(
+        "memdb ingest corpus.jsonl",
+        "memdb ingest corpus.jsonl --prune",
+        "cat more.jsonl | memdb ingest - --cold",
+    ),
 )
 @click.argument("corpus", type=click.Path(path_type=Path))
 @db_option
 @click.option("--cold", is_flag=True, help="Leave memories to their first use, or to `memdb warm`.")
+@click.option(
+    "--prune", is_flag=True, help="Delete the documents that the file does not have any more."
+)
 @model_option
 @embedder_option
 @json_option
@@ -44,6 +51,7 @@ def ingest(
     corpus: Path,
     path: Path,
     cold: bool,
+    prune: bool,
     model: str | None,
     embedder: str | None,
     as_json: bool,
@@ -61,13 +69,14 @@ def ingest(
                 pass
             make_database(path, model=model, embedder=embedder)
         with open_database(path, model, embedder) as database, progress_bar() as progress:
-            report = database.ingest(file, cold=cold, progress=progress, name=name)
+            report = database.ingest(file, cold=cold, prune=prune, progress=progress, name=name)
     if as_json:
         print_json(vars(report))
     else:
+        deleted = f", {report.deleted} deleted" if prune else ""
         click.echo(
             f"{counted(report.inserted, 'document')} inserted, {report.updated} updated, "
-            f"{report.unchanged} unchanged; {counted(report.references, 'reference')} and "
+            f"{report.unchanged} unchanged{deleted}; {counted(report.references, 'reference')} and "
             f"{counted(report.memories, 'memory', 'memories')} written"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -32,26 +33,50 @@ def parse_layers(text: str | None) -> list[int] | None:
     return layers
 
 
+def how_options(command: Any) -> Any:
+    """The options that say how memories are written."""
+    options = (
+        click.option(
+            "--framing",
+            type=click.Choice(["plain", "chat"]),
+            help="What stands around memories and prompt; default: chat where the model has a "
+            "template.",
+        ),
+        click.option("--layers", help="Memory layers, e.g. 0-14,20; default: all."),
+        click.option(
+            "--selection",
+            type=click.Choice(["reconstruction", "paper"]),
+            help="Which key-values are kept; default: reconstruction.",
+        ),
+        click.option("--budget", type=int, help="How many of a 128-token reference."),
+        click.option("--codec", type=click.Choice(["int8", "exact"]), help="How they are stored."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @click.command(
     short_help="Make a database for one model.",
-    epilog=example("memdb init --db docs.memdb --framing plain --budget 720"),
+    epilog=example("memdb init --db docs.memdb --framing plain --budget 720 --key source"),
 )
 @db_option
 @model_option
 @embedder_option
+@how_options
 @click.option(
-    "--framing",
-    type=click.Choice(["plain", "chat"]),
-    help="What stands around memories and prompt; default: chat where the model has a template.",
+    "--index",
+    type=click.Choice(["auto", "exact", "ivf"]),
+    help="auto: exact search for few references, an ANN index for many.",
 )
-@click.option("--layers", help="Memory layers, e.g. 0-14,20; default: all.")
+@click.option("--recall", type=float, help="Share of the 5 nearest that an ANN index has to find.")
 @click.option(
-    "--selection",
-    type=click.Choice(["reconstruction", "paper"]),
-    help="Which key-values are kept; default: reconstruction.",
+    "--key",
+    "keys",
+    multiple=True,
+    metavar="NAME",
+    help="A metadata key to index for --where; may be given again.",
 )
-@click.option("--budget", type=int, help="How many of a 128-token reference.")
-@click.option("--codec", type=click.Choice(["int8", "exact"]), help="How they are stored.")
 def init(path: Path, layers: str | None, **options: object) -> None:
     """Make a database, fixed to one model, one embedder and one framing.
 

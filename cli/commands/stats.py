@@ -17,7 +17,8 @@ from memdb import MemDB
 @db_option
 @json_option
 def stats(path: Path, as_json: bool) -> None:
-    """Counts, bytes on disk, and the model, embedder and settings that the database records."""
+    """Counts, bytes on disk, the state of the index, and the model, embedder and settings that the
+    database records."""
     with MemDB.open(path) as database:
         values = database.stats()
     if as_json:
@@ -38,4 +39,20 @@ def stats(path: Path, as_json: bool) -> None:
         f"memories   {len(shape['layers'])} layers x {shape['kv_heads']} kv heads x "
         f"{shape['head_dim']}, {shape['dtype']}, {shape['framing']} framing; {how}"
     )
+    sizes = values["memory_bytes"]
+    if sizes:
+        click.echo(
+            f"           {sizes['stored']:,.0f} bytes a memory; keys and values "
+            f"{sizes['compression']:.2f} times smaller than the model's {shape['dtype']}"
+        )
+    index = values["index"]
+    keys = ", ".join(index["keys"]) or "none"
+    if index["kind"] == "exact":
+        click.echo(f"index      exact: every reference is compared; metadata keys: {keys}")
+    else:
+        click.echo(
+            f"index      {index['references']} references in {index['lists']} clusters, "
+            f"{index['nprobe']} looked at (recall {index['recall']:.3f}), {index['changed']} "
+            f"changed since, {index['bytes']:,} bytes; metadata keys: {keys}"
+        )
     click.echo("bytes      " + ", ".join(f"{n} {b:,}" for n, b in values["bytes"].items()))

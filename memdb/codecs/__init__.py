@@ -9,6 +9,7 @@ from memdb.codecs.base import (
     encode_batch,
     encode_memory,
     memory_sizes,
+    require_whole,
 )
 from memdb.codecs.exact import Exact
 from memdb.codecs.int8 import Int8
@@ -32,4 +33,5 @@ __all__ = [
     "encode_batch",
     "encode_memory",
     "memory_sizes",
+    "require_whole",
 ]

@@ -104,8 +104,8 @@ def slices(array: NDArray[Any], sizes: NDArray[np.integer[Any]]) -> list[bytes]:
     return [bytes(data[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def encode_memory(memory: ExplicitMemory, shape: MemoryShape, codec: Codec) -> bytes:
-    """A memory as the payload of its record.
+def require_whole(memory: ExplicitMemory, shape: MemoryShape) -> None:
+    """Raise unless this is a memory that may be stored.
 
     Raises:
         MismatchError: it is not a memory of that shape.
@@ -118,6 +118,16 @@ def encode_memory(memory: ExplicitMemory, shape: MemoryShape, codec: Codec) -> b
         return f"explicit memory: the {{}} of {row_name(row, shape)}"
 
     _require_finite(memory, shape, place)
+
+
+def encode_memory(memory: ExplicitMemory, shape: MemoryShape, codec: Codec) -> bytes:
+    """A memory as the payload of its record.
+
+    Raises:
+        MismatchError: it is not a memory of that shape.
+        InvalidInputError: a key or value is NaN or infinite; the place is named.
+    """
+    require_whole(memory, shape)
     counts = np.diff(memory.offsets).astype("<u2")
     return _payload(
         _name(codec),

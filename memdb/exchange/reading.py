@@ -108,7 +108,7 @@ def _file_parts(
     except OSError as error:
         raise cannot_read(path, error) from error
     with file:
-        _check_lines(path, file, tensors.metadata.get("xxh3.documents"))
+        _check_lines(path, file, tensors.checksum("documents"))
         start = 0
         for entries in _runs(path, file, split):
             counts = np.array([len(entry.pieces) for entry in entries])

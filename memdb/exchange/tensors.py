@@ -109,8 +109,8 @@ class TensorFile:
         if tensor.dtype not in dtypes or not fits:
             due = ", ".join("?" if size is None else str(size) for size in shape)
             raise self.wrong(
-                f"the tensor '{name}' must be {' or '.join(dtypes)} of shape ({due}), got "
-                f"{tensor.dtype} of shape {tensor.shape}"
+                f"the tensor '{name}' must be {' or '.join(dtypes)} of shape [{due}], got "
+                f"{tensor.dtype} of shape {list(tensor.shape)}"
             )
         return tensor
 
@@ -128,9 +128,17 @@ class TensorFile:
             self._read_into(array.reshape(-1).view("u1").data, tensor.start + start * row)
         return array
 
-    def check(self, name: str) -> None:
-        """Compare a tensor's bytes with the checksum in the metadata, if there is one."""
+    def checksum(self, name: str) -> str | None:
+        """The checksum of a tensor, or of the `documents`, that the metadata has; None if there
+        are no checksums at all: where there is one, none may be missing."""
         due = self.metadata.get(f"xxh3.{name}")
+        if due is None and any(key.startswith("xxh3.") for key in self.metadata):
+            raise self.wrong(f"it has checksums, and none of '{name}'; export again")
+        return due
+
+    def check(self, name: str) -> None:
+        """Compare a tensor's bytes with its checksum, if there is one."""
+        due = self.checksum(name)
         if due is None:
             return
         digest, tensor = xxhash.xxh3_64(), self.tensors[name]

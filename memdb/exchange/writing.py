@@ -23,8 +23,6 @@ from memdb.exchange.lines import encode_line
 from memdb.exchange.manifest import MANIFEST, TOKENIZER, Manifest, part_names
 from memdb.records import Document, MemoryShape
 
-PART_BYTES = 1 << 26  # of either file of a part; a larger document gets a part of its own
-
 
 class ExportWriter:
     """Writes an export into an empty folder. Use as a context manager: the manifest is written at
@@ -38,6 +36,8 @@ class ExportWriter:
         settings: the database's settings `embedder`, `model` and `memory`, those that there are.
         keys: metadata keys that the database has an index of.
         tokenizer: the text of the model's tokenizer.json, or None.
+        part_bytes: about how long either file of a part may become; a document that needs more
+            gets a part of its own.
 
     Raises:
         InvalidInputError: the folder is not empty, or an argument is not what it should be.
@@ -52,12 +52,14 @@ class ExportWriter:
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         keys: Sequence[str] = (),
         tokenizer: str | None = None,
+        part_bytes: int = 1 << 26,
     ) -> None:
         self._manifest = Manifest(shape, settings or {}, tuple(keys), tokenizer)
         self._manifest.require()
         self._dimension = self._manifest.dimension
         self._folder = folder
-        self._part = _Buffer()
+        self._part_bytes = part_bytes
+        self._part = _Buffer(part_bytes)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             there = min((entry.name for entry in folder.iterdir()), default=None)
@@ -155,7 +157,7 @@ class ExportWriter:
             sync(tensors)
         except (OSError, SafetensorError) as error:
             raise self._cannot_write(error) from error
-        self._part = _Buffer()
+        self._part = _Buffer(self._part_bytes)
 
     def _write_manifest(self) -> None:
         try:
@@ -179,9 +181,11 @@ class _Buffer:
     """A part while it grows: the bytes of its lines and of each of its tensors.
 
     Attributes:
+        most: bytes of either file.
         arrays: whether its memories are arrays; None: they have all been cold.
     """
 
+    most: int
     references: int = 0
     arrays: bool | None = None
     dimension: int = 0
@@ -203,7 +207,7 @@ class _Buffer:
         parts = self.embeddings, self.memories, self.counts, self.positions, self.keys, self.values
         held = sum(map(len, parts)) + 9 * self.references
         other = memories is not None and self.arrays is (not isinstance(memories, MemoryBatch))
-        full = len(self.lines) + line > PART_BYTES or held + size > PART_BYTES
+        full = len(self.lines) + line > self.most or held + size > self.most
         return self.references == 0 or not (other or full)
 
     def add(
@@ -257,7 +261,9 @@ class _Buffer:
             tensors["warm"] = np.frombuffer(self.warm, np.uint8)
             metadata["dtype"] = shape.dtype  # of keys and values: numpy has no bfloat16
         for name, tensor in tensors.items():
-            metadata[f"xxh3.{name}"] = xxhash.xxh3_64_hexdigest(tensor.tobytes())
+            metadata[f"xxh3.{name}"] = xxhash.xxh3_64_hexdigest(
+                tensor.reshape(-1).view(np.uint8).data
+            )
         return tensors, path, metadata
 
 

@@ -100,25 +100,26 @@ class Searcher:
             self._builder.join()
 
     def state(self) -> dict[str, object]:
-        """What `MemDB.stats` says of the index."""
-        with self.pin() as pinned:
-            view = pinned.view
-            base = view.base
+        """What `MemDB.stats` says of the index. It loads no vectors but those that changed."""
+        with self._store.read() as transaction:
+            rules = IndexRules.from_json(transaction.required_setting("index"))
+            state: dict[str, object] = {"kind": "exact", "keys": list(rules.keys)}
+            index = self._previous(self.folder(transaction))
+            if index is None:
+                return state
+            info = index.info
+            view = self._applied(
+                View.empty(self._dimension, index), transaction, transaction.last_change()
+            )
             return {
-                "kind": "exact" if base is None else "ivf",
-                "changed": 0 if base is None else view.changed,
-                "building": self._builder is not None and self._builder.is_alive(),
-                "bytes": 0 if base is None else base.stamp[2],
-                **(
-                    {}
-                    if base is None
-                    else {
-                        "references": base.info.references,
-                        "lists": base.info.lists,
-                        "nprobe": base.info.nprobe,
-                        "recall": base.info.recall,
-                    }
-                ),
+                **state,
+                "kind": "ivf",
+                "references": info.references,
+                "lists": info.lists,
+                "nprobe": info.nprobe,
+                "recall": info.recall,
+                "changed": info.references if view is None else view.changed,
+                "bytes": index.stamp[2],
             }
 
     # --- keeping in step ---

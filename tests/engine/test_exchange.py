@@ -782,6 +782,15 @@ def test_a_damaged_export_says_the_same_or_is_refused(
     assert found is None or found == values(exports[form])
 
 
+@pytest.mark.parametrize("name", ["documents", "embeddings", "memories"])
+def test_where_there_are_checksums_none_may_be_missing(
+    exports: dict[str, Path], scratch: Path, name: str
+) -> None:
+    assert with_damage(exports["stored"], scratch, ONE[1], lambda data: data) is not None
+    gone = f"xxh3.{name}".encode(), f"xxh2.{name}".encode()
+    assert with_damage(exports["stored"], scratch, ONE[1], lambda d: d.replace(*gone)) is None
+
+
 @pytest.mark.parametrize("name", ["manifest.json", *ONE])
 @pytest.mark.parametrize("form", FORMS)
 @given(mutations=MUTATIONS)

@@ -1,0 +1,27 @@
+"""`memdb compact`: give back the space of what was deleted, and make sure that it is gone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cli.common import db_option, example
+from cli.progress import progress_bar
+from memdb import compact as compact_database
+
+
+@click.command(
+    short_help="Give back the space of what was deleted; it is gone then.",
+    epilog=example("memdb compact"),
+)
+@db_option
+def compact(path: Path) -> None:
+    """Write the database anew without what was deleted or replaced, of which nothing is left in its
+    folder afterwards (backups are copies of their own).
+
+    Readers go on meanwhile, writers wait. It takes as much free disk space as the new one needs.
+    """
+    with progress_bar() as progress:
+        before, after = compact_database(path, progress=progress)
+    click.echo(f"{before:,} bytes before, {after:,} bytes now")

@@ -1,0 +1,54 @@
+"""`memdb index`: the ANN index, and the metadata keys that filters ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.common import db_option, example
+from cli.progress import progress_bar
+from memdb import MemDB
+
+
+@click.command(
+    short_help="Build the search index; index metadata keys.",
+    epilog=example("memdb index", "memdb index --kind ivf --recall 0.995 --key year --key source"),
+)
+@db_option
+@click.option(
+    "--kind",
+    type=click.Choice(["auto", "exact", "ivf"]),
+    help="auto: exact search for few references, an ANN index for many. Recorded.",
+)
+@click.option(
+    "--recall", type=float, help="Share of the 5 nearest that an ANN index has to find. Recorded."
+)
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    metavar="NAME",
+    help="A metadata key to index for --where; may be given again.",
+)
+def index(path: Path, kind: Any, recall: float | None, keys: tuple[str, ...]) -> None:
+    """Build the index over the embeddings anew, and index metadata keys.
+
+    What is due is built by itself, after `ingest` and while a program uses the database: this is to
+    have it now, or of another kind. With --key alone only these are indexed.
+    """
+    with MemDB.open(path) as database, progress_bar() as progress:
+        if keys:
+            database.declare_keys(*keys, progress=progress)
+        if keys and kind is None and recall is None:
+            click.echo(f"indexed: {', '.join(keys)}")
+            return
+        info = database.build_index(kind=kind, recall=recall, progress=progress)
+    if info is None:
+        click.echo("search is exact: every reference is compared")
+    else:
+        click.echo(
+            f"{info.references} references in {info.lists} clusters; {info.nprobe} of them are "
+            f"looked at for a recall of {info.recall:.3f}"
+        )

@@ -1,0 +1,27 @@
+"""`memdb migrate`: bring a database of an older release up to date."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cli.common import db_option, example
+from cli.progress import progress_bar
+from memdb import migrate as migrate_database
+
+
+@click.command(
+    short_help="Bring a database of an older release up to date.",
+    epilog=example("memdb migrate --db old.memdb"),
+)
+@db_option
+def migrate(path: Path) -> None:
+    """Bring a database of an older format version up to date. It stays what it was until that is
+    done."""
+    with progress_bar() as progress:
+        before, after = migrate_database(path, progress=progress)
+    if before == after:
+        click.echo(f"it has format version {after} already")
+    else:
+        click.echo(f"format version {before} before, {after} now")

@@ -1,0 +1,39 @@
+"""`memdb rewrite`: memories anew, after a change of model or selection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.commands.init import how_options, parse_layers
+from cli.common import adapter, counted, db_option, example, goes_on, model_option, notify
+from cli.progress import progress_bar
+
+
+@click.command(
+    short_help="Memories anew, for another model or selection.",
+    epilog=example("memdb rewrite --budget 720", "memdb rewrite --model ./my-model"),
+)
+@db_option
+@model_option
+@how_options
+def rewrite(path: Path, layers: str | None, **options: Any) -> None:
+    """Write the memories of all warm references anew, with another model, framing, selection,
+    budget or codec; what is not given stays as it was.
+
+    May be interrupted; the same command goes on. Programs that have the database open must open it
+    again.
+    """
+    goes_on()
+    given = {name: value for name, value in options.items() if value is not None}
+    with progress_bar() as progress:
+        report = adapter().rewrite_database(
+            path, layers=parse_layers(layers), progress=progress, notify=notify, **given
+        )
+    recut = f", {report.recut} cut anew" if report.recut else ""
+    click.echo(
+        f"{counted(report.documents, 'document')}{recut}; "
+        f"{counted(report.memories, 'memory', 'memories')} written"
+    )

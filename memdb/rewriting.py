@@ -1,0 +1,221 @@
+"""Rewrite: the memories of a whole database anew, for another model, adapter, selection or codec.
+
+First the database takes the new settings, so that from then on only the new writer writes; what is
+there of the old one is cold. Then document after document is written anew, and how far it came is
+recorded with each batch: an interrupted rewrite goes on there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from memdb.cache import MemoryCache
+from memdb.chunking import Chunker
+from memdb.codecs import codec_named
+from memdb.errors import MismatchError
+from memdb.layout import DOCUMENTS, DocumentEntry
+from memdb.parts import Parts
+from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
+from memdb.records import Document
+from memdb.remembering import Rememberer
+from memdb.store import Store
+from memdb.transaction import Transaction
+from memdb.writing import prepare, put
+
+PENDING = "rewriting"  # the setting that says how far a rewrite came
+_BATCH = 8  # documents between two commits
+
+
+@dataclass(frozen=True)
+class RewriteReport:
+    """What a rewrite did.
+
+    Attributes:
+        documents: how many were gone through.
+        memories: how many were written.
+        recut: documents that were cut into references anew, for the new model's tokens.
+    """
+
+    documents: int
+    memories: int
+    recut: int
+
+
+def rewrite(
+    path: str | os.PathLike[str],
+    writer: MemoryWriter,
+    *,
+    embedder: Callable[[], Embedder] | None = None,
+    codec: str | None = None,
+    progress: Progress = no_progress,
+) -> RewriteReport:
+    """Write the memories of a database anew; references that are cold stay so.
+
+    If the writer has another tokenizer, or shorter references, documents are cut anew: their
+    references get new ids and embeddings, and their versions grow. Other processes that have the
+    database open must open it again. Interrupted, the same call goes on where it was.
+
+    Args:
+        path: the database.
+        writer: what its memories come from, from now on.
+        embedder: makes the database's embedder; needed where documents are cut anew.
+        codec: how memories are stored, from now on; default: as recorded.
+        progress: told of the work.
+
+    Raises:
+        NotADatabaseError: there is none.
+        MismatchError: documents have to be cut anew, and there is no embedder.
+    """
+    store = Store(Path(path))
+    try:
+        return _Rewriting(store, writer, embedder, codec, progress).run()
+    finally:
+        store.close()
+
+
+class _Rewriting:
+    def __init__(
+        self,
+        store: Store,
+        writer: MemoryWriter,
+        embedder: Callable[[], Embedder] | None,
+        codec: str | None,
+        progress: Progress,
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._embedder = embedder
+        self._progress = progress
+        self._codec = codec
+
+    def run(self) -> RewriteReport:
+        """Do it, or what is left of it."""
+        with self._store.write() as transaction:
+            recut = self._settle(transaction)
+            total = transaction.count(DOCUMENTS)
+            codec = codec_named(transaction.required_setting("memory")["codec"])
+            settings = transaction.required_setting("embedder")
+        parts = Parts(settings, self._writer.shape, self._embedder, self._writer)
+        self._parts = parts
+        self._rememberer = Rememberer(self._store, parts, self._writer.shape, codec, MemoryCache(0))
+        self._chunker = Chunker(self._writer.tokenizer, self._writer.shape.reference_length)
+        done = memories = cut = 0
+        while True:
+            self._progress("rewriting documents", done, total)
+            with self._store.read() as transaction:
+                after = transaction.required_setting(PENDING)["after"]
+                page = list(islice(transaction.documents(after), _BATCH))
+            if not page:
+                break
+            written, new = self._batch(page, recut)
+            memories, cut, done = memories + written, cut + new, done + len(page)
+        with self._store.write() as transaction:
+            transaction.delete_setting(PENDING)
+        self._progress("rewriting documents", total, total)
+        return RewriteReport(done, memories, cut)
+
+    def _settle(self, transaction: Transaction) -> bool:
+        """Record the new settings, and return whether documents have to be cut anew. What was begun
+        with the same settings goes on."""
+        writer = self._writer
+        old = transaction.required_setting("memory")
+        memory = {"codec": self._codec or old["codec"], **writer.settings}
+        wanted: dict[str, Any] = {
+            "shape": writer.shape.to_json(),
+            "model": {"name": writer.name},
+            "memory": memory,
+        }
+        pending = transaction.setting(PENDING)
+        if pending is not None and all(
+            transaction.required_setting(name) == value for name, value in wanted.items()
+        ):
+            return bool(pending["recut"])
+        length = transaction.required_setting("shape")["reference_length"]
+        recut = (
+            transaction.tokenizer() != writer.tokenizer
+            or length > writer.shape.reference_length
+            or bool(pending and pending["recut"])
+        )
+        if recut and self._embedder is None:
+            raise MismatchError(
+                f"the tokens of '{writer.name}' are others, so documents are cut anew, and that "
+                "takes the database's embedder: pass `embedder`"
+            )
+        codec_named(memory["codec"])
+        for name, value in wanted.items():
+            transaction.put_setting(name, value)
+        if recut:
+            transaction.put_tokenizer(writer.tokenizer)
+        transaction.put_setting(PENDING, {"after": "", "recut": recut})
+        return recut
+
+    def _batch(self, page: list[tuple[str, DocumentEntry]], recut: bool) -> tuple[int, int]:
+        """Write some documents anew; how many memories, and how many were cut anew."""
+        with self._store.read() as transaction:
+            warm = {
+                name: [n for n in entry.references if transaction.is_warm(n)]
+                for name, entry in page
+            }
+            if recut:
+                documents = [
+                    (
+                        name,
+                        Document(
+                            "".join(transaction.reference(n).text for n in entry.references),
+                            name,
+                            transaction.metadata(name),
+                        ),
+                    )
+                    for name, entry in page
+                ]
+            else:
+                kept = [transaction.reference(n) for name, _ in page for n in warm[name]]
+        if recut:
+            return self._cut(page, documents, warm)
+        payloads = []
+        if kept:
+            memories = self._rememberer.write([reference.content for reference in kept])
+            payloads = self._rememberer.encode(memories, len(kept))
+        with self._store.write() as transaction:
+            self._rememberer.require_shape(transaction)
+            for reference, payload in zip(kept, payloads, strict=True):
+                if transaction.has_reference(reference.id):
+                    transaction.put_memory(reference, payload)
+            self._came(transaction, page)
+        return len(kept), 0
+
+    def _cut(
+        self,
+        page: list[tuple[str, DocumentEntry]],
+        documents: list[tuple[str, Document]],
+        warm: dict[str, list[int]],
+    ) -> tuple[int, int]:
+        pieces = [(name, text, self._chunker.split(text.text)) for name, text in documents]
+        ready = prepare(pieces, self._parts.embedder())
+        written = 0
+        prepared = []
+        for item in ready:
+            memories = None
+            if warm[item.id]:
+                made = self._rememberer.write([piece.text.strip() for piece in item.pieces])
+                memories = self._rememberer.encode(made, len(item.pieces))
+                written += len(memories)
+            prepared.append(replace(item, memories=memories))
+        with self._store.write() as transaction:
+            self._rememberer.require_shape(transaction)
+            for (name, entry), item in zip(page, prepared, strict=True):
+                old = transaction.document(name)
+                if old == entry:  # else another writer was here meanwhile, with the new settings
+                    put(transaction, item, old)
+            self._came(transaction, page)
+        return written, len(page)
+
+    @staticmethod
+    def _came(transaction: Transaction, page: list[tuple[str, DocumentEntry]]) -> None:
+        pending = transaction.required_setting(PENDING)
+        transaction.put_setting(PENDING, {**pending, "after": page[-1][0]})
