@@ -21,6 +21,9 @@ from rich.text import Text
 
 from memdb import Progress
 
+#: Stages that count references; others count documents, records or steps.
+_REFERENCES = ("embedding", "writing memories", "loading", "building the index")
+
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
@@ -28,7 +31,8 @@ class _Rate(ProgressColumn):
         if not seconds or not task.completed:
             return Text("")
         rate = task.completed / seconds
-        return Text(f"{rate:,.1f}/s" if rate < 100 else f"{rate:,.0f}/s")
+        unit = " references" if task.description in _REFERENCES else ""
+        return Text(f"{rate:,.1f}{unit}/s" if rate < 100 else f"{rate:,.0f}{unit}/s")
 
 
 @contextmanager

@@ -154,7 +154,7 @@ def _prepared(
         if pieces is None:
             pieces = [chunker.split(document.text) for _, document in named]
         else:
-            _check_pieces(named, pieces)
+            _check_pieces(named, pieces, chunker)
         references = sum(map(len, pieces))
         vectors = unit_vectors(batch.embeddings, references, dimension).astype("<f4", copy=False)
         memories = rememberer.encode_all(batch.memories, references)
@@ -177,7 +177,9 @@ def _prepared(
             at = end
 
 
-def _check_pieces(named: Sequence[tuple[str, Document]], pieces: Sequence[Sequence[Piece]]) -> None:
+def _check_pieces(
+    named: Sequence[tuple[str, Document]], pieces: Sequence[Sequence[Piece]], chunker: Chunker
+) -> None:
     if len(pieces) != len(named):
         raise InvalidInputError(f"pieces of {len(pieces)} documents for {len(named)} documents")
     for (name, document), parts in zip(named, pieces, strict=True):
@@ -186,6 +188,12 @@ def _check_pieces(named: Sequence[tuple[str, Document]], pieces: Sequence[Sequen
                 f"document '{name}': its pieces, joined, are not its text; leave them out to have "
                 "it cut here"
             )
+        for part in parts:
+            if not chunker.may_have(part):
+                raise InvalidInputError(
+                    f"document '{name}': a piece of {part.tokens} tokens; here they have at most "
+                    f"{chunker.max_tokens}, and none where there is no tokenizer"
+                )
 
 
 def _write(transaction: Transaction, documents: list[_Ready]) -> LoadReport:

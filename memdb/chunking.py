@@ -68,6 +68,11 @@ class Chunker:
         self.max_tokens = max_tokens
         self._source = tokenizer
 
+    def may_have(self, piece: Piece) -> bool:
+        """Whether a piece that was cut elsewhere has a number of tokens that one here may have."""
+        longest = 0 if self._source is None else self.max_tokens
+        return 0 <= piece.tokens <= longest or (longest > 0 and len(piece.text.strip()) == 1)
+
     # Parsed when first needed: a big vocabulary takes a tenth of a second.
 
     @cached_property

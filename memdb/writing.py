@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,8 @@ from memdb.layout import DocumentEntry
 from memdb.protocols import Embedder
 from memdb.records import Document, Reference
 from memdb.transaction import Transaction
+
+_ROUNDING = 1e-6  # by which the length of a vector of length 1 may differ, in float32
 
 
 @dataclass(frozen=True)
@@ -104,16 +105,15 @@ def unit_vectors(vectors: NDArray[np.float32], count: int, dimension: int) -> ND
             f"embeddings must have shape ({count}, {dimension}), one row for each reference "
             f"(`split` shows them); got {vectors.shape}"
         )
-    if count == 1:  # a query: be quick
-        row = vectors[0].astype(np.float64)
-        squares = float(row @ row)
-        if 0 < squares < math.inf:
-            scaled: NDArray[np.float32] = (row / math.sqrt(squares)).astype(np.float32)[None]
-            return scaled
     # In float64, since float32's squares of small or large numbers are 0 or infinite.
-    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-    bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
-    if len(bad):
-        raise InvalidInputError(f"embedding {bad[0]} is zero or not finite")
-    unit: NDArray[np.float32] = (vectors / lengths).astype(np.float32)
+    exact = vectors.astype(np.float64)
+    lengths = np.sqrt(np.einsum("ij,ij->i", exact, exact))
+    wrong = ~((lengths > 0) & (lengths < np.inf))
+    if wrong.any():
+        raise InvalidInputError(f"embedding {wrong.argmax()} is zero or not finite")
+    off = np.abs(lengths - 1) > _ROUNDING
+    if not off.any():  # what was scaled before stays bit by bit what it is
+        return vectors
+    lengths[~off] = 1
+    unit: NDArray[np.float32] = (exact / lengths[:, None]).astype(np.float32)
     return unit

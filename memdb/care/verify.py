@@ -15,6 +15,7 @@ from lmdb.verify import verify as walk_pages
 from numpy.typing import NDArray
 
 from memdb import layout
+from memdb.chunking import Chunker, Piece
 from memdb.codecs import CODECS, decode_memory
 from memdb.documents import check_id, content_hash_of, text_hash
 from memdb.environment import only_writer
@@ -166,10 +167,12 @@ class _Walk:
                 self._report(SETTINGS, bytes(key), error.problem)
         for name in ("model", "memory", "index"):
             transaction.required_setting(name)
-        transaction.tokenizer()
+        tokenizer = transaction.tokenizer()
         counters = transaction.required_setting("counters")
+        shape = MemoryShape.from_json(transaction.required_setting("shape"))
+        self._chunker = Chunker(tokenizer, shape.reference_length)
         return (
-            MemoryShape.from_json(transaction.required_setting("shape")),
+            shape,
             int(transaction.required_setting("embedder")["dimension"]),
             int(counters["next_reference"]),
             int(counters["last_change"]),
@@ -279,6 +282,8 @@ class _Walk:
         reference = layout.read_reference(number, version, payload)
         self._versions[number] = version
         self._owners.setdefault(number, reference.document_id)
+        if not self._chunker.may_have(Piece(reference.text, reference.tokens)):
+            return f"it has {reference.tokens} tokens"
         return None
 
     def _embedding(self, number: int, version: int, payload: memoryview) -> str | None:

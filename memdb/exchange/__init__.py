@@ -26,8 +26,8 @@ Tensors, n being the references of the part's documents:
 
 With none of them, all references of the part are cold. The file's metadata may have checksums,
 XXH3-64 in hexadecimal: `xxh3.documents` of the .jsonl file, `xxh3.embeddings` and so on of the
-tensors' bytes, all of them or none; the manifest may have one of itself and tokenizer.json (`manifest.checksum`). What
-has none is checked for sense, not for damage.
+tensors' bytes, all of them or none. The manifest may have one of itself and tokenizer.json
+(`manifest.checksum`). What has none is checked for sense, not for damage.
 """
 
 from __future__ import annotations
