@@ -31,6 +31,7 @@ from memdb.errors import (
     ConflictError,
     DocumentExistsError,
     InvalidInputError,
+    MismatchError,
     StorageError,
     UnknownDocumentError,
 )
@@ -94,6 +95,7 @@ class MemDB:
         self._retriever = Retriever(
             self._searcher, self._chunker, self._parts, self._rememberer, self._usage, dimension
         )
+        self._rewriting = recut
         # Until a rewrite has cut them anew, references may be too long for the new model.
         self._retriever.cold_start &= not recut
 
@@ -423,10 +425,18 @@ class MemDB:
             ids: documents to warm; default: all.
             top: only so many references: those that were retrieved most often.
             progress: told of the work.
+
+        Raises:
+            MismatchError: a rewrite for another model is not finished.
         """
         self._require_open()
         if top is not None and (isinstance(top, bool) or top < 1):
             raise InvalidInputError(f"top must be a whole number of at least 1, got {top!r}")
+        if self._rewriting:
+            raise MismatchError(
+                f"'{self.path}' is being rewritten for another model; finish that first (`memdb "
+                "rewrite` goes on)"
+            )
         with self._store.read() as transaction:
             entries = (
                 (entry for _, entry in transaction.documents())

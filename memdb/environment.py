@@ -3,13 +3,11 @@ closed when the last of them is done with it."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -34,7 +32,6 @@ _SMALLEST_MAP = 1 << 26
 _READERS = 1024
 _TABLES = 16
 _CLEAR_EVERY = 60  # seconds between two looks for readers that died
-_WRITERS = "write.lock"
 _ID = re.compile(r"[0-9a-f]{32}\Z")
 _FLAGS: dict[str, dict[str, bool]] = {
     "full": {},
@@ -218,24 +215,6 @@ def open_tables(environment: Any, names: Iterable[str], *, create: bool = False)
         )
         for name in names
     }
-
-
-@contextmanager
-def only_writer(generation: Path) -> Iterator[None]:
-    """Keep all other writers of a generation out, in whichever process, while this lasts.
-
-    LMDB's own lock does so for a transaction; this one also for as long as a compaction copies,
-    when others may still open the database and read.
-
-    Raises:
-        FileNotFoundError: the generation is gone.
-    """
-    lock = os.open(generation / _WRITERS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
 
 
 def _complete(environment: Any, file: Path) -> None:

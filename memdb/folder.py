@@ -18,13 +18,14 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from memdb.errors import DatabaseExistsError, NotADatabaseError, StorageError
 
 CURRENT = "CURRENT"
 LOCK = "LOCK"
+_WRITERS = "write.lock"
 _FIRST = "gen-000001"
 _GENERATION = re.compile(r"gen-[0-9]{6}\Z")
 
@@ -158,12 +159,13 @@ def opening(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_generation(folder: Path) -> Iterator[Path]:
+def new_generation(folder: Path, *, locked: bool = False) -> Iterator[Path]:
     """Yield a new, empty subfolder, and make it the current generation on success: durable before
     `CURRENT` names it. The others are removed.
 
     Whoever uses this keeps writers of the old generation out until it is done. On an error the new
     subfolder is removed again; what a killed attempt left goes with the next one that succeeds.
+    `locked`: they hold the folder's lock already (`exclusively`).
 
     Raises:
         StorageError: the disk refuses.
@@ -177,7 +179,7 @@ def new_generation(folder: Path) -> Iterator[Path]:
             yield generation
             _sync(generation)
             _sync(folder)
-            with _locked(folder, fcntl.LOCK_EX):
+            with nullcontext() if locked else _locked(folder, fcntl.LOCK_EX):
                 _write_current(folder, generation.name)
                 _remove_others(folder, generation)
         except BaseException:
@@ -188,15 +190,57 @@ def new_generation(folder: Path) -> Iterator[Path]:
         raise StorageError(f"cannot write a new generation in '{folder}': {error}") from error
 
 
-def require_unlocked(folder: Path) -> None:
-    """Raise `StorageError` if another process holds the folder's lock."""
+@contextmanager
+def only_writer(generation: Path) -> Iterator[None]:
+    """Keep all other writers of a generation out, in whichever process, while this lasts.
+
+    LMDB's own lock does so for a transaction; this one also for as long as a compaction copies,
+    when others may still open the database and read.
+
+    Raises:
+        FileNotFoundError: the generation is gone.
+    """
+    lock = os.open(generation / _WRITERS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            return
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[Path]:
+    """Keep writers out of the current generation, and yield it."""
+    while True:
+        generation = current_generation(folder)
+        try:
+            with only_writer(generation):
+                if current_generation(folder) == generation:
+                    yield generation
+                    return
+        except FileNotFoundError:
+            if current_generation(folder) == generation:
+                raise
+
+
+@contextmanager
+def exclusively(folder: Path) -> Iterator[None]:
+    """Keep everybody from opening the database while this lasts.
+
+    Raises:
+        StorageError: a process of a release of format version 1 has it open, or one opens it now.
+    """
+    try:
+        lock = _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.__enter__()
     except StorageError as error:
         raise StorageError(
             f"'{folder}' is open in another process; close it there, and try again"
         ) from error
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
 
 
 def _remove_others(folder: Path, generation: Path) -> None:

@@ -58,7 +58,7 @@ def export(
                 decoded = [None if memory is None else memory.memory for memory in stored]
                 memories = MemoryBatch.of(decoded, shape)
             else:
-                memories = [None if memory is None else memory.payload for memory in stored]
+                memories = [None if memory is None else bytes(memory.payload) for memory in stored]
             text = "".join(reference.text for reference in references)
             writer.add(
                 Document(text, name, transaction.metadata(name, entry.version)),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from memdb.batch import MemoryBatch
-from memdb.cache import Key, MemoryCache
+from memdb.cache import MemoryCache
 from memdb.canonical import json_payload, read_json
 from memdb.codecs import (
     CODECS,
@@ -16,7 +16,7 @@ from memdb.codecs import (
     require_whole,
 )
 from memdb.errors import InvalidInputError, MismatchError
-from memdb.layout import MEMORIES, SETTINGS, DocumentEntry, integer_key, unseal
+from memdb.layout import MEMORIES, SETTINGS, DocumentEntry, integer_key, seal, unseal
 from memdb.parts import Parts
 from memdb.protocols import Progress
 from memdb.records import ExplicitMemory, MemoryShape, Reference
@@ -28,30 +28,32 @@ _BATCH = 8
 
 
 class StoredMemory:
-    """A memory as it came from the store: checked, and decoded when it is first asked for.
+    """A memory as it came from the store; checked, and decoded, when it is first asked for."""
 
-    Attributes:
-        payload: its bytes (storage_format.md); None if its decoded form was in the cache.
-    """
-
-    __slots__ = ("_decode", "_memory", "payload")
+    __slots__ = ("_memory", "_number", "_record", "_rememberer")
 
     def __init__(
         self,
-        payload: bytes | None,
-        decode: Callable[[bytes], ExplicitMemory],
+        rememberer: Rememberer,
+        number: int,
+        record: bytes,
         memory: ExplicitMemory | None = None,
     ) -> None:
-        self.payload = payload
-        self._decode = decode
+        self._rememberer = rememberer
+        self._number = number
+        self._record = record
         self._memory = memory
+
+    @property
+    def payload(self) -> memoryview:
+        """Its bytes (storage_format.md), checked; `CorruptRecordError` if they are damaged."""
+        return unseal(MEMORIES, integer_key(self._number), memoryview(self._record))[1]
 
     @property
     def memory(self) -> ExplicitMemory:
         """It, decoded."""
         if self._memory is None:
-            assert self.payload is not None
-            self._memory = self._decode(self.payload)
+            self._memory = self._rememberer.decode_record(self._number, self._record)
         return self._memory
 
 
@@ -123,38 +125,37 @@ class Rememberer:
 
     def stored(self, transaction: Transaction, number: int) -> StoredMemory | None:
         """The memory of a reference; None if it is cold, or was written for another shape."""
+        view = transaction.record(MEMORIES, integer_key(number))
+        return None if view is None else self.wrapped(number, bytes(view))
+
+    def wrapped(self, number: int, record: bytes) -> StoredMemory | None:
+        """A record of the table `memories`, unchecked; None if it is another shape's."""
+        at = 17 + record[16] if len(record) > 16 else 0
+        if record[at : at + 8] != self._fingerprint:
+            unseal(MEMORIES, integer_key(number), memoryview(record))  # or is it damaged?
+            return None
+        return StoredMemory(self, number, record, self._cache.get((number, record[:16])))
+
+    def decode_record(self, number: int, record: bytes) -> ExplicitMemory:
+        """The memory of a record, seal and all; it is kept in the cache."""
         key = integer_key(number)
-        record = transaction.record(MEMORIES, key)
-        if record is None:
-            return None
-        known: Key = (number, bytes(record[:16]))  # its seal
-        memory = self._cache.get(known)
-        if memory is not None:
-            return StoredMemory(None, self.decode, memory)
-        version, view = unseal(MEMORIES, key, record)
-        payload = bytes(view)
-        if not self._is_ours(payload):
-            return None
-
-        def decode(payload: bytes) -> ExplicitMemory:
-            memory: ExplicitMemory = decoded(
-                MEMORIES, key, (version, payload), lambda _, p: self.decode(p)
-            )
-            self._cache.put(known, memory)
-            return memory
-
-        return StoredMemory(payload, decode)
+        found = unseal(MEMORIES, key, memoryview(record))
+        memory: ExplicitMemory = decoded(
+            MEMORIES, key, found, lambda _, payload: self.decode(payload)
+        )
+        self._cache.put((number, record[:16]), memory)
+        return memory
 
     def is_warm(self, transaction: Transaction, number: int) -> bool:
         """Whether a reference has a memory of this database's shape."""
         key = integer_key(number)
         record = transaction.record(MEMORIES, key)
-        return record is not None and self._is_ours(record[16:])
+        return record is not None and self._is_ours(bytes(record[16:64]))
 
-    def _is_ours(self, payload: bytes | memoryview) -> bool:
-        """Whether a memory is of this database's shape; one that is not stays unread."""
-        at = 1 + payload[0] if len(payload) else 0
-        return payload[at : at + 8] == self._fingerprint
+    def _is_ours(self, head: bytes) -> bool:
+        """Whether a memory that begins so is of this database's shape; if not it stays unread."""
+        at = 1 + head[0] if head else 0
+        return head[at : at + 8] == self._fingerprint
 
     def remember(self, references: Sequence[Reference]) -> dict[int, StoredMemory]:
         """Write and store the memories of cold references.
@@ -178,7 +179,9 @@ class Rememberer:
                 ):
                     transaction.put_memory(reference, payload)
         return {
-            reference.id: StoredMemory(payload, self.decode)
+            reference.id: StoredMemory(
+                self, reference.id, seal(MEMORIES, integer_key(reference.id), 1, payload)
+            )
             for reference, payload in zip(references, encoded, strict=True)
         }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,15 @@ from memdb.documents import check_text
 from memdb.errors import InvalidInputError
 from memdb.filters import Filter
 from memdb.index import Pinned, Searcher
-from memdb.layout import METADATA, REFERENCES, integer_key, read_owner, read_reference, unseal
+from memdb.layout import (
+    MEMORIES,
+    METADATA,
+    REFERENCES,
+    integer_key,
+    read_owner,
+    read_reference,
+    unseal,
+)
 from memdb.matching import Matcher
 from memdb.parts import Parts
 from memdb.records import ExplicitMemory, Reference
@@ -46,15 +54,13 @@ class Hit:
         self,
         id: int,
         score: float,
-        reference: bytes,
-        metadata: bytes,
+        records: tuple[bytes, bytes],
         stored: StoredMemory | None = None,
     ) -> None:
         self.id = id
         self.score = score
         self.stored = stored
-        self._reference = reference
-        self._metadata = metadata
+        self._records = records  # of the reference and of its document's metadata
 
     def __repr__(self) -> str:
         return f"Hit(id={self.id}, score={self.score:.4f})"
@@ -63,7 +69,7 @@ class Hit:
     def reference(self) -> Reference:
         """Id, version, document id, ordinal, tokens and text."""
         key = integer_key(self.id)
-        found = unseal(REFERENCES, key, memoryview(self._reference))
+        found = unseal(REFERENCES, key, memoryview(self._records[0]))
         reference: Reference = decoded(
             REFERENCES,
             key,
@@ -76,7 +82,7 @@ class Hit:
     def metadata(self) -> dict[str, Any]:
         """Of its document."""
         key = self.reference.document_id.encode()
-        found = unseal(METADATA, key, memoryview(self._metadata))
+        found = unseal(METADATA, key, memoryview(self._records[1]))
         metadata: dict[str, Any] = decoded(METADATA, key, found, lambda _, p: read_json(p))
         return metadata
 
@@ -150,33 +156,60 @@ class Retriever:
             transaction = state.transaction
             allowed = None if where is None else self._matching(transaction, where)
             scores, ids = state.search(vectors, int(k), allowed)
-            rows = [
-                [(number, score) for number, score in zip(*row, strict=True) if number >= 0]
-                for row in zip(ids.tolist(), scores.tolist(), strict=True)
-            ]
+            found = list(zip(texts, ids.tolist(), scores.tolist(), strict=True))
             # A reference that several queries find is read once.
-            numbers = list({number: None for row in rows for number, _ in row})
-            records = {number: _records(transaction, number) for number in numbers}
-            stored: dict[int, StoredMemory | None] = dict.fromkeys(numbers)
+            once = dict.fromkeys(number for _, numbers, _ in found for number in numbers)
+            once.pop(-1, None)
+            records, stored = self._read(transaction, list(once), memories)
             if memories:
-                for number in numbers:
-                    stored[number] = self._rememberer.stored(transaction, number)
-                self._usage.count(numbers, self._searcher.folder(transaction))
+                self._usage.count(records, self._searcher.folder(transaction))
         written: dict[int, StoredMemory] = {}
         if memories and self.cold_start:
             cold = [number for number, memory in stored.items() if memory is None]
             if cold:  # a cold start
-                references = [Hit(number, 0.0, *records[number]).reference for number in cold]
+                references = [Hit(number, 0.0, records[number]).reference for number in cold]
                 written = self._rememberer.remember(references)
                 stored.update(written)
         return [
             Retrieval(
                 text,
-                [Hit(number, score, *records[number], stored[number]) for number, score in row],
-                sum(number in written for number, _ in row) if written else 0,
+                [
+                    Hit(number, score, records[number], stored.get(number))
+                    for number, score in zip(numbers, row, strict=True)
+                    if number >= 0
+                ],
+                sum(number in written for number in numbers) if written else 0,
             )
-            for text, row in zip(texts, rows, strict=True)
+            for text, numbers, row in found
         ]
+
+    def _read(
+        self, transaction: Transaction, numbers: list[int], memories: bool
+    ) -> tuple[dict[int, tuple[bytes, bytes]], dict[int, StoredMemory | None]]:
+        """By reference, its record and that of its document's metadata; and its memory, if these
+        are asked for. Nothing is checked before somebody asks for it."""
+        records: dict[int, tuple[bytes, bytes]] = {}
+        stored: dict[int, StoredMemory | None] = {}
+        get, tables = transaction.inner.get, transaction.tables
+        of_references, of_metadata = tables[REFERENCES], tables[METADATA]
+        of_memories = tables[MEMORIES]
+        wrapped = self._rememberer.wrapped
+        for number in numbers:
+            key = integer_key(number)
+            try:
+                reference = bytes(get(key, b"", of_references))
+                metadata = get(read_owner(reference[16:]), None, of_metadata)
+            except (struct.error, lmdb.Error):  # the record is damaged, or not there
+                metadata = None
+            if metadata is None:
+                # This finds out what is wrong with which.
+                owner = transaction.reference(number).document_id
+                metadata = transaction.payload(METADATA, owner.encode())
+            records[number] = reference, bytes(metadata)
+            if memories:
+                memory = get(key, None, of_memories)
+                stored[number] = None if memory is None else wrapped(number, bytes(memory))
+        return records, stored
 
     def _text(self, query: Query) -> str | None:
         """What a query says; None: it is an embedding."""
@@ -202,32 +235,25 @@ class Retriever:
         self, queries: Sequence[Query], texts: Sequence[str | None]
     ) -> NDArray[np.float32]:
         """(queries, dimension); all texts are embedded together."""
+        if len(queries) == 1 and texts[0] is None:
+            return self._vector(queries[0])
         vectors = np.empty((len(queries), self._dimension), np.float32)
         for row, query in enumerate(queries):
             if texts[row] is None:
-                given = np.asarray(query)
-                if given.shape != (self._dimension,):
-                    raise InvalidInputError(
-                        f"an embedding must have shape ({self._dimension},), got {given.shape}"
-                    )
-                vectors[row] = unit_vectors(given[None], 1, self._dimension)[0]
+                vectors[row] = self._vector(query)[0]
         worded = {row: text for row, text in enumerate(texts) if text is not None}
         if worded:
             embedded = self._parts.embedder().embed(list(worded.values()), query=True)
             vectors[list(worded)] = unit_vectors(embedded, len(worded), self._dimension)
         return vectors
 
-
-def _records(transaction: Transaction, number: int) -> tuple[bytes, bytes]:
-    """The records of a reference and of its document's metadata, as they are."""
-    key = integer_key(number)
-    record = transaction.record(REFERENCES, key)
-    if record is not None:
-        reference = bytes(record)
-        with suppress(struct.error, lmdb.Error):  # of an owner that no document can be
-            metadata = transaction.record(METADATA, read_owner(reference[16:]))
-            if metadata is not None:
-                return reference, bytes(metadata)
-    # One is missing, or the first says something wrong: this finds out which.
-    owner = transaction.reference(number).document_id
-    return reference, transaction.payload(METADATA, owner.encode())
+    def _vector(self, query: Query) -> NDArray[np.float32]:
+        """An embedding as (1, dimension) of length 1."""
+        given = np.asarray(query)
+        if given.shape != (self._dimension,):
+            raise InvalidInputError(
+                f"an embedding must have shape ({self._dimension},), got {given.shape}"
+            )
+        if given.dtype == np.float32 and abs(float(given @ given) - 1) < 1e-5:
+            return given[None]  # near enough to 1 for a score, and quick
+        return unit_vectors(given[None], 1, self._dimension)

@@ -210,8 +210,11 @@ class _Rewriting:
             self._rememberer.require_shape(transaction)
             for (name, entry), item in zip(page, prepared, strict=True):
                 old = transaction.document(name)
-                if old == entry:  # else another writer was here meanwhile, with the new settings
-                    put(transaction, item, old)
+                if old is not None and old.references == entry.references:
+                    # Else another writer was here meanwhile, with the new settings. (One of new
+                    # metadata alone left the references as they were.)
+                    document = replace(item.document, metadata=transaction.metadata(name))
+                    put(transaction, replace(item, document=document), old)
             self._came(transaction, page)
         return written, len(page)
 

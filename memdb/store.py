@@ -21,12 +21,11 @@ from memdb import layout
 from memdb.environment import (
     Durability,
     Environment,
-    only_writer,
     open_lmdb,
     open_tables,
 )
 from memdb.errors import CorruptRecordError, InvalidInputError, StorageError
-from memdb.folder import Place, new_database, opening
+from memdb.folder import Place, new_database, only_writer, opening
 from memdb.transaction import Transaction
 
 

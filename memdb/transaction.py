@@ -317,6 +317,10 @@ class Transaction:
 
     # --- records as they are ---
 
+    def table_names(self) -> set[str]:
+        """Names of all tables that are there."""
+        return {bytes(key).decode("utf-8", "replace") for key, _ in self.inner.cursor()}
+
     def payload(self, table: str, key: bytes) -> bytes:
         """A copy of a record's payload, its seal checked; `CorruptRecordError` if there is none."""
         found = self._get(table, key)

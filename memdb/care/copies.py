@@ -7,10 +7,10 @@ import shutil
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from memdb.care.generations import new_identity, sole_writer, write_generation
+from memdb.care.generations import new_identity, write_generation
 from memdb.care.verify import verify
 from memdb.errors import StorageError
-from memdb.folder import exists, new_database, new_generation
+from memdb.folder import exists, new_database, new_generation, sole_writer
 from memdb.index.ann import FILE
 from memdb.protocols import Progress, no_progress
 from memdb.store import Store

@@ -10,7 +10,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from typing import Any
 import lmdb
 
 from memdb import layout
-from memdb.environment import only_writer, open_lmdb, open_tables
+from memdb.environment import open_lmdb, open_tables
 from memdb.errors import FormatError, StorageError
-from memdb.folder import current_generation, new_generation, require_unlocked
+from memdb.folder import current_generation, exclusively, new_generation, sole_writer
 from memdb.index.ann import write_index
 from memdb.index.build import build_index
 from memdb.index.rules import IndexRules
@@ -82,8 +82,10 @@ def migrate(path: str | os.PathLike[str], *, progress: Progress = no_progress) -
     """
     folder = Path(path)
     current_generation(folder)
-    require_unlocked(folder)  # a process of the release before keeps the lock while it is open
-    with sole_writer(folder) as generation, ExitStack() as stack:
+    with ExitStack() as stack:
+        # A process of the release before keeps the lock while it has the database open.
+        stack.enter_context(exclusively(folder))
+        generation = stack.enter_context(sole_writer(folder))
         environment = _opened(generation, stack)
         settings = open_tables(environment, [SETTINGS])
         with environment.begin(buffers=True) as inner:
@@ -97,7 +99,7 @@ def migrate(path: str | os.PathLike[str], *, progress: Progress = no_progress) -
             )
         tables = open_tables(environment, [name for name in TABLES if name != POSTINGS])
         with environment.begin(buffers=True) as inner:
-            _renew(folder, inner, tables, _from_version_1, progress)
+            _renew(folder, inner, tables, _from_version_1, progress, locked=True)
     return version, layout.FORMAT_VERSION
 
 
@@ -124,27 +126,18 @@ def _opened(generation: Path, stack: ExitStack) -> Any:
     return environment
 
 
-@contextmanager
-def sole_writer(folder: Path) -> Iterator[Path]:
-    """Keep writers out of the current generation, and yield it."""
-    while True:
-        generation = current_generation(folder)
-        try:
-            with only_writer(generation):
-                if current_generation(folder) == generation:
-                    yield generation
-                    return
-        except FileNotFoundError:
-            if current_generation(folder) == generation:
-                raise
-
-
 def _renew(
-    folder: Path, source: Any, tables: dict[str, Any], settle: Settle, progress: Progress
+    folder: Path,
+    source: Any,
+    tables: dict[str, Any],
+    settle: Settle,
+    progress: Progress,
+    *,
+    locked: bool = False,
 ) -> None:
     """Write what a transaction of LMDB sees into a new generation, and make that the current."""
     used = read_usage(current_generation(folder))
-    with new_generation(folder) as generation:
+    with new_generation(folder, locked=locked) as generation:
         write_generation(generation, source, tables, settle, progress)
         there = {n for n in used if source.get(integer_key(n), db=tables[REFERENCES]) is not None}
         write_usage(generation, Counter({n: used[n] for n in there}))

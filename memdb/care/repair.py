@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from memdb import layout
+from memdb.care.generations import new_identity
 from memdb.care.verify import INDEX, PAGES, Problem, verify
 from memdb.documents import content_hash_of, text_hash
 from memdb.errors import CorruptRecordError
@@ -31,6 +32,7 @@ from memdb.layout import (
 from memdb.protocols import Embedder, Progress, no_progress
 from memdb.store import Store
 from memdb.transaction import Transaction
+from memdb.usage import FILE as USAGE
 from memdb.writing import unit_vectors
 
 _OF_REFERENCES = (REFERENCES, EMBEDDINGS, MEMORIES)
@@ -177,6 +179,13 @@ class _Mending:
                 "counters",
                 {"next_reference": max(highest) + 1, "last_change": last, "trimmed": last},
             )
+            # Numbers may be given again that were given before: what was derived from the database
+            # under its old id is no longer to be believed.
+            new_identity(transaction)
+            environment = transaction.environment
+            assert environment is not None
+            for file in (FILE, USAGE):
+                (environment.generation / file).unlink(missing_ok=True)
             self._report.mended.append("the counters were damaged: derived from the records")
             mended = True
         try:

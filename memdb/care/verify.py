@@ -18,10 +18,15 @@ from memdb import layout
 from memdb.chunking import Chunker, Piece
 from memdb.codecs import CODECS, decode_memory
 from memdb.documents import check_id, content_hash_of, text_hash
-from memdb.environment import only_writer
-from memdb.errors import CorruptRecordError, FormatError, MemDBError, MismatchError
+from memdb.errors import (
+    CorruptRecordError,
+    FormatError,
+    MemDBError,
+    MismatchError,
+    StorageError,
+)
 from memdb.filters import OTHER, index_key
-from memdb.folder import opening
+from memdb.folder import current_generation, sole_writer
 from memdb.index.ann import FILE, AnnIndex
 from memdb.layout import (
     CHANGES,
@@ -83,9 +88,8 @@ def verify(path: str | os.PathLike[str], *, progress: Progress = no_progress) ->
         FormatError: a format version that this release does not read.
     """
     folder = Path(path)
-    with opening(folder) as generation:
-        progress("walking pages", 0, 0)
-        problems = _pages(generation)
+    progress("walking pages", 0, 0)
+    problems = _pages(folder)
     if problems:
         return problems
     store = Store(folder)
@@ -98,10 +102,11 @@ def verify(path: str | os.PathLike[str], *, progress: Progress = no_progress) ->
     return problems
 
 
-def _pages(generation: Path) -> list[Problem]:
+def _pages(folder: Path) -> list[Problem]:
     with ExitStack() as stack:
-        with suppress(OSError):  # of a medium that cannot be written, and is at rest
-            stack.enter_context(only_writer(generation))
+        generation = current_generation(folder)
+        with suppress(OSError, StorageError):  # of a medium that cannot be written, and is at rest
+            generation = stack.enter_context(sole_writer(folder))
         try:
             return [Problem(PAGES, "", str(error)) for error in walk_pages(str(generation))]
         except VerifyError as error:
@@ -137,6 +142,8 @@ class _Walk:
         except (MemDBError, KeyError, TypeError, ValueError) as error:
             self._report(SETTINGS, b"", f"they cannot be read: {error}")
             return self._found
+        for name in self._transaction.table_names() - set(layout.TABLES):
+            self._found.append(Problem(name, "", "it is no table of this format"))
         self._shape, self._dimension, self._next, self._last, self._trimmed = settings
         listed = self._documents()
         references = self._table(REFERENCES, self._reference)
@@ -373,6 +380,8 @@ class _Walk:
             self._report(CHANGES, key, "it has no entries")
         for what, reference in change.tolist():
             first = reference not in state
+            if what not in (INSERTED, DELETED, REMEMBERED, FORGOTTEN):
+                continue  # of a later release
             if not 1 <= reference < self._next:
                 self._report(CHANGES, key, f"it names reference {reference}, which never was")
             elif what == INSERTED and not first:

@@ -49,7 +49,7 @@ class Pinned:
         if allowed is not None and len(allowed) <= _FEW:
             return self._compare(queries, k, allowed)
         scores, ids = self.view.search(queries, k, allowed)
-        if ids.min() < 0 and self.view.base is not None:
+        if ids[:, -1].min() < 0 and self.view.base is not None:
             return self._compare(queries, k, allowed)
         return scores, ids
 
@@ -104,7 +104,7 @@ class Searcher:
         with self._store.read() as transaction:
             rules = IndexRules.from_json(transaction.required_setting("index"))
             state: dict[str, object] = {"kind": "exact", "keys": list(rules.keys)}
-            index = self._previous(self.folder(transaction))
+            index = self._previous(self.folder(transaction), transaction)
             if index is None:
                 return state
             info = index.info
@@ -159,15 +159,9 @@ class Searcher:
             return view
         if stamp == self._bad or (view is not None and view.base and view.base.stamp == stamp):
             return view
-        try:
-            base = AnnIndex(generation / FILE)
-        except (OSError, MemDBError):
+        base = self._previous(generation, transaction)
+        if base is None:
             self._bad = stamp  # it costs a rebuild, never an error
-            return view
-        info = base.info
-        right = info.database == self._store.id and info.dimension == self._dimension
-        if not right or info.change > transaction.last_change():
-            self._bad = stamp
             return view
         limit = int(transaction.required_setting("counters")["next_reference"])
         return View.empty(self._dimension, base, limit)
@@ -250,7 +244,7 @@ class Searcher:
         if not rules.wants_file(references):
             (folder / FILE).unlink(missing_ok=True)
             return None
-        previous = self._previous(folder)
+        previous = self._previous(folder, transaction)
         if if_due and previous is not None and not self._is_stale(previous, transaction):
             return previous.info
         index, info = build_index(
@@ -271,14 +265,15 @@ class Searcher:
         )
         return view is None or is_stale(index.info.references, view.changed)
 
-    def _previous(self, folder: Path) -> AnnIndex | None:
-        """The index file there is, if it is one of this database."""
+    def _previous(self, folder: Path, transaction: Transaction) -> AnnIndex | None:
+        """The index file there is, if it is one of this database, and of no later state."""
         try:
             index = AnnIndex(folder / FILE)
         except (OSError, CorruptRecordError):
             return None
-        right = index.info.database == self._store.id and index.info.dimension == self._dimension
-        return index if right else None
+        info = index.info
+        right = info.database == self._store.id and info.dimension == self._dimension
+        return index if right and info.change <= transaction.last_change() else None
 
     def _build_if_due(self, view: View, transaction: Transaction) -> None:
         """Build in the background what is due; searches go on over what there is."""

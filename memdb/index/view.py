@@ -193,7 +193,7 @@ class View:
         info = base.info
         if allowed is None and not len(self.dead):
             scores, ids = base.search(queries, k)
-            if ids.min() >= 0 or k > info.references:
+            if ids[:, -1].min() >= 0 or k > info.references:  # those that are missing come last
                 return scores, ids
         nprobe = info.nprobe
         if allowed is None:

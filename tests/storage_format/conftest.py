@@ -1,0 +1,30 @@
+"""Databases that all tests here read, and none changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.storage_format.databases import LONG, create, filled
+from tests.storage_format.reader import Database, read_database
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Database:
+    path = tmp_path_factory.mktemp("sound") / "a.memdb"
+    with create(path, "float32", "int8") as db:
+        db.insert(LONG, id="a", metadata={"year": 2024, "é": "x"})
+        db.insert("Short.", id="b", cold=True)
+        db.insert("Gone.", id="c", metadata={"year": 2024})
+        db.insert("Last.", id="d", metadata={"year": 2024, "é": "x"})
+        db.delete("c")
+    return read_database(path)
+
+
+@pytest.fixture(scope="session")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("indexed") / "a.memdb"
+    with filled(path) as db:
+        db.build_index()
+    return path
