@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint bench clean
 
 demo: $(VENV)/adapter.installed
 	$(BIN)/python demo/run.py
@@ -22,6 +22,9 @@ lint: $(VENV)/test.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: $(VENV)/bench.installed
+	$(BIN)/python benchmarks/engine.py --quick
+
 clean:
 	rm -rf $(VENV) demo/build
 
@@ -34,6 +37,11 @@ $(VENV)/adapter.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/test.installed: $(VENV)/adapter.installed
 	@echo "Installing the test tools ..."
 	@$(INSTALL) -e '.[adapter,test]'
+	@touch $@
+
+$(VENV)/bench.installed: $(VENV)/adapter.installed
+	@echo "Installing what the benchmarks measure against ..."
+	@$(INSTALL) -e '.[adapter,bench]'
 	@touch $@
 
 $(BIN)/python:

@@ -22,7 +22,7 @@ from memdb.errors import InvalidInputError
 from memdb.keys import Grouped
 from memdb.layout import DocumentEntry
 from memdb.protocols import Progress
-from memdb.records import Document, ExplicitMemory, Reference
+from memdb.records import Document, ExplicitMemory
 from memdb.remembering import Rememberer
 from memdb.store import Store
 from memdb.transaction import Transaction
@@ -217,43 +217,39 @@ def _write(transaction: Transaction, documents: list[_Ready]) -> LoadReport:
     return LoadReport(inserted, updated, unchanged, references, memories)
 
 
+_Rows = list[tuple[bytes, int, bytes]]  # of a table: key, version, payload
+
+
 def _put(transaction: Transaction, new: list[tuple[int, _Ready]], references: int) -> int:
     """Write new documents, table by table; returns how many memories there were."""
-    tables: dict[str, list[tuple[bytes, int, bytes]]] = {
-        name: []
-        for name in (
-            layout.REFERENCES,
-            layout.EMBEDDINGS,
-            layout.MEMORIES,
-            layout.DOCUMENTS,
-            layout.METADATA,
-        )
-    }
+    texts, vectors, memories, entries, metadata = _Rows(), _Rows(), _Rows(), _Rows(), _Rows()
     grouped = Grouped(transaction.keys)
-    numbers = iter(transaction.next_references(references))
+    number = transaction.next_references(references).start
     changes = []
     for version, ready in new:
-        ids = []
+        name = ready.id.encode()
+        first = number
         for ordinal, piece in enumerate(ready.pieces):
-            number = next(numbers)
-            ids.append(number)
             key = layout.integer_key(number)
-            reference = Reference(number, version, ready.id, ordinal, piece.tokens, piece.text)
-            payload = layout.reference_payload(reference)
-            tables[layout.REFERENCES].append((key, version, payload))
-            tables[layout.EMBEDDINGS].append((key, version, ready.embeddings[ordinal]))
+            text = layout.reference_bytes(ordinal, piece.tokens, name, piece.text)
+            texts.append((key, version, text))
+            vectors.append((key, version, ready.embeddings[ordinal]))
             changes.append((layout.INSERTED, number))
             memory = ready.memories[ordinal]
             if memory is not None:
-                tables[layout.MEMORIES].append((key, version, memory))
+                memories.append((key, version, memory))
                 changes.append((layout.REMEMBERED, number))
-        entry = DocumentEntry(version, ready.content_hash, ready.text_hash, tuple(ids))
-        name = ready.id.encode()
-        tables[layout.DOCUMENTS].append((name, version, entry.payload()))
-        tables[layout.METADATA].append((name, version, ready.metadata))
+            number += 1
+        ids = tuple(range(first, number))
+        entry = DocumentEntry(version, ready.content_hash, ready.text_hash, ids)
+        entries.append((name, version, entry.payload()))
+        metadata.append((name, version, ready.metadata))
         grouped.add(ready.document.metadata, ids)
-    for table, records in tables.items():
-        transaction.put_all(table, records)
+    transaction.put_all(layout.REFERENCES, texts)
+    transaction.put_all(layout.EMBEDDINGS, vectors)
+    transaction.put_all(layout.MEMORIES, memories)
+    transaction.put_all(layout.DOCUMENTS, entries)
+    transaction.put_all(layout.METADATA, metadata)
     grouped.write(transaction)
     transaction.log(changes)
-    return len(tables[layout.MEMORIES])
+    return len(memories)

@@ -13,12 +13,12 @@ from memdb.chunking import Chunker, Piece
 from memdb.errors import InvalidInputError, MismatchError
 from memdb.exchange import ExportWriter, Manifest, Part, read_export
 from memdb.folder import exists
-from memdb.index.rules import IndexRules
 from memdb.keys import checked_keys
 from memdb.layout import DOCUMENTS
 from memdb.protocols import Progress, no_progress
 from memdb.records import Document, MemoryShape
 from memdb.remembering import Rememberer
+from memdb.rules import IndexRules
 from memdb.store import Store
 from memdb.transaction import Transaction
 

@@ -23,10 +23,10 @@ from memdb.errors import FormatError, StorageError
 from memdb.folder import current_generation, exclusively, new_generation, sole_writer
 from memdb.index.ann import write_index
 from memdb.index.build import build_index
-from memdb.index.rules import IndexRules
 from memdb.keys import reindex
 from memdb.layout import CHANGES, POSTINGS, REFERENCES, SETTINGS, TABLES, integer_key
 from memdb.protocols import Progress, no_progress
+from memdb.rules import IndexRules
 from memdb.store import Store
 from memdb.transaction import Transaction
 from memdb.usage import read_usage, write_usage

@@ -12,11 +12,10 @@ from typing import Any
 from memdb import layout
 from memdb.care.generations import new_identity
 from memdb.care.verify import INDEX, PAGES, Problem, verify
-from memdb.documents import content_hash_of, text_hash
+from memdb.documents import check_id, content_hash_of, text_hash
 from memdb.errors import CorruptRecordError
 from memdb.folder import opening
 from memdb.index.ann import FILE
-from memdb.index.rules import IndexRules
 from memdb.index.searcher import Searcher
 from memdb.keys import reindex
 from memdb.layout import (
@@ -30,12 +29,14 @@ from memdb.layout import (
     DocumentEntry,
 )
 from memdb.protocols import Embedder, Progress, no_progress
+from memdb.rules import IndexRules
 from memdb.store import Store
 from memdb.transaction import Transaction
 from memdb.usage import FILE as USAGE
 from memdb.writing import unit_vectors
 
 _OF_REFERENCES = (REFERENCES, EMBEDDINGS, MEMORIES)
+_ROUNDS = 4
 
 
 @dataclass
@@ -82,33 +83,33 @@ def repair(
     with opening(folder):
         pass
     problems = verify(folder, progress=progress)
-    if not problems:
-        return report
     if any(problem.table == PAGES for problem in problems):
         report.left = problems
         return report
-    store = Store(folder)
     try:
-        with store.write() as transaction:
-            _Mending(transaction, report, embedder, progress).mend(problems)
-        if any(problem.table == INDEX for problem in problems):
-            (store.generation / FILE).unlink(missing_ok=True)
-            report.mended.append("the index file was damaged: removed, to be built anew")
-        left = verify(folder, progress=progress)
-        if drop:
-            lost = sorted({problem.document for problem in left if problem.document})
+        store = Store(folder)
+    except CorruptRecordError:  # what it is and of which format cannot be derived
+        report.left = problems
+        return report
+    try:
+        # What is mended lets the next look find more: without its settings nothing else is read.
+        for _ in range(_ROUNDS):
+            mended = len(report.mended)
+            if problems:
+                with store.write() as transaction:
+                    _Mending(transaction, report, embedder, progress).mend(problems)
+                if any(problem.table == INDEX for problem in problems):
+                    (store.generation / FILE).unlink(missing_ok=True)
+                    report.mended.append("the index file was damaged: removed, to be built anew")
+            if len(report.mended) == mended:
+                break
+            problems = verify(folder, progress=progress)
+        if problems and drop:
             with store.write() as transaction:
-                for name in lost:
-                    _drop(transaction, name)
-                transaction.delete_references(
-                    int(problem.key)
-                    for problem in left
-                    if problem.table in _OF_REFERENCES and problem.key and not problem.document
-                )
-            report.dropped.extend(lost)
-            left = verify(folder, progress=progress) if left else left
-        report.left = left
-        if not left:
+                report.dropped = _dropped(transaction, problems)
+            problems = verify(folder, progress=progress)
+        report.left = problems
+        if not problems:
             with store.read() as transaction:
                 dimension = int(transaction.required_setting("embedder")["dimension"])
             Searcher(store, dimension).build(progress, if_due=True)
@@ -161,16 +162,17 @@ class _Mending:
         """Whether a setting had to be derived."""
         transaction = self._transaction
         mended = False
+        highest = [0]
+        for table in _OF_REFERENCES:
+            numbers = transaction.numbers(table)
+            highest.append(int(numbers[-1]) if len(numbers) else 0)
         try:
             counters = transaction.required_setting("counters")
-            damaged = not {"next_reference", "last_change", "trimmed"} <= counters.keys()
-        except CorruptRecordError:
+            damaged = not {"last_change", "trimmed"} <= counters.keys()
+            damaged = damaged or counters["next_reference"] <= max(highest)
+        except (CorruptRecordError, KeyError, TypeError):
             damaged = True
         if damaged:
-            highest = [0]
-            for table in _OF_REFERENCES:
-                numbers = transaction.numbers(table)
-                highest.append(int(numbers[-1]) if len(numbers) else 0)
             with suppress(CorruptRecordError):
                 highest.extend(int(c["reference"].max(initial=0)) for c in transaction.changes(0))
             changes = transaction.numbers(CHANGES)
@@ -281,6 +283,25 @@ class _Mending:
         counters: dict[str, Any] = transaction.required_setting("counters")
         last = counters["last_change"] + 1
         transaction.put_setting("counters", {**counters, "last_change": last, "trimmed": last})
+
+
+def _dropped(transaction: Transaction, problems: list[Problem]) -> list[str]:
+    """Delete the documents that problems are about, and what belongs to none; returns the ids."""
+    for table in (DOCUMENTS, METADATA):
+        for key in [bytes(key) for key, _ in transaction.records(table)]:
+            try:
+                check_id(key.decode())
+            except ValueError:  # no document can have it, so nobody can ask for it
+                transaction.inner.delete(key, db=transaction.tables[table])
+    names = sorted({problem.document for problem in problems if problem.document})
+    for name in names:
+        _drop(transaction, name)
+    transaction.delete_references(
+        int(problem.key)
+        for problem in problems
+        if problem.table in _OF_REFERENCES and problem.key and not problem.document
+    )
+    return names
 
 
 def _drop(transaction: Transaction, name: str) -> None:

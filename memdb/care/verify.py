@@ -44,6 +44,7 @@ from memdb.layout import (
 )
 from memdb.protocols import Progress, no_progress
 from memdb.records import MemoryShape, to_float32
+from memdb.rules import IndexRules
 from memdb.store import Store
 from memdb.transaction import Transaction
 
@@ -92,7 +93,10 @@ def verify(path: str | os.PathLike[str], *, progress: Progress = no_progress) ->
     problems = _pages(folder)
     if problems:
         return problems
-    store = Store(folder)
+    try:
+        store = Store(folder)
+    except CorruptRecordError as error:  # one of the settings that are read first
+        return [Problem(error.table, error.key, error.problem)]
     try:
         with store.read() as transaction:
             problems.extend(_Walk(transaction, progress).problems())
@@ -162,7 +166,8 @@ class _Walk:
         if document is None and table in (REFERENCES, EMBEDDINGS, MEMORIES) and len(key) == 8:
             document = self._owners.get(layout.read_integer_key(key))
         if document is None and table in (DOCUMENTS, METADATA):
-            document = key.decode("utf-8", "replace") or None
+            with suppress(UnicodeDecodeError):
+                document = key.decode() or None
         self._found.append(Problem(table, name, what, document))
 
     def _settings(self) -> tuple[MemoryShape, int, int, int, int]:
@@ -172,8 +177,9 @@ class _Walk:
                 layout.unseal(SETTINGS, key, record)
             except CorruptRecordError as error:
                 self._report(SETTINGS, bytes(key), error.problem)
-        for name in ("model", "memory", "index"):
+        for name in ("model", "memory"):
             transaction.required_setting(name)
+        IndexRules.from_json(transaction.required_setting("index"))
         tokenizer = transaction.tokenizer()
         counters = transaction.required_setting("counters")
         shape = MemoryShape.from_json(transaction.required_setting("shape"))
@@ -249,7 +255,6 @@ class _Walk:
         readable = name.decode("utf-8", "replace")
         for number in entry.references:
             self._owners[number] = readable
-            self._versions[number] = entry.version
         metadata = None
         try:
             version, metadata = transaction.version_and_payload(METADATA, name)

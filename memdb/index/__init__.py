@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from memdb.index.ann import IndexInfo
-from memdb.index.rules import IndexKind, IndexRules
 from memdb.index.searcher import Pinned, Searcher
+from memdb.rules import IndexKind, IndexRules
 
 __all__ = ["IndexInfo", "IndexKind", "IndexRules", "Pinned", "Searcher"]

@@ -16,10 +16,10 @@ import numpy as np
 from memdb.errors import CorruptRecordError, MemDBError, StorageError
 from memdb.index.ann import FILE, AnnIndex, Ids, IndexInfo, Vectors, file_stamp, write_index
 from memdb.index.build import Cancelled, build_index
-from memdb.index.rules import IndexRules, is_stale
 from memdb.index.view import View, exact_search
 from memdb.layout import DELETED, INSERTED, REFERENCES
 from memdb.protocols import Progress, no_progress
+from memdb.rules import IndexRules, is_stale
 from memdb.store import Reading, Store
 from memdb.transaction import Transaction
 

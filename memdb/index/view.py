@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,7 +38,7 @@ def exact_search(
     found_scores, found_ids = [], []
     step = max(1, _SCORES_AT_ONCE // len(ids))
     for start in range(0, len(queries), step):
-        scores = queries[start : start + step] @ vectors.T
+        scores = _products(queries[start : start + step], vectors)
         if hidden is not None:
             scores[:, hidden] = -np.inf
         if k < len(ids):
@@ -50,6 +51,19 @@ def exact_search(
         found_scores.append(np.take_along_axis(scores, order, 1))
         found_ids.append(np.take_along_axis(near, order, 1))
     return np.concatenate(found_scores), np.concatenate(found_ids)
+
+
+def _products(queries: Vectors, vectors: Vectors) -> Vectors:
+    """(queries, n) inner products. A single query's in this thread: it takes less time than to wake
+    another."""
+    if len(queries) > 1:
+        scores: Vectors = queries @ vectors.T
+        return scores
+    scores = np.empty((1, len(vectors)), np.float32)
+    query, rows = np.ascontiguousarray(queries), np.ascontiguousarray(vectors)
+    pointers = (faiss.swig_ptr(array) for array in (scores, query, rows))
+    faiss.fvec_inner_products_ny(*pointers, rows.shape[1], len(rows))
+    return scores
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def test_every_help_ends_with_an_example(run: Run) -> None:
     names = [[str(command.name)] for command in COMMANDS if command.name != "model"]
     for name in [*names, ["model", "pull"], ["model", "list"]]:
         text = run(*name, "--help").stdout
-        assert "Example:" in text.splitlines()[-4:], text
+        assert "Example:" in [line.strip() for line in text.splitlines()[-4:]], text
         assert text.splitlines()[-1].strip().startswith(("memdb", "cat")), text
 
 
@@ -198,3 +198,28 @@ def test_a_model_that_moved_can_be_named(run: Run, corpus: Path, tmp_path: Path)
     assert run("warm", "zintle", "--model", "there").stdout == "1 memory written\n"
     refused = run("warm", "--model", "smollm2-135m", code=2).stderr
     assert "does not fit this database" in refused
+
+
+def test_a_corpus_and_its_database_in_step(run: Run, corpus: Path) -> None:
+    """`ingest --prune` deletes what the file no longer has; `warm --top` writes the memories that
+    are asked for most; `query --where` finds among some; `rewrite` writes all anew."""
+    run("init", "--key", "rank", "--selection", "paper", "--budget", "90")
+    run("ingest", str(corpus), "--cold")
+    lines = corpus.read_text().splitlines(keepends=True)
+    corpus.write_text("".join(lines[:3]))
+    result = run("ingest", str(corpus), "--cold", "--prune")
+    assert "3 unchanged, 1 deleted" in result.stdout
+    assert len(rows(run("list", "--json"))) == 3
+
+    found = rows(run("query", PELLONIA.question, "--json", "--where", "rank>=1"))
+    assert [row["metadata"]["rank"] >= 1 for row in found] == [True, True]
+
+    assert run("warm", "--top", "1").stdout == "0 memories written\n"  # none was asked for yet
+    assert "--all goes with neither" in run("warm", "--all", "--top", "1", code=2).stderr
+    assert run("warm", "zintle").stdout == "1 memory written\n"
+    result = run("rewrite", "--budget", "180", "--codec", "exact")
+    assert result.stdout == "3 documents; 1 memory written\n"
+    (stats,) = rows(run("stats", "--json"))
+    assert (stats["memory"]["budget"], stats["memory"]["codec"]) == (180, "exact")
+    assert run("warm", "--all").stdout == "2 memories written\n"
+    run("verify")

@@ -1,0 +1,190 @@
+"""Looking after a database from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from memdb import MemDB
+from tests.cli.conftest import Run, rows
+from tests.engine.helpers import make_memory, make_shape, unit
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Path:
+    """A database without parts, of six documents; every other one has a memory."""
+    path = tmp_path / "db"
+    shape = make_shape()
+    with MemDB.create(path, shape=shape, dimension=2, keys=["year"]) as database:
+        for n in range(6):
+            database.insert(
+                f"Text number {n}.",
+                id=f"doc-{n}",
+                metadata={"year": 1990 + n, "kind": "note" if n % 2 else "fact"},
+                embeddings=unit(1, n),
+                memories=[make_memory(shape, n)] if n % 2 else None,
+            )
+    return path
+
+
+def damage(path: Path, table: str, key: bytes) -> None:
+    """Turn a byte of a record, as a bad disk would."""
+    (generation,) = path.glob("gen-*")
+    with lmdb.open(str(generation), max_dbs=16) as environment:
+        handle = environment.open_db(table.encode(), integerkey=len(key) == 8)
+        with environment.begin(write=True) as transaction:
+            record = bytearray(transaction.get(key, db=handle))
+            record[-1] ^= 1
+            transaction.put(key, bytes(record), db=handle)
+
+
+def documents(run: Run, *options: str) -> list[tuple[str, str, int]]:
+    listed = rows(run("list", "--json", *options))
+    return [(row["id"], row["text"], row["warm"]) for row in listed]
+
+
+def test_verify_says_what_is_wrong_and_repair_mends_it(run: Run, db: Path) -> None:
+    assert run("verify").stdout == "nothing is wrong\n"
+    assert run("verify", "--json").stdout == ""
+    assert run("repair").stdout == "nothing was wrong\n"
+    damage(db, "memories", (2).to_bytes(8, "little"))
+    result = run("verify", code=1)
+    assert "memories, record 2 (document 'doc-1'): its checksum does not match" in result.stdout
+    assert "1 problem; `memdb repair" in result.stderr
+    (row,) = rows(run("verify", "--json", code=1))
+    assert (row["table"], row["key"], row["document"]) == ("memories", "2", "doc-1")
+    assert "mended: the memory of reference 2" in run("repair").stdout
+    run("verify")
+    assert documents(run)[1] == ("doc-1", "Text number 1.", 0)
+
+
+def test_what_is_lost_is_named_and_deleted_only_when_asked(run: Run, db: Path) -> None:
+    damage(db, "references", (3).to_bytes(8, "little"))
+    result = run("repair", code=1)
+    assert "left: references, record 3 (document 'doc-2')" in result.stdout
+    assert "--drop-damaged deletes their documents" in result.stderr
+    assert "deleted: document 'doc-2'" in run("repair", "--drop-damaged").stdout
+    run("verify")
+    assert [name for name, _, _ in documents(run)] == [f"doc-{n}" for n in (0, 1, 3, 4, 5)]
+
+
+def test_compact_gives_space_back(run: Run, db: Path) -> None:
+    before = documents(run)
+    run("delete", "doc-0")
+    assert "bytes before" in run("compact").stdout
+    assert documents(run) == before[1:]
+    run("verify")
+    assert [entry.name for entry in db.glob("gen-*")] == ["gen-000002"]
+
+
+def test_a_backup_comes_back(run: Run, db: Path, tmp_path: Path) -> None:
+    before = documents(run)
+    assert "bytes written to 'copy'" in run("backup", "copy").stdout
+    run("verify", "--db", "copy")
+    run("delete", "doc-0")
+    run("restore", "copy", code=1, input="n\n")
+    assert documents(run) == before[1:]
+    run("restore", "copy", "--yes")
+    assert documents(run) == before
+    run("restore", "copy", "--db", "another")
+    assert documents(run, "--db", "another") == before
+    assert "there is already a database" in run("backup", "copy", code=2).stderr
+    assert "no database at 'nowhere'" in run("restore", "nowhere", "--yes", code=2).stderr
+    damage(tmp_path / "copy", "memories", (2).to_bytes(8, "little"))
+    refused = run("restore", "copy", "--yes", code=2).stderr
+    assert "is damaged" in refused
+    assert "nothing was restored" in refused
+    assert documents(run) == before
+
+
+@pytest.mark.parametrize("options", [(), ("--arrays",)])
+def test_an_export_comes_back_as_the_same_database(
+    run: Run, db: Path, options: tuple[str, ...]
+) -> None:
+    before = rows(run("list", "--json"))
+    assert "6 documents written to 'files'" in run("export", "files", *options).stdout
+    assert "is not empty" in run("export", "files", code=2).stderr
+    result = run("import", "files", "--db", "new")
+    assert "6 inserted, 0 updated, 0 unchanged; 6 references and 3 memories" in result.stdout
+    assert "6 unchanged; 0 references" in run("import", "files", "--db", "new").stdout
+    assert rows(run("list", "--json", "--db", "new")) == before
+    run("verify", "--db", "new")
+    assert "year" in run("stats", "--db", "new").stdout
+    assert "is no export" in run("import", "new", code=2).stderr
+
+
+def test_arrays_that_were_computed_elsewhere_come_in(run: Run, db: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "arrays"
+    folder.mkdir()
+    lines = [{"id": f"new-{n}", "text": f"New {n}."} for n in range(3)]
+    (folder / "part-00001.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tensors = {"embeddings": np.eye(3, 2, dtype=np.float32) + np.float32(0.1)}
+    save_file(tensors, folder / "part-00001.safetensors")
+    manifest = {
+        "format": "memdb-export", "version": 1, "parts": 1, "documents": 3, "references": 3
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert "3 inserted" in run("import", "arrays").stdout
+    assert len(documents(run)) == 9
+    run("verify")
+    refused = run("import", "arrays", "--db", "new", code=2)
+    assert "make one with `memdb init`" in refused.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_index_of_another_kind(run: Run, db: Path) -> None:
+    assert "search is exact" in run("index").stdout
+    assert "indexed: kind" in run("index", "--key", "kind").stdout
+    assert "metadata keys: year, kind" in run("stats").stdout
+    with MemDB.open(db) as database:
+        for n in range(100):
+            database.insert(f"More {n}.", id=f"more-{n}", embeddings=unit(n + 1, 1))
+    result = run("index", "--kind", "ivf", "--recall", "0.9")
+    assert "106 references in" in result.stdout
+    assert "106 references in" in run("stats").stdout
+    assert "recall" in run("index", "--recall", "1.5", code=2).stderr
+    assert "metadata key" in run("index", "--key", "x" * 65, code=2).stderr
+    run("verify")
+
+
+@pytest.mark.parametrize(
+    ("conditions", "found"),
+    [
+        (["year>=1994"], [4, 5]),
+        (["year>1994"], [5]),
+        (["year<1992"], [0, 1]),
+        (["year<=1992", "year>1990"], [1, 2]),
+        (["year in [1991, 1995, 7]"], [1, 5]),
+        (["kind=fact", "year>=1991"], [2, 4]),
+        (["kind>=g"], [1, 3, 5]),
+        (["kind=fact", "kind=note"], None),
+        (["year in 5"], None),
+        (["year"], None),
+        (["=5"], None),
+    ],
+)
+def test_conditions_on_metadata(
+    run: Run, db: Path, conditions: list[str], found: list[int] | None
+) -> None:
+    options = [word for condition in conditions for word in ("--where", condition)]
+    if found is None:
+        assert "Error" in run("list", *options, code=2).stderr
+    else:
+        assert [name for name, _, _ in documents(run, *options)] == [f"doc-{n}" for n in found]
+
+
+def test_what_there_is_no_database_for(run: Run) -> None:
+    for command in ("verify", "compact", "migrate", "index", "repair"):
+        assert "there is no database at" in run(command, code=2).stderr
+    assert "there is no database at" in run("export", "x", code=2).stderr
+    assert "there is no database at" in run("backup", "x", code=2).stderr
+    assert "is no export" in run("import", "x", code=2).stderr
+
+
+def test_a_database_that_is_up_to_date(run: Run, db: Path) -> None:
+    assert run("migrate").stdout == "it has format version 2 already\n"
