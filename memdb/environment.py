@@ -89,8 +89,12 @@ class Environment:
             raise
 
     @classmethod
-    def acquire(cls, generation: Path, durability: Durability) -> Environment:
+    def acquire(cls, generation: Path, durability: Durability | None) -> Environment:
         """The environment of a generation; each `acquire` needs a `release`.
+
+        Args:
+            generation: its folder.
+            durability: None: as it is open in this process, or else `full`.
 
         Raises:
             NotADatabaseError: the files are not a database's.
@@ -105,10 +109,10 @@ class Environment:
         with cls._guard:
             found = cls._open.get(key)
             if found is None:
-                found = cls._open[key] = cls(generation.absolute(), key, durability)
+                found = cls._open[key] = cls(generation.absolute(), key, durability or "full")
                 return found
             found.require_unforked()
-            if found.durability != durability:
+            if durability not in (None, found.durability):
                 raise InvalidInputError(
                     f"'{generation.parent}' is already open in this process with durability "
                     f"'{found.durability}'; close it, or open it with the same"
@@ -160,9 +164,10 @@ class Environment:
         """Write the state of this moment, without free pages, as `data.mdb` of a folder."""
         self._environment.copy(str(folder), compact=True)
 
-    def last_page(self) -> int:
-        """Number of the last page in use."""
-        return int(self._environment.info()["last_pgno"])
+    def size(self) -> int:
+        """Bytes of the file, as far as LMDB uses it."""
+        pages = int(self._environment.info()["last_pgno"]) + 1
+        return pages * int(self._environment.stat()["psize"])
 
     def _check_format(self) -> str:
         """The database's id, if it has the format of this release."""

@@ -98,8 +98,15 @@ def new_database(folder: Path) -> Iterator[Path]:
 
 
 def exists(folder: Path) -> bool:
-    """Whether there is a database; `NotADatabaseError` if there is something that is none."""
-    if not _exists(folder) or _is_bare(folder):
+    """Whether there is a database, and not only what was left by a creation that was killed;
+    `NotADatabaseError` if there is something that is none."""
+    if not _exists(folder):
+        return False
+    try:
+        names = {entry.name for entry in folder.iterdir()}
+    except OSError:
+        names = {CURRENT}
+    if all(name in (LOCK, CURRENT + ".new") or _GENERATION.match(name) for name in names):
         return False
     current_generation(folder)
     return True

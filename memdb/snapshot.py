@@ -60,9 +60,16 @@ class Snapshot:
     """
 
     def __init__(self, pinned: Pinned, reader: Reader, retriever: Retriever) -> None:
-        self._pinned = pinned
+        self._at = pinned
         self._reader = reader
         self._retriever = retriever
+
+    @property
+    def _pinned(self) -> Pinned:
+        environment = self._at.transaction.environment
+        assert environment is not None
+        environment.require_unforked()  # in a child its pages may be used again
+        return self._at
 
     @property
     def change(self) -> int:

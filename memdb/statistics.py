@@ -26,10 +26,13 @@ def statistics(store: Store, shape: MemoryShape) -> dict[str, Any]:
         }
         sizes = {name: transaction.size(name) for name in TABLES}
         memory = _memory(transaction, shape)
+        environment = transaction.environment
+        assert environment is not None
+        sizes["file"] = environment.size()
     return {
         **counts,
         "cold": counts["references"] - counts["memories"],
-        "bytes": {**sizes, "file": (store.generation / "data.mdb").stat().st_size},
+        "bytes": sizes,
         "memory_bytes": memory,
     }
 

@@ -38,8 +38,8 @@ class Store:
             names it, and so is not taken for that of one made anew in the same place.
     """
 
-    def __init__(self, folder: Path, durability: Durability = "full") -> None:
-        if durability not in ("full", "normal", "off"):
+    def __init__(self, folder: Path, durability: Durability | None = None) -> None:
+        if durability not in (None, "full", "normal", "off"):
             raise InvalidInputError(
                 f"durability is {durability!r}; there are 'full', 'normal' and 'off'"
             )

@@ -218,17 +218,15 @@ class Searcher:
         self, progress: Progress, anew: bool, if_due: bool, cancelled: Callable[[], bool]
     ) -> IndexInfo | None:
         while True:
-            folder = self._store.generation
+            with self._store.read() as transaction:  # which follows a compaction
+                folder = self.folder(transaction)
             try:
                 with _one_at_a_time(folder, cancelled), self._store.read() as transaction:
-                    if self._store.generation == folder:
+                    if self.folder(transaction) == folder:
                         return self._built(transaction, folder, progress, anew, if_due, cancelled)
-            except FileNotFoundError as error:
-                if self._store.generation == folder:
-                    raise StorageError(f"cannot write the index: {error}") from error
             except OSError as error:
-                raise StorageError(f"cannot write the index: {error}") from error
-            # A compaction put another generation in the place of that one.
+                if folder.exists():  # else a compaction put another generation in its place
+                    raise StorageError(f"cannot write the index: {error}") from error
 
     def _built(
         self,

@@ -22,8 +22,8 @@ _DEAD_ROWS = 64  # that a tail keeps, at least
 def exact_search(
     queries: Vectors, vectors: Vectors, ids: Ids, k: int, hidden: NDArray[Any] | None = None
 ) -> tuple[Vectors, Ids]:
-    """Scores and ids of the k nearest, each (queries, at most k), best first; of two that are
-    equally near the lower id comes first.
+    """Scores and ids of the k nearest, each (queries, at most k), best first; of those found that
+    are equally near the lower id comes first.
 
     Args:
         queries: (q, dimension).
