@@ -77,9 +77,9 @@ def _counts(report: LoadReport) -> tuple[int, ...]:
     return tuple(vars(report).values())
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Ready:
-    """A document whose records need nothing but ids."""
+    """A document whose records need nothing but ids; `size` is their bytes, about."""
 
     id: str
     content_hash: bytes
@@ -90,12 +90,7 @@ class _Ready:
     embeddings: list[bytes]
     memories: Sequence[bytes | None]
     version: int
-
-    @property
-    def size(self) -> int:
-        """Bytes of its records, about."""
-        memories = sum(len(memory) for memory in self.memories if memory is not None)
-        return memories + sum(map(len, self.embeddings)) + len(self.document.text) + 500
+    size: int
 
 
 def load(
@@ -158,6 +153,8 @@ def _prepared(
         references = sum(map(len, pieces))
         vectors = unit_vectors(batch.embeddings, references, dimension).astype("<f4", copy=False)
         memories = rememberer.encode_all(batch.memories, references)
+        payloads = [row.tobytes() for row in vectors]
+        sizes = [len(memory or b"") + len(payloads[0]) + 300 for memory in memories]
         versions = [1] * len(named) if batch.versions is None else batch.versions
         at = 0
         for (name, document), parts, version in zip(named, pieces, versions, strict=True):
@@ -170,9 +167,10 @@ def _prepared(
                 document,
                 metadata,
                 parts,
-                [row.tobytes() for row in vectors[at:end]],
+                payloads[at:end],
                 memories[at:end],
                 version,
+                sum(sizes[at:end]) + len(document.text) + len(metadata),
             )
             at = end
 

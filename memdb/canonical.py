@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
+_ENCODER = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
+)
+
 
 def json_payload(value: object) -> bytes:
     """JSON without white space, names sorted, UTF-8; NaN and infinities are refused with
     ValueError."""
-    return json.dumps(
-        value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
-    ).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def read_json(payload: bytes | memoryview) -> Any:

@@ -56,6 +56,8 @@ def check_metadata(metadata: object) -> None:
     """Raise `InvalidInputError` unless this can be a document's metadata."""
     if not isinstance(metadata, Mapping):
         raise InvalidInputError(f"'metadata' must be an object, got {_kind(metadata)}")
+    if not metadata:
+        return
     _check_nesting(metadata, MAX_DEPTH)
     try:
         json_payload(dict(metadata))

@@ -41,8 +41,10 @@ _SEAL = struct.Struct("<QII")  # checksum, version, payload length
 _REST = struct.Struct("<II")  # what the checksum is of, with the payload
 _KEY = struct.Struct("<Q")
 _REFERENCE = struct.Struct("<IHH")  # ordinal, tokens, bytes of the document's id
+_ENTRY = struct.Struct("<Bq")  # what, reference
 _CHANGE = np.dtype([("what", "u1"), ("reference", "<i8")])
-_SHORT = 1 << 15  # bytes that are copied faster than a digest is set up
+_SHORT = 4096  # bytes that are copied faster than a digest is set up
+_PLACES = {table: table.encode() + b"\0" for table in TABLES}
 _RAW = 128  # bytes of text that are not worth compressing
 TEXT_LIMIT = 1 << 28  # bytes of one text: what a damaged or hostile frame may claim at most
 
@@ -66,8 +68,8 @@ def is_before(table: str, one: bytes, other: bytes) -> bool:
 
 def seal(table: str, key: bytes, version: int, payload: bytes) -> bytes:
     """A payload as it is stored, behind its checksum."""
-    rest = _REST.pack(version, len(payload)) + payload
-    return _KEY.pack(_checksum(table, key, rest)) + rest
+    head = _REST.pack(version, len(payload))
+    return b"".join((_KEY.pack(_checksum(table, key, head, payload)), head, payload))
 
 
 def unseal(table: str, key: bytes | memoryview, record: memoryview) -> tuple[int, memoryview]:
@@ -81,7 +83,7 @@ def unseal(table: str, key: bytes | memoryview, record: memoryview) -> tuple[int
         raise CorruptRecordError(table, readable(table, key), f"it has only {len(record)} bytes")
     checksum, version, length = _SEAL.unpack_from(record)
     payload = record[_SEAL.size :]
-    if len(payload) != length or checksum != _checksum(table, key, record[8:]):
+    if len(payload) != length or checksum != _checksum(table, key, record[8:16], payload):
         raise CorruptRecordError(table, readable(table, key), "its checksum does not match")
     return int(version), payload
 
@@ -93,12 +95,12 @@ def readable(table: str, key: bytes) -> str:
     return repr(key.decode("utf-8", "backslashreplace"))
 
 
-def _checksum(table: str, key: bytes, rest: bytes | memoryview) -> int:
-    place = b"%s\0%s\0" % (table.encode(), key)
-    if len(rest) < _SHORT:
-        return xxhash.xxh3_64_intdigest(place + rest)
-    digest = xxhash.xxh3_64(place)
-    digest.update(rest)
+def _checksum(table: str, key: bytes, head: bytes | memoryview, payload: bytes | memoryview) -> int:
+    parts = (_PLACES[table], key, b"\0", head, payload)
+    if len(payload) < _SHORT:
+        return xxhash.xxh3_64_intdigest(b"".join(parts))
+    digest = xxhash.xxh3_64(b"".join(parts[:4]))
+    digest.update(payload)
     return int(digest.intdigest())
 
 
@@ -123,7 +125,7 @@ class DocumentEntry:
 
     def payload(self) -> bytes:
         """Bytes for the table `documents`."""
-        ids = np.array(self.references, "<i8").tobytes()
+        ids = struct.pack(f"<{len(self.references)}q", *self.references)
         return self.content_hash + self.text_hash + ids
 
     @classmethod
@@ -177,7 +179,7 @@ def read_embedding(payload: memoryview) -> NDArray[np.float32]:
 
 def changes_payload(changes: Iterable[tuple[int, int]]) -> bytes:
     """(what, reference id) pairs of one transaction, for the table `changes`."""
-    return np.array(list(changes), _CHANGE).tobytes()
+    return b"".join(map(_ENTRY.pack, *zip(*changes, strict=True)))
 
 
 def read_changes(payload: memoryview) -> NDArray[Any]:
