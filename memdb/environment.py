@@ -30,6 +30,7 @@ Durability = Literal["full", "normal", "off"]
 _MAP_SIZE = 1 << 40  # address space, not disk: nobody has to size the database
 _SMALLEST_MAP = 1 << 26
 _READERS = 1024
+_LOCK_HEAD, _LOCK_READER = 128, 64  # bytes of lock.mdb
 _TABLES = 16
 _CLEAR_EVERY = 60  # seconds between two looks for readers that died
 _ID = re.compile(r"[0-9a-f]{32}\Z")
@@ -40,7 +41,7 @@ _FLAGS: dict[str, dict[str, bool]] = {
 }
 
 #: What LMDB says of files that are not its own, or hold other tables.
-_FOREIGN = (
+FOREIGN = (
     lmdb.InvalidError,
     lmdb.VersionMismatchError,
     lmdb.CorruptedError,
@@ -72,13 +73,13 @@ class Environment:
         folder = generation.parent
         try:
             self._environment = open_lmdb(generation, **_FLAGS[durability])
-            _complete(self._environment, generation / "data.mdb")
+            complete(self._environment, generation / "data.mdb")
             # The version first: another one may have other tables.
             self.tables = open_tables(self._environment, (SETTINGS,))
             self.id = self._check_format()
             self.tables = open_tables(self._environment, layout.TABLES)
             self._environment.reader_check()  # give back what killed processes held
-        except _FOREIGN as error:
+        except FOREIGN as error:
             self._close()
             raise NotADatabaseError(f"'{folder}' is no memdb database: {error}") from error
         except lmdb.Error as error:
@@ -197,6 +198,7 @@ class Environment:
 
 def open_lmdb(generation: Path, **options: bool) -> Any:
     """An LMDB environment with as large a map as the system allows."""
+    _reserve_lock(generation)
     size = _MAP_SIZE
     while True:
         try:
@@ -222,7 +224,20 @@ def open_tables(environment: Any, names: Iterable[str], *, create: bool = False)
     }
 
 
-def _complete(environment: Any, file: Path) -> None:
+def _reserve_lock(generation: Path) -> None:
+    """Take the disk space of LMDB's table of readers. LMDB writes it through a map, which on a full
+    disk would end the process (SIGBUS)."""
+    try:
+        file = os.open(generation / "lock.mdb", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.posix_fallocate(file, 0, _LOCK_HEAD + _READERS * _LOCK_READER)  # never shortens
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise StorageError(f"cannot open '{generation.parent}': {error}") from error
+
+
+def complete(environment: Any, file: Path) -> None:
     """Make a file that was cut short as long as its pages are due to be. To read a mapped page that
     the file does not have ends the process (SIGBUS); a page of zeros is a damaged one."""
     due = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]

@@ -18,7 +18,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from memdb.errors import DatabaseExistsError, NotADatabaseError, StorageError
@@ -217,17 +217,25 @@ def only_writer(generation: Path) -> Iterator[None]:
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[Path]:
-    """Keep writers out of the current generation, and yield it."""
-    while True:
-        generation = current_generation(folder)
-        try:
-            with only_writer(generation):
+    """Keep writers out of the current generation, and yield it.
+
+    Raises:
+        StorageError: the medium cannot be written.
+    """
+    with ExitStack() as stack:
+        while True:
+            generation = current_generation(folder)
+            try:
+                writing = stack.enter_context(ExitStack())
+                writing.enter_context(only_writer(generation))
+            except OSError as error:
                 if current_generation(folder) == generation:
-                    yield generation
-                    return
-        except FileNotFoundError:
+                    raise StorageError(f"cannot write to '{folder}': {error}") from error
+                continue
             if current_generation(folder) == generation:
-                raise
+                break
+            writing.close()
+        yield generation
 
 
 @contextmanager

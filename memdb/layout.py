@@ -9,6 +9,7 @@ import struct
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,24 @@ _SHORT = 4096  # bytes that are copied faster than a digest is set up
 _PLACES = {table: table.encode() + b"\0" for table in TABLES}
 _RAW = 128  # bytes of text that are not worth compressing
 TEXT_LIMIT = 1 << 28  # bytes of one text: what a damaged or hostile frame may claim at most
+
+
+#: Fields that a setting must have, with their types.
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "counters": {"next_reference": int, "last_change": int, "trimmed": int},
+    "embedder": {"dimension": int, "name": (str, NoneType), "fingerprint": (str, NoneType)},
+    "index": {"kind": str, "recall": (int, float), "keys": list},
+    "memory": {"codec": str},
+    "model": {"name": (str, NoneType)},
+}
+
+
+def checked_setting(name: str, value: Any) -> Any:
+    """A setting's JSON value; ValueError if it lacks a field that it must have."""
+    for field, kind in _FIELDS.get(name, {}).items():
+        if not isinstance(value, dict) or not isinstance(value.get(field, ...), kind):
+            raise ValueError(f"its field '{field}' is missing, or of a wrong type")
+    return value
 
 
 def integer_key(number: int) -> bytes:
@@ -132,6 +151,8 @@ class DocumentEntry:
     def read(cls, version: int, payload: memoryview) -> DocumentEntry:
         """The inverse of `payload`."""
         ids = np.frombuffer(payload[64:], "<i8")
+        if ids.min(initial=1) < 1:
+            raise ValueError("it lists a reference with a number below 1")
         return cls(version, bytes(payload[:32]), bytes(payload[32:64]), tuple(map(int, ids)))
 
 

@@ -175,13 +175,18 @@ class MemoryShape:
         Raises:
             FormatError: a field is missing, or not one that this release knows.
         """
+        if not isinstance(values, Mapping):
+            raise FormatError("memory shape: it is no object")
         _require_fields(cls, values, "memory shape")
-        for entry in values["rope"]:
-            if entry is not None:
-                _require_fields(Rope, entry, "memory shape, RoPE of a layer")
-        rope = tuple(None if r is None else Rope(**r) for r in values["rope"])
-        lists = {name: tuple(values[name]) for name in ("layers", "prefix")}
-        return cls(**{**values, **lists, "rope": rope})
+        try:
+            for entry in values["rope"]:
+                if entry is not None:
+                    _require_fields(Rope, entry, "memory shape, RoPE of a layer")
+            rope = tuple(None if r is None else Rope(**r) for r in values["rope"])
+            lists = {name: tuple(values[name]) for name in ("layers", "prefix")}
+            return cls(**{**values, **lists, "rope": rope})
+        except (InvalidInputError, TypeError, ValueError) as error:
+            raise FormatError(f"memory shape: {error}") from error
 
     def require_equal(self, other: MemoryShape, what: str) -> None:
         """Raise `MismatchError`, naming each part that differs, unless `other` equals this."""

@@ -150,7 +150,7 @@ class Retriever:
             raise InvalidInputError(f"k must be a whole number of at least 1, got {k!r}")
         if len(queries) == 0:
             return []
-        texts = [self._text(query) for query in queries]
+        texts: list[str | None] = [self._text(query) for query in queries]
         vectors = self._vectors(queries, texts)
         with self._searcher.pin() if pinned is None else nullcontext(pinned) as state:
             transaction = state.transaction
@@ -213,6 +213,8 @@ class Retriever:
 
     def _text(self, query: Query) -> str | None:
         """What a query says; None: it is an embedding."""
+        if isinstance(query, np.ndarray) and query.dtype.kind == "f" and query.size:
+            return None
         if not isinstance(query, str):
             try:
                 tokens = np.asarray(query)
@@ -249,7 +251,7 @@ class Retriever:
 
     def _vector(self, query: Query) -> NDArray[np.float32]:
         """An embedding as (1, dimension) of length 1."""
-        given = np.asarray(query)
+        given = query if isinstance(query, np.ndarray) else np.asarray(query)
         if given.shape != (self._dimension,):
             raise InvalidInputError(
                 f"an embedding must have shape ({self._dimension},), got {given.shape}"

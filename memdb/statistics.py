@@ -10,7 +10,7 @@ from memdb.codecs import memory_sizes
 from memdb.layout import DOCUMENTS, MEMORIES, REFERENCES, TABLES, integer_key
 from memdb.records import MemoryShape
 from memdb.store import Store
-from memdb.transaction import Transaction
+from memdb.transaction import Transaction, decoded
 
 _SAMPLE = 200  # memories
 
@@ -46,8 +46,9 @@ def _memory(transaction: Transaction, shape: MemoryShape) -> dict[str, float]:
     places = np.unique(np.linspace(0, len(numbers) - 1, _SAMPLE).astype(int))
     stored = vectors = exact = 0
     for number in numbers[places].tolist():
-        payload = transaction.payload(MEMORIES, integer_key(number))
-        pairs, coded = memory_sizes(payload)
+        key = integer_key(number)
+        payload = transaction.payload(MEMORIES, key)
+        pairs, coded = decoded(MEMORIES, key, (0, payload), lambda _, p: memory_sizes(p))
         stored += len(payload)
         vectors += coded
         exact += 2 * pairs * shape.head_dim * shape.storage_dtype.itemsize

@@ -68,8 +68,11 @@ class Transaction:
         return None if found is None else decoded(SETTINGS, name.encode(), found, _json)
 
     def required_setting(self, name: str) -> Any:
-        """A setting that every database has; `CorruptRecordError` if it is missing."""
-        return self._require(SETTINGS, name.encode(), _json)
+        """A setting that every database has; `CorruptRecordError` if it is missing, or lacks a
+        field that it must have."""
+        return self._require(
+            SETTINGS, name.encode(), lambda _, p: layout.checked_setting(name, read_json(p))
+        )
 
     def put_setting(self, name: str, value: object) -> None:
         """Store a setting as JSON."""
@@ -195,11 +198,17 @@ class Transaction:
 
     def owner(self, number: int) -> str:
         """The id of a reference's document."""
-        return layout.read_owner(self.payload(REFERENCES, integer_key(number))).decode()
+        owner: str = self._require(
+            REFERENCES, integer_key(number), lambda _, p: layout.read_owner(p).decode()
+        )
+        return owner
 
     def tokens(self, number: int) -> int:
         """A reference's length in tokens."""
-        return layout.read_tokens(self.payload(REFERENCES, integer_key(number)))
+        tokens: int = self._require(
+            REFERENCES, integer_key(number), lambda _, p: layout.read_tokens(p)
+        )
+        return tokens
 
     def embedding(self, number: int) -> NDArray[np.float32]:
         """The reference's vector."""
@@ -213,7 +222,7 @@ class Transaction:
                 self.embedding(number)
         cursor = self.inner.cursor(self.tables[EMBEDDINGS])
         entries = (
-            (layout.read_integer_key(key), layout.unseal(EMBEDDINGS, key, record)[1])
+            (_number(EMBEDDINGS, key), layout.unseal(EMBEDDINGS, key, record)[1])
             for key, record in cursor
         )
         while batch := list(islice(entries, size)):
@@ -228,8 +237,11 @@ class Transaction:
     def numbers(self, table: str) -> Ids:
         """All keys of an integer table, ascending."""
         cursor = self.inner.cursor(self.tables[table])
-        keys = b"".join(map(bytes, cursor.iternext(values=False)))
-        return np.frombuffer(keys, "<i8").copy()
+        keys = list(map(bytes, cursor.iternext(values=False)))
+        for key in keys:
+            if len(key) != 8:
+                _number(table, key)  # says so
+        return np.frombuffer(b"".join(keys), "<i8").copy()
 
     def put_reference(
         self, reference: Reference, embedding: NDArray[np.float32], memory: bytes | None
@@ -391,6 +403,13 @@ def decoded(table: str, key: bytes, found: tuple[int, Any], decode: Any) -> Any:
         ) from error
     except Exception as error:
         raise CorruptRecordError(table, layout.readable(table, key), str(error)) from error
+
+
+def _number(table: str, key: bytes | memoryview) -> int:
+    """A key of an integer table as a number."""
+    if len(key) != 8:
+        raise CorruptRecordError(table, bytes(key).hex(), f"its key has {len(key)} bytes, not 8")
+    return layout.read_integer_key(key)
 
 
 def _stacked(payloads: Sequence[bytes | memoryview]) -> Vectors:

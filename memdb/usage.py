@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 FILE = "usage"
 _MAGIC = b"memdbuse"
 _ENTRY = np.dtype([("reference", "<i8"), ("count", "<u8")])
+_MOST = 2**64 - 1
 _FLUSH_EVERY = 30.0  # seconds
 _FLUSH_AT = 100_000  # uses
 
@@ -77,7 +78,8 @@ def read_usage(folder: Path) -> Counter[int]:
 
 def write_usage(folder: Path, counts: Counter[int]) -> None:
     """Put the counts in the place of those in the file."""
-    entries: NDArray[np.void] = np.array(sorted(counts.items()), _ENTRY)
+    items = sorted((reference, min(count, _MOST)) for reference, count in counts.items())
+    entries: NDArray[np.void] = np.array(items, _ENTRY)
     new = folder / f"{FILE}.{os.getpid()}.new"
     new.write_bytes(_MAGIC + _digest(entries.tobytes()) + entries.tobytes())
     new.rename(folder / FILE)

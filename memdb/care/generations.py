@@ -18,8 +18,8 @@ from typing import Any
 import lmdb
 
 from memdb import layout
-from memdb.environment import open_lmdb, open_tables
-from memdb.errors import FormatError, StorageError
+from memdb.environment import FOREIGN, complete, open_lmdb, open_tables
+from memdb.errors import FormatError, NotADatabaseError, StorageError
 from memdb.folder import current_generation, exclusively, new_generation, sole_writer
 from memdb.index.ann import write_index
 from memdb.index.build import build_index
@@ -87,7 +87,7 @@ def migrate(path: str | os.PathLike[str], *, progress: Progress = no_progress) -
         stack.enter_context(exclusively(folder))
         generation = stack.enter_context(sole_writer(folder))
         environment = _opened(generation, stack)
-        settings = open_tables(environment, [SETTINGS])
+        settings = _tables(environment, folder, [SETTINGS])
         with environment.begin(buffers=True) as inner:
             version = _version(Transaction(inner, settings))
         if version == layout.FORMAT_VERSION:
@@ -97,7 +97,7 @@ def migrate(path: str | os.PathLike[str], *, progress: Progress = no_progress) -
                 f"'{folder}' has format version {version}; this release brings version 1 up to "
                 f"{layout.FORMAT_VERSION}"
             )
-        tables = open_tables(environment, [name for name in TABLES if name != POSTINGS])
+        tables = _tables(environment, folder, [name for name in TABLES if name != POSTINGS])
         with environment.begin(buffers=True) as inner:
             _renew(folder, inner, tables, _from_version_1, progress, locked=True)
     return version, layout.FORMAT_VERSION
@@ -120,10 +120,20 @@ def _version(transaction: Transaction) -> int:
 def _opened(generation: Path, stack: ExitStack) -> Any:
     try:
         environment = open_lmdb(generation)
+    except FOREIGN as error:
+        raise NotADatabaseError(f"'{generation.parent}' is no memdb database: {error}") from error
     except lmdb.Error as error:
         raise StorageError(f"cannot open '{generation}': {error}") from error
     stack.callback(environment.close)
+    complete(environment, generation / "data.mdb")
     return environment
+
+
+def _tables(environment: Any, folder: Path, names: list[str]) -> dict[str, Any]:
+    try:
+        return open_tables(environment, names)
+    except FOREIGN as error:
+        raise NotADatabaseError(f"'{folder}' is no memdb database: {error}") from error
 
 
 def _renew(
@@ -164,7 +174,7 @@ def write_generation(
             with environment.begin(write=True, buffers=True) as inner:
                 transaction = Transaction(inner, new)
                 settle(transaction)
-                counters = transaction.required_setting("counters")
+                counters = transaction.setting("counters")
                 trimmed = {"trimmed": counters["last_change"]}
                 transaction.put_setting("counters", {**counters, **trimmed})
                 reindex(transaction, progress)

@@ -201,6 +201,9 @@ class _Walk:
         for done, (key, record) in enumerate(self._transaction.records(table)):
             if done % _TOLD_EVERY == 0:
                 self._progress(f"verifying {table}", done, total)
+            if len(key) != 8:
+                self._found.append(Problem(table, bytes(key).hex(), "its key has not 8 bytes"))
+                continue
             number = layout.read_integer_key(key)
             ids.append(number)
             try:

@@ -98,7 +98,12 @@ class AnnIndex:
         """
         usual = allowed is None and nprobe is None
         parameters = self._usual if usual else self._parameters(nprobe or self.info.nprobe, allowed)
-        scores, ids = self._index.search(queries, k, params=parameters)
+        queries = np.ascontiguousarray(queries)
+        scores = np.empty((len(queries), k), np.float32)
+        ids = np.empty((len(queries), k), np.int64)
+        # What FAISS's Python wrapper calls, without its checks: these take as long as a few lists.
+        pointers = faiss.swig_ptr(scores), faiss.swig_ptr(ids)
+        self._index.search_c(len(queries), faiss.swig_ptr(queries), k, *pointers, parameters)
         return scores, ids
 
     def _parameters(self, nprobe: int, allowed: Bitmap | None) -> Any:
@@ -121,20 +126,36 @@ def file_stamp(path: Path) -> tuple[int, int, int]:
 
 
 def write_index(index: Any, info: IndexInfo, folder: Path) -> None:
-    """Put an index file in the place of the one that is there, durably, in one step."""
+    """Put an index file in the place of the one that is there, durably, in one step.
+
+    Raises:
+        OSError: the disk refuses.
+    """
     new = folder / NEW
-    faiss.write_index(index, str(new))
-    text = json.dumps({**asdict(info), "checksum": _checksum(new, new.stat().st_size)}).encode()
-    with new.open("ab") as file:
-        file.write(text + _TAIL.pack(len(text), xxhash.xxh3_64_intdigest(text), _MAGIC))
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        faiss.write_index(index, str(new))
+        _finish(new, info)
+    except RuntimeError as error:  # what FAISS says of a disk that refuses
+        new.unlink(missing_ok=True)
+        raise OSError(f"FAISS: {str(error).splitlines()[0]}") from error
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
     new.rename(folder / FILE)
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _finish(new: Path, info: IndexInfo) -> None:
+    """Write what stands behind the FAISS index, and wait for the disk."""
+    text = json.dumps({**asdict(info), "checksum": _checksum(new, new.stat().st_size)}).encode()
+    with new.open("ab") as file:
+        file.write(text + _TAIL.pack(len(text), xxhash.xxh3_64_intdigest(text), _MAGIC))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _read_info(path: Path) -> IndexInfo:
@@ -156,8 +177,13 @@ def _read_info(path: Path) -> IndexInfo:
         values = json.loads(text)
         of_the_index = values.pop("checksum")
         info = IndexInfo(**{field.name: values[field.name] for field in fields(IndexInfo)})
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(f"its description does not decode ({error})") from error
+    numbers = {
+        name: value for name, value in asdict(info).items() if name not in ("database", "recall")
+    }
+    if any(type(number) is not int or number < 0 for number in numbers.values()):
+        raise _damaged("its description is not one of an index")
     if of_the_index != _checksum(path, end):
         raise _damaged("its checksum does not match")
     return info

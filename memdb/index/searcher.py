@@ -16,7 +16,7 @@ import numpy as np
 from memdb.errors import CorruptRecordError, MemDBError, StorageError
 from memdb.index.ann import FILE, AnnIndex, Ids, IndexInfo, Vectors, file_stamp, write_index
 from memdb.index.build import Cancelled, build_index
-from memdb.index.view import View, exact_search
+from memdb.index.view import View, all_found, exact_search
 from memdb.layout import DELETED, INSERTED, REFERENCES
 from memdb.protocols import Progress, no_progress
 from memdb.rules import IndexRules, is_stale
@@ -49,7 +49,7 @@ class Pinned:
         if allowed is not None and len(allowed) <= _FEW:
             return self._compare(queries, k, allowed)
         scores, ids = self.view.search(queries, k, allowed)
-        if ids[:, -1].min() < 0 and self.view.base is not None:
+        if not all_found(ids) and self.view.base is not None:
             return self._compare(queries, k, allowed)
         return scores, ids
 

@@ -53,6 +53,12 @@ def exact_search(
     return np.concatenate(found_scores), np.concatenate(found_ids)
 
 
+def all_found(ids: Ids) -> bool:
+    """Whether no id is missing; those that are come last. (For one query a reduction takes longer
+    than what it looks at.)"""
+    return bool(ids.item(-1) >= 0 if len(ids) == 1 else ids[:, -1].min() >= 0)
+
+
 def _products(queries: Vectors, vectors: Vectors) -> Vectors:
     """(queries, n) inner products. A single query's in this thread: it takes less time than to wake
     another."""
@@ -207,7 +213,7 @@ class View:
         info = base.info
         if allowed is None and not len(self.dead):
             scores, ids = base.search(queries, k)
-            if ids[:, -1].min() >= 0 or k > info.references:  # those that are missing come last
+            if all_found(ids) or k > info.references:
                 return scores, ids
         nprobe = info.nprobe
         if allowed is None:

@@ -332,7 +332,7 @@ def page_bytes(template: Path, step: int, head: int) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize(
-    ("step", "head"), [(409, 16), pytest.param(3, 128, marks=pytest.mark.slow)], ids=["few", "many"]
+    ("step", "head"), [(409, 16), pytest.param(31, 64, marks=pytest.mark.slow)], ids=["few", "many"]
 )
 def test_a_turned_byte_of_a_page_is_reported_or_harmless(
     many_template: Path, tmp_path: Path, step: int, head: int
@@ -346,15 +346,17 @@ def test_a_key_of_a_wrong_length_is_reported(many_template: Path, tmp_path: Path
     """It stands two bytes before the key in its page."""
     data = (many_template / "gen-000001" / "data.mdb").read_bytes()
     offsets = []
-    with raw(Path(shutil.copytree(many_template, tmp_path / "copy"))) as (environment, handles):
-        with environment.begin() as inner:
-            for table in ("references", "embeddings", "memories", "changes"):
-                for key, record in inner.cursor(handles[table]):
-                    at = data.rindex(bytes(key) + bytes(record)) - 2
+    copy = Path(shutil.copytree(many_template, tmp_path / "copy"))
+    with raw(copy) as (environment, handles), environment.begin() as inner:
+        for table in ("references", "embeddings", "memories", "changes"):
+            for key, record in inner.cursor(handles[table]):
+                # Copies of it may stand in free pages, too.
+                for found in re.finditer(re.escape(bytes(key) + bytes(record)), data):
+                    at = found.start() - 2
                     assert data[at : at + 2] == b"\x08\0"
                     offsets.extend([(at, 2), (at, 12)])
-    found, _ = surveyed(many_template, tmp_path, offsets)
-    assert found[REPORTED] > 100
+    outcomes, _ = surveyed(many_template, tmp_path, offsets)
+    assert outcomes[REPORTED] > 100
 
 
 @pytest.mark.parametrize(

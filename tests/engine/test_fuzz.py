@@ -120,7 +120,7 @@ def little_memory(most: int = 8 << 20) -> Iterator[None]:
 @given(
     st.sampled_from(TABLES),
     st.binary(min_size=1, max_size=20),
-    any_bytes(seal("x", b"k", 1, b"payload")),
+    any_bytes(seal(SETTINGS, b"k", 1, b"payload")),
 )
 def test_any_record_unseals_or_is_damaged(table: str, key: bytes, record: bytes) -> None:
     try:
