@@ -81,7 +81,7 @@ class MemDBStore:
         self.close()
         self._db = MemDB.open(self.folder, cache_bytes=cache_bytes)
 
-    def payloads(self, query: Vectors) -> list[bytes | None]:
+    def payloads(self, query: Vectors) -> list[memoryview | None]:
         """Search, and the memories' stored bytes."""
         found = self._db.retrieve(query, K)
         return [None if hit.stored is None else hit.stored.payload for hit in found.hits]

@@ -37,6 +37,7 @@ from memdb.ingest import IngestReport
 from memdb.packing import PackedLayer, PackedMemories, pack
 from memdb.portable import import_database
 from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
+from memdb.reading import Readable, Snapshot
 from memdb.records import (
     Document,
     DType,
@@ -52,7 +53,6 @@ from memdb.records import (
 from memdb.remembering import StoredMemory
 from memdb.retrieval import Hit, Query, Retrieval
 from memdb.rewriting import RewriteReport, rewrite
-from memdb.snapshot import Snapshot
 
 __version__ = "0.1.0"
 
@@ -94,6 +94,7 @@ __all__ = [
     "Problem",
     "Progress",
     "Query",
+    "Readable",
     "Reference",
     "Repair",
     "Retrieval",

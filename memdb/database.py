@@ -4,8 +4,8 @@
     get                      a document by its id
     query, retrieve          the references nearest to a text, to tokens, to a vector
 
-All of them may be called from several threads; a database may be open in several processes, each
-of which opens it for itself.
+The last three are `Readable`'s: a `snapshot` has them, too. All may be called from several threads;
+a database may be open in several processes, each of which opens it for itself.
 """
 
 from __future__ import annotations
@@ -35,30 +35,28 @@ from memdb.errors import (
     StorageError,
     UnknownDocumentError,
 )
-from memdb.filters import Where
 from memdb.index import IndexInfo, IndexKind, IndexRules, Searcher
 from memdb.ingest import IngestReport, ingest
 from memdb.keys import checked_keys, declare_keys
 from memdb.parts import Parts
 from memdb.portable import export
 from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
+from memdb.reading import Readable, Snapshot, entry_of, known, unknown
 from memdb.records import Document, ExplicitMemory, MemoryShape, StoredDocument
 from memdb.remembering import Rememberer
-from memdb.retrieval import Query, Retrieval, Retriever
+from memdb.retrieval import Retriever
 from memdb.rewriting import PENDING
-from memdb.snapshot import Reader, Snapshot, entry_of, filter_of, known, unknown
 from memdb.statistics import statistics
-from memdb.store import Store
+from memdb.store import Reading, Store
 from memdb.transaction import Transaction
 from memdb.usage import Usage
 
-_PAGE = 256  # documents read in one transaction by a walk over all
 _CACHE = 256 << 20  # bytes
 
 
-class MemDB:
+class MemDB(Readable):
     """A database of references and their explicit memories. Make one with `create` or `open`;
-    close it with `close`, or use it in a `with` statement.
+    close it with `close`, or use it in a `with` statement. `Readable` has what reads it.
 
     Attributes:
         path: the database's folder.
@@ -90,7 +88,6 @@ class MemDB:
         self._cache = MemoryCache(cache_bytes)
         self._usage = Usage()
         self._rememberer = Rememberer(store, self._parts, self.shape, codec, self._cache)
-        self._reader = Reader(self._rememberer)
         self._searcher = Searcher(store, dimension)
         self._retriever = Retriever(
             self._searcher, self._chunker, self._parts, self._rememberer, self._usage, dimension
@@ -266,7 +263,7 @@ class MemDB:
             self._require_new(transaction, name)
             self._rememberer.require_shape(transaction)
             writing.put(transaction, prepared, None)
-            return self._reader.get(transaction, name)
+            return self._stored(transaction, name, entry_of(transaction, name))
 
     def update(
         self,
@@ -314,14 +311,14 @@ class MemDB:
                     )
                 self._rememberer.require_shape(transaction)
                 writing.put(transaction, prepared, entry)
-                return self._reader.get(transaction, name)
+                return self._stored(transaction, name, entry_of(transaction, name))
         elif rules.content_hash(document) != rules.content_hash(
             Document(old.text, id, old.metadata)
         ):
             with self._store.write() as transaction:
                 _require_version(name, entry_of(transaction, name).version, if_version)
                 writing.put_metadata(transaction, name, document)
-                return self._reader.get(transaction, name)
+                return self._stored(transaction, name, entry_of(transaction, name))
         return old
 
     def delete(self, *ids: str, if_version: int | None = None) -> None:
@@ -539,76 +536,14 @@ class MemDB:
         """The database of this moment, to read from in a `with` statement."""
         self._require_open()
         with self._searcher.pin() as pinned:
-            yield Snapshot(pinned, self._reader, self._retriever)
+            yield Snapshot(pinned, self._rememberer, self._retriever)
 
-    def get(self, id: str) -> StoredDocument:
-        """A document by its id.
-
-        Raises:
-            UnknownDocumentError: no document has this id.
-        """
+    def _reading(self) -> Reading:
         self._require_open()
-        with self._store.read() as transaction:
-            return self._reader.get(transaction, known(id))
+        return self._store.read()
 
-    def documents(self, where: Where | None = None) -> Iterator[StoredDocument]:
-        """All documents in the order of their ids' bytes; `where` keeps those whose metadata it
-        means (see `retrieve`). Each page of the walk sees the database as it is then; a
-        `snapshot`'s is of one moment."""
-        chosen = filter_of(where)
-        after: str | None = ""
-        while after is not None:
-            self._require_open()
-            with self._store.read() as transaction:
-                after, page = self._reader.page(transaction, after, _PAGE, chosen)
-                found = list(page)
-            yield from found
-
-    def query(self, text: str, k: int = 5, *, where: Where | None = None) -> Retrieval:
-        """The k references nearest to a text, best first, without their memories.
-
-        Raises:
-            InvalidInputError: the text is empty, k is less than 1, or the filter is wrong.
-        """
-        return self.retrieve_batch([text], k, where=where, memories=False)[0]
-
-    def retrieve(self, tokens: Query, k: int = 5, *, where: Where | None = None) -> Retrieval:
-        """The k references nearest to a query, best first, with their memories (paper, 3.1: 5 for
-        every 64 tokens). The memory of a cold reference is written and stored first.
-
-        Args:
-            tokens: token ids of the model (decoded with the tokenizer in the database), a text, or
-                an embedding, (dimension,) float.
-            k: at least 1; fewer come back where there are fewer.
-            where: only references of documents with this metadata: a value, or an object of
-                `$eq`, `$in`, `$gt`, `$gte`, `$lt`, `$lte`, for each key that it names. The k
-                nearest of those are found, however few they are.
-
-        Raises:
-            InvalidInputError: the query is empty or of the wrong shape, k is less than 1, or the
-                filter is wrong.
-            MissingPartError: the query needs an embedder or a tokenizer, and there is none.
-        """
-        return self.retrieve_batch([tokens], k, where=where)[0]
-
-    def retrieve_batch(
-        self,
-        queries: Sequence[Query],
-        k: int = 5,
-        *,
-        where: Where | None = None,
-        memories: bool = True,
-    ) -> list[Retrieval]:
-        """`retrieve` for several queries at once: embedded together, searched together.
-
-        Args:
-            queries: each as for `retrieve`.
-            k: for each query.
-            where: for all of them.
-            memories: whether to read (and, where cold, to write) the memories.
-        """
+    def _pinning(self) -> None:
         self._require_open()
-        return self._retriever.retrieve(queries, k, memories, filter_of(where))
 
     def split(self, text: str) -> list[Piece]:
         """The references that a text would become, in order."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -143,16 +143,16 @@ class Retriever:
         k: int,
         memories: bool,
         where: Filter | None = None,
-        pinned: Pinned | None = None,
+        pinned: AbstractContextManager[Pinned] | None = None,
     ) -> list[Retrieval]:
-        """See `MemDB.retrieve_batch`; in a state that is pinned, or in that of this moment."""
+        """See `Readable.retrieve_batch`; in a state that is pinned, or in that of this moment."""
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
             raise InvalidInputError(f"k must be a whole number of at least 1, got {k!r}")
         if len(queries) == 0:
             return []
         texts: list[str | None] = [self._text(query) for query in queries]
         vectors = self._vectors(queries, texts)
-        with self._searcher.pin() if pinned is None else nullcontext(pinned) as state:
+        with self._searcher.pin() if pinned is None else pinned as state:
             transaction = state.transaction
             allowed = None if where is None else self._matching(transaction, where)
             scores, ids = state.search(vectors, int(k), allowed)

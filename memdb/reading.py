@@ -1,0 +1,176 @@
+"""`Readable`: the reading half of `MemDB`, and `Snapshot`, which has nothing else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from typing import Any
+
+from memdb import documents as rules
+from memdb.errors import InvalidInputError, UnknownDocumentError
+from memdb.filters import Filter, Where, parse
+from memdb.index import Pinned
+from memdb.layout import DocumentEntry
+from memdb.records import StoredDocument
+from memdb.remembering import Rememberer
+from memdb.retrieval import Query, Retrieval, Retriever
+from memdb.transaction import Transaction
+
+_PAGE = 256  # documents read in one transaction by a walk over all
+
+
+class Readable(ABC):
+    """What can be read of a database."""
+
+    _rememberer: Rememberer
+    _retriever: Retriever
+
+    @abstractmethod
+    def _reading(self) -> AbstractContextManager[Transaction]:
+        """A transaction to read documents in."""
+
+    @abstractmethod
+    def _pinning(self) -> AbstractContextManager[Pinned] | None:
+        """A transaction and its view to search in; None: those of the moment of the search."""
+
+    def get(self, id: str) -> StoredDocument:
+        """A document by its id.
+
+        Raises:
+            UnknownDocumentError: no document has this id.
+        """
+        with self._reading() as transaction:
+            return self._stored(transaction, known(id), entry_of(transaction, known(id)))
+
+    def documents(self, where: Where | None = None) -> Iterator[StoredDocument]:
+        """All documents in the order of their ids' bytes; `where` keeps those whose metadata it
+        means (see `retrieve`). Each page of the walk sees the database as it is then; a
+        `snapshot`'s is of one moment."""
+        chosen = filter_of(where)
+        after = ""
+        while True:
+            with self._reading() as transaction:
+                page = list(islice(transaction.documents(after), _PAGE))
+                found = [  # texts are read of those alone that are wanted
+                    self._stored(transaction, name, entry)
+                    for name, entry in page
+                    if chosen is None or chosen.matches(transaction.metadata(name, entry.version))
+                ]
+            yield from found
+            if not page:
+                return
+            after = page[-1][0]
+
+    def query(self, text: str, k: int = 5, *, where: Where | None = None) -> Retrieval:
+        """The k references nearest to a text, best first, without their memories.
+
+        Raises:
+            InvalidInputError: the text is empty, k is less than 1, or the filter is wrong.
+        """
+        return self.retrieve_batch([text], k, where=where, memories=False)[0]
+
+    def retrieve(self, tokens: Query, k: int = 5, *, where: Where | None = None) -> Retrieval:
+        """The k references nearest to a query, best first, with their memories (paper, 3.1: 5 for
+        every 64 tokens). The memory of a cold reference is written and stored first.
+
+        Args:
+            tokens: token ids of the model (decoded with the tokenizer in the database), a text, or
+                an embedding, (dimension,) float.
+            k: at least 1; fewer come back where there are fewer.
+            where: only references of documents with this metadata: a value, or an object of
+                `$eq`, `$in`, `$gt`, `$gte`, `$lt`, `$lte`, for each key that it names. The k
+                nearest of those are found, however few they are.
+
+        Raises:
+            InvalidInputError: the query is empty or of the wrong shape, k is less than 1, or the
+                filter is wrong.
+            MissingPartError: the query needs an embedder or a tokenizer, and there is none.
+        """
+        return self.retrieve_batch([tokens], k, where=where)[0]
+
+    def retrieve_batch(
+        self,
+        queries: Sequence[Query],
+        k: int = 5,
+        *,
+        where: Where | None = None,
+        memories: bool = True,
+    ) -> list[Retrieval]:
+        """`retrieve` for several queries at once: embedded together, searched together.
+
+        Args:
+            queries: each as for `retrieve`.
+            k: for each query.
+            where: for all of them.
+            memories: whether to read (and, where cold, to write) the memories.
+        """
+        pinning = self._pinning()
+        return self._retriever.retrieve(queries, k, memories, filter_of(where), pinning)
+
+    def _stored(self, transaction: Transaction, name: str, entry: DocumentEntry) -> StoredDocument:
+        return StoredDocument(
+            id=name,
+            version=entry.version,
+            text="".join(transaction.reference(number).text for number in entry.references),
+            metadata=transaction.metadata(name, entry.version),
+            references=entry.references,
+            warm=sum(self._rememberer.is_warm(transaction, n) for n in entry.references),
+        )
+
+
+class Snapshot(Readable):
+    """The database as it was at one moment, whatever is written meanwhile.
+
+    It keeps the disk space of what was deleted or replaced since; end it when it is no longer
+    needed. A reference that is cold here is warmed, when it is retrieved, in the database of now.
+    For one thread at a time.
+    """
+
+    def __init__(self, pinned: Pinned, rememberer: Rememberer, retriever: Retriever) -> None:
+        self._pinned = pinned
+        self._rememberer = rememberer
+        self._retriever = retriever
+
+    @property
+    def change(self) -> int:
+        """Number of the newest change that it sees; it grows with every change of a reference."""
+        return self._pinned.view.change
+
+    def _reading(self) -> AbstractContextManager[Transaction]:
+        return nullcontext(self._pinning().__enter__().transaction)
+
+    def _pinning(self) -> AbstractContextManager[Pinned]:
+        environment = self._pinned.transaction.environment
+        assert environment is not None
+        environment.require_unforked()  # in a child its pages may be used again
+        return nullcontext(self._pinned)
+
+
+def filter_of(where: Mapping[str, Any] | None) -> Filter | None:
+    """A filter that says something, or None."""
+    return parse(where) if where else None
+
+
+def entry_of(transaction: Transaction, name: str) -> DocumentEntry:
+    """The map's entry of a document; `UnknownDocumentError` if it is not there."""
+    entry = transaction.document(name)
+    if entry is None:
+        raise UnknownDocumentError(unknown(name))
+    return entry
+
+
+def known(name: str) -> str:
+    """A document id that could be there; one that cannot is unknown, not an LMDB error."""
+    try:
+        rules.check_id(name)
+    except InvalidInputError as error:
+        raise UnknownDocumentError(f"no document can have the id {name!r}: {error}") from error
+    return name
+
+
+def unknown(*names: str) -> str:
+    """What to say of ids that are not there."""
+    listed = ", ".join(f"'{name}'" for name in names)
+    return f"there is no document {listed}"
