@@ -105,23 +105,20 @@ def load(
     """See `MemDB.load`."""
     total = LoadReport()
     done = 0
-    ready = _ahead(_transactions(_prepared(batches, chunker, rememberer, dimension)))
-    for documents in ready:
-        with store.write() as transaction:
-            rememberer.require_shape(transaction)
-            total += _write(transaction, documents)
-        done += sum(len(document.pieces) for document in documents)
-        progress("loading", done, 0)
-    return total
-
-
-def _ahead(items: Iterator[list[_Ready]]) -> Iterator[list[_Ready]]:
-    """The items, the next one made in a thread while the caller is at work on the one before."""
+    coming = _transactions(_prepared(batches, chunker, rememberer, dimension))
     with ThreadPoolExecutor(1, "memdb-load") as thread:
-        coming = thread.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = thread.submit(next, items, None)
-            yield item
+        documents = next(coming, None)
+        while documents is not None:
+            with store.write() as transaction:
+                rememberer.require_shape(transaction)
+                total += _write(transaction, documents)
+                # LMDB leaves the interpreter to others with every put: the next documents are
+                # prepared while it waits for the disk, and not before.
+                prepared = thread.submit(next, coming, None)
+            done += sum(len(document.pieces) for document in documents)
+            progress("loading", done, 0)
+            documents = prepared.result()
+    return total
 
 
 def _transactions(documents: Iterator[_Ready]) -> Iterator[list[_Ready]]:

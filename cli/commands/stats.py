@@ -55,4 +55,6 @@ def stats(path: Path, as_json: bool) -> None:
             f"{index['nprobe']} looked at (recall {index['recall']:.3f}), {index['changed']} "
             f"changed since, {index['bytes']:,} bytes; metadata keys: {keys}"
         )
+    cache = values["cache"]["capacity"]
+    click.echo(f"cache      up to {cache:,} bytes of decoded memories in each process")
     click.echo("bytes      " + ", ".join(f"{n} {b:,}" for n, b in values["bytes"].items()))
