@@ -195,6 +195,13 @@ def parse_metadata(text: str | None) -> dict[str, Any] | None:
     return value
 
 
+key_option = click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    metavar="NAME",
+    help="A metadata key to index for --where; may be given again.",
+)
 if_version_option = click.option(
     "--if-version", type=int, help="Only if the document is at this version; else nothing is done."
 )

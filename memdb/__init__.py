@@ -32,10 +32,10 @@ from memdb.errors import (
     UnknownDocumentError,
     UnsupportedModelError,
 )
+from memdb.importing import import_database
 from memdb.index import IndexInfo, IndexKind
 from memdb.ingest import IngestReport
 from memdb.packing import PackedLayer, PackedMemories, pack
-from memdb.portable import import_database
 from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
 from memdb.reading import Readable, Snapshot
 from memdb.records import (

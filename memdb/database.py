@@ -35,11 +35,11 @@ from memdb.errors import (
     StorageError,
     UnknownDocumentError,
 )
+from memdb.exporting import export
 from memdb.index import IndexInfo, IndexKind, IndexRules, Searcher
 from memdb.ingest import IngestReport, ingest
 from memdb.keys import checked_keys, declare_keys
 from memdb.parts import Parts
-from memdb.portable import export
 from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
 from memdb.reading import Readable, Snapshot, entry_of, known, unknown
 from memdb.records import Document, ExplicitMemory, MemoryShape, StoredDocument

@@ -14,7 +14,9 @@ from typing import Any, ClassVar, Literal
 import lmdb
 
 from memdb import layout
+from memdb.canonical import read_json
 from memdb.errors import (
+    CorruptRecordError,
     ForkedProcessError,
     FormatError,
     InvalidInputError,
@@ -22,7 +24,6 @@ from memdb.errors import (
     StorageError,
 )
 from memdb.layout import SETTINGS
-from memdb.transaction import Transaction
 
 #: What a write has survived when it is acknowledged; see `MemDB.open`.
 Durability = Literal["full", "normal", "off"]
@@ -174,7 +175,7 @@ class Environment:
         """The database's id, if it has the format of this release."""
         folder = self.generation.parent
         with self.begin(write=False) as inner:
-            stored = Transaction(inner, self.tables).setting("format")
+            stored = _setting(inner, self.tables[SETTINGS], "format")
         version = stored.get("version") if isinstance(stored, dict) else None
         if version != layout.FORMAT_VERSION:
             older = isinstance(version, int) and 1 <= version < layout.FORMAT_VERSION
@@ -194,6 +195,18 @@ class Environment:
                 "not made by a release of explicit-memdb. Make it anew."
             )
         return identity
+
+
+def _setting(inner: Any, table: Any, name: str) -> Any:
+    """A setting's JSON value, or None: before it is known that there is more to a database."""
+    record = inner.get(name.encode(), db=table)
+    if record is None:
+        return None
+    payload = layout.unseal(SETTINGS, name.encode(), record)[1]
+    try:
+        return read_json(payload)
+    except (ValueError, RecursionError) as error:
+        raise CorruptRecordError(SETTINGS, repr(name), str(error)) from error
 
 
 def open_lmdb(generation: Path, **options: bool) -> Any:

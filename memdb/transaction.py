@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from memdb import layout
 from memdb.canonical import json_payload, read_json
+from memdb.environment import Environment
 from memdb.errors import CorruptRecordError, FormatError, MismatchError
 from memdb.layout import (
     CHANGES,
@@ -30,9 +31,6 @@ from memdb.layout import (
 from memdb.postings import Postings
 from memdb.records import Reference
 from memdb.rules import IndexRules
-
-if TYPE_CHECKING:
-    from memdb.environment import Environment
 
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]

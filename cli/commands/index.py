@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli.common import db_option, example
+from cli.common import db_option, example, key_option
 from cli.progress import progress_bar
 from memdb import MemDB
 
@@ -25,13 +25,7 @@ from memdb import MemDB
 @click.option(
     "--recall", type=float, help="Share of the 5 nearest that an ANN index has to find. Recorded."
 )
-@click.option(
-    "--key",
-    "keys",
-    multiple=True,
-    metavar="NAME",
-    help="A metadata key to index for --where; may be given again.",
-)
+@key_option
 def index(path: Path, kind: Any, recall: float | None, keys: tuple[str, ...]) -> None:
     """Build the index over the embeddings anew, and index metadata keys.
 

@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from cli.common import adapter, db_option, embedder_option, example, model_option, notify
+from cli.common import (
+    adapter,
+    db_option,
+    embedder_option,
+    example,
+    key_option,
+    model_option,
+    notify,
+)
 
 _LAYERS = 10_000  # more than any model has
 
@@ -70,13 +78,7 @@ def how_options(command: Any) -> Any:
     help="auto: exact search for few references, an ANN index for many.",
 )
 @click.option("--recall", type=float, help="Share of the 5 nearest that an ANN index has to find.")
-@click.option(
-    "--key",
-    "keys",
-    multiple=True,
-    metavar="NAME",
-    help="A metadata key to index for --where; may be given again.",
-)
+@key_option
 def init(path: Path, layers: str | None, **options: object) -> None:
     """Make a database, fixed to one model, one embedder and one framing.
 

@@ -1,75 +1,22 @@
-"""Export and import of whole databases, through the files of `memdb.exchange`."""
+"""Import of an export, or of what other programs wrote in the same form."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from memdb.batch import MemoryBatch
 from memdb.bulk import Batch, LoadReport
-from memdb.chunking import Chunker, Piece
+from memdb.chunking import Chunker
+from memdb.database import MemDB
 from memdb.errors import InvalidInputError, MismatchError
-from memdb.exchange import ExportWriter, Manifest, Part, read_export
+from memdb.exchange import Manifest, Part, read_export
 from memdb.folder import exists
 from memdb.keys import checked_keys
-from memdb.layout import DOCUMENTS
 from memdb.protocols import Progress, no_progress
-from memdb.records import Document, MemoryShape
-from memdb.remembering import Rememberer
 from memdb.rules import IndexRules
 from memdb.store import Store
-from memdb.transaction import Transaction
-
-if TYPE_CHECKING:
-    from memdb.database import MemDB
-
-_TOLD_EVERY = 100  # documents
-_SETTINGS = ("embedder", "model", "memory")
-
-
-def export(
-    transaction: Transaction,
-    folder: Path,
-    *,
-    shape: MemoryShape,
-    rememberer: Rememberer,
-    arrays: bool,
-    progress: Progress,
-) -> int:
-    """See `MemDB.export`."""
-    total = transaction.count(DOCUMENTS)
-    done = 0
-    with ExportWriter(
-        folder,
-        shape=shape,
-        settings={name: transaction.required_setting(name) for name in _SETTINGS},
-        keys=transaction.keys,
-        tokenizer=transaction.tokenizer(),
-    ) as writer:
-        for name, entry in transaction.documents():
-            if done % _TOLD_EVERY == 0:
-                progress("exporting documents", done, total)
-            references = [transaction.reference(number) for number in entry.references]
-            stored = [rememberer.stored(transaction, number) for number in entry.references]
-            memories: MemoryBatch | list[bytes | None]
-            if arrays:
-                decoded = [None if memory is None else memory.memory for memory in stored]
-                memories = MemoryBatch.of(decoded, shape)
-            else:
-                memories = [None if memory is None else bytes(memory.payload) for memory in stored]
-            text = "".join(reference.text for reference in references)
-            writer.add(
-                Document(text, name, transaction.metadata(name, entry.version)),
-                [Piece(reference.text, reference.tokens) for reference in references],
-                transaction.embeddings_of(entry.references),
-                memories,
-                entry.version,
-            )
-            done += 1
-    progress("exporting documents", total, total)
-    return done
 
 
 def import_database(
@@ -94,8 +41,6 @@ def import_database(
         InvalidInputError: the export is wrong; file, line or tensor is named.
         MismatchError: the database is for another model or embedder.
     """
-    from memdb.database import MemDB  # which has `export` from here
-
     folder, target = Path(source), Path(path)
     manifest, _ = read_export(folder)
     if not exists(target):

@@ -1,0 +1,60 @@
+"""Export of a whole database, as the files of `memdb.exchange`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from memdb.batch import MemoryBatch
+from memdb.chunking import Piece
+from memdb.exchange import ExportWriter
+from memdb.layout import DOCUMENTS
+from memdb.protocols import Progress
+from memdb.records import Document, MemoryShape
+from memdb.remembering import Rememberer
+from memdb.transaction import Transaction
+
+_TOLD_EVERY = 100  # documents
+_SETTINGS = ("embedder", "model", "memory")
+
+
+def export(
+    transaction: Transaction,
+    folder: Path,
+    *,
+    shape: MemoryShape,
+    rememberer: Rememberer,
+    arrays: bool,
+    progress: Progress,
+) -> int:
+    """See `MemDB.export`."""
+    total = transaction.count(DOCUMENTS)
+    done = 0
+    with ExportWriter(
+        folder,
+        shape=shape,
+        settings={name: transaction.required_setting(name) for name in _SETTINGS},
+        keys=transaction.keys,
+        tokenizer=transaction.tokenizer(),
+    ) as writer:
+        for name, entry in transaction.documents():
+            if done % _TOLD_EVERY == 0:
+                progress("exporting documents", done, total)
+            references = [transaction.reference(number) for number in entry.references]
+            stored = [rememberer.stored(transaction, number) for number in entry.references]
+            memories: MemoryBatch | list[bytes | None]
+            if arrays:
+                decoded = [None if memory is None else memory.memory for memory in stored]
+                memories = MemoryBatch.of(decoded, shape)
+            else:
+                memories = [None if memory is None else bytes(memory.payload) for memory in stored]
+            text = "".join(reference.text for reference in references)
+            writer.add(
+                Document(text, name, transaction.metadata(name, entry.version)),
+                [Piece(reference.text, reference.tokens) for reference in references],
+                transaction.embeddings_of(entry.references),
+                memories,
+                entry.version,
+            )
+            done += 1
+    progress("exporting documents", total, total)
+    return done
