@@ -478,7 +478,7 @@ class MemDB(Readable):
         self._require_open()
         if kind is not None or recall is not None:
             with self._store.write() as transaction:
-                old = IndexRules.from_json(transaction.required_setting("index"))
+                old = transaction.index_rules
                 rule = IndexRules(
                     kind or old.kind, old.recall if recall is None else recall, old.keys
                 )

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from memdb.durable import sync, write_file
 from memdb.errors import DatabaseExistsError, NotADatabaseError, StorageError
 
 CURRENT = "CURRENT"
@@ -86,7 +87,7 @@ def new_database(folder: Path) -> Iterator[Path]:
             generation.mkdir()
             try:
                 yield generation
-                _sync(generation)
+                sync(generation)
                 _write_current(folder, _FIRST)
             except BaseException:
                 for name in (CURRENT, CURRENT + ".new"):
@@ -133,7 +134,7 @@ def _make(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in made:  # the first one also if it was there: who made it may have been killed
         with suppress(PermissionError):  # that folder's entries are not ours to read
-            _sync(path.parent)
+            sync(path.parent)
 
 
 def _lock_new(folder: Path, lock: int) -> None:
@@ -184,8 +185,8 @@ def new_generation(folder: Path, *, locked: bool = False) -> Iterator[Path]:
         generation.mkdir()
         try:
             yield generation
-            _sync(generation)
-            _sync(folder)
+            sync(generation)
+            sync(folder)
             with nullcontext() if locked else _locked(folder, fcntl.LOCK_EX):
                 _write_current(folder, generation.name)
                 _remove_others(folder, generation)
@@ -328,17 +329,6 @@ class Place:
 
 def _write_current(folder: Path, name: str) -> None:
     new = folder / (CURRENT + ".new")
-    with new.open("w", encoding="ascii") as file:
-        file.write(name + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    write_file(new, f"{name}\n".encode("ascii"))
     new.rename(folder / CURRENT)
-    _sync(folder)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(folder)

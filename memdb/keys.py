@@ -67,6 +67,10 @@ class Grouped:
                 group = self._found.setdefault((name, index_key(value) or OTHER), (value, []))
                 group[1].extend(references)
 
+    def ids(self) -> dict[tuple[str, bytes], list[int]]:
+        """What was collected: references by key and `index_key` of the value, or `OTHER`."""
+        return {place: references for place, (_, references) in self._found.items()}
+
     def write(self, transaction: Transaction) -> None:
         """Index what was collected."""
         for (name, _), (value, references) in self._found.items():

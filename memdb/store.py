@@ -90,7 +90,6 @@ class Store:
         """
         with ExitStack() as stack:
             environment = self._take_for_writing(stack)
-            stack.callback(environment.release)
             stack.push(self._raise_as_ours)
             inner = stack.enter_context(environment.begin(write=True))
             transaction = Transaction(inner, environment.tables, environment)
@@ -114,7 +113,6 @@ class Store:
                 # written to the generation before it would be lost.
                 if environment is self._environment and self._place.stamp() == self._stamp:
                     self._place.require_same()
-                    environment.use()
                     stack.push(unless_kept.pop_all())
                     return environment
 

@@ -146,12 +146,18 @@ class Transaction:
 
     # --- the index of metadata ---
 
+    @property
+    def index_rules(self) -> IndexRules:
+        """Which index the database wants, and over which metadata keys."""
+        rules: IndexRules = self._require(
+            SETTINGS, b"index", lambda _, p: IndexRules.from_json(read_json(p))
+        )
+        return rules
+
     @cached_property
     def keys(self) -> tuple[str, ...]:
         """The metadata keys that are indexed."""
-        found = self.version_and_payload(SETTINGS, b"index")
-        rules = decoded(SETTINGS, b"index", found, lambda _, p: IndexRules.from_json(read_json(p)))
-        return rules.keys  # type: ignore[no-any-return]
+        return self.index_rules.keys
 
     def put_keys(self, names: tuple[str, ...]) -> None:
         """Change which keys are indexed; the postings are not touched."""
@@ -277,12 +283,6 @@ class Transaction:
         """Whether the reference has a memory."""
         return self.inner.get(integer_key(number), db=self.tables[MEMORIES]) is not None
 
-    def memory(self, number: int, decode: Any) -> Any:
-        """`decode(payload)` of the reference's memory, or None if it is cold."""
-        key = integer_key(number)
-        found = self._get(MEMORIES, key)
-        return None if found is None else decoded(MEMORIES, key, found, lambda _, p: decode(p))
-
     def put_memory(self, reference: Reference, payload: bytes) -> None:
         """Store a reference's memory."""
         self._put(MEMORIES, integer_key(reference.id), reference.version, payload)
@@ -340,17 +340,12 @@ class Transaction:
 
     def payload(self, table: str, key: bytes) -> bytes:
         """A copy of a record's payload, its seal checked; `CorruptRecordError` if there is none."""
-        found = self._get(table, key)
-        if found is None:
-            raise CorruptRecordError(table, layout.readable(table, key), "it is missing")
-        return bytes(found[1])
+        return self.version_and_payload(table, key)[1]
 
     def version_and_payload(self, table: str, key: bytes) -> tuple[int, bytes]:
         """As `payload`, with the version."""
-        found = self._get(table, key)
-        if found is None:
-            raise CorruptRecordError(table, layout.readable(table, key), "it is missing")
-        return found[0], bytes(found[1])
+        version, payload = self._there(table, key)
+        return version, bytes(payload)
 
     def record(self, table: str, key: bytes) -> memoryview | None:
         """A record with its seal, unchecked, or None; only while the transaction lasts."""
@@ -380,11 +375,14 @@ class Transaction:
         record = self.inner.get(key, db=self.tables[table])
         return None if record is None else layout.unseal(table, key, record)
 
-    def _require(self, table: str, key: bytes, decode: Any) -> Any:
+    def _there(self, table: str, key: bytes) -> tuple[int, memoryview]:
         found = self._get(table, key)
         if found is None:
             raise CorruptRecordError(table, layout.readable(table, key), "it is missing")
-        return decoded(table, key, found, decode)
+        return found
+
+    def _require(self, table: str, key: bytes, decode: Any) -> Any:
+        return decoded(table, key, self._there(table, key), decode)
 
     def _put(self, table: str, key: bytes, version: int, payload: bytes) -> None:
         self.inner.put(key, layout.seal(table, key, version, payload), db=self.tables[table])

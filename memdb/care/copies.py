@@ -9,6 +9,7 @@ from pathlib import Path
 
 from memdb.care.generations import new_identity, write_generation
 from memdb.care.verify import verify
+from memdb.durable import sync
 from memdb.errors import StorageError
 from memdb.folder import exists, new_database, new_generation, sole_writer
 from memdb.index.ann import FILE
@@ -49,7 +50,7 @@ def backup(
             size = 0
             for file in generation.iterdir():
                 size += file.stat().st_size
-                _sync(file)
+                sync(file)
         return size
     finally:
         store.close()
@@ -96,8 +97,3 @@ def restore(
             )
     finally:
         store.close()
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())

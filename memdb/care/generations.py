@@ -186,7 +186,7 @@ def write_generation(
 
 
 def _build_index(transaction: Transaction, generation: Path, progress: Progress) -> None:
-    rules = IndexRules.from_json(transaction.required_setting("index"))
+    rules = transaction.index_rules
     if rules.wants_file(transaction.count(REFERENCES)):
         index, info = build_index(
             transaction,

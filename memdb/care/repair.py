@@ -191,8 +191,8 @@ class _Mending:
             self._report.mended.append("the counters were damaged: derived from the records")
             mended = True
         try:
-            IndexRules.from_json(transaction.required_setting("index"))
-        except (CorruptRecordError, KeyError, TypeError, ValueError):
+            _ = transaction.index_rules
+        except CorruptRecordError:
             names = self._indexed_names()
             transaction.put_setting("index", IndexRules(keys=names).to_json())
             self._report.mended.append("the setting 'index' was damaged: set to its defaults")

@@ -25,9 +25,9 @@ from memdb.errors import (
     MismatchError,
     StorageError,
 )
-from memdb.filters import OTHER, index_key
 from memdb.folder import current_generation, sole_writer
 from memdb.index.ann import FILE, AnnIndex
+from memdb.keys import Grouped
 from memdb.layout import (
     CHANGES,
     DELETED,
@@ -44,7 +44,6 @@ from memdb.layout import (
 )
 from memdb.protocols import Progress, no_progress
 from memdb.records import MemoryShape, to_float32
-from memdb.rules import IndexRules
 from memdb.store import Store
 from memdb.transaction import Transaction
 
@@ -179,7 +178,7 @@ class _Walk:
                 self._report(SETTINGS, bytes(key), error.problem)
         for name in ("model", "memory"):
             transaction.required_setting(name)
-        IndexRules.from_json(transaction.required_setting("index"))
+        _ = transaction.index_rules  # they decode
         tokenizer = transaction.tokenizer()
         counters = transaction.required_setting("counters")
         shape = MemoryShape.from_json(transaction.required_setting("shape"))
@@ -337,14 +336,10 @@ class _Walk:
     def _postings(self) -> None:
         """The postings are those that the metadata gives."""
         transaction = self._transaction
-        due: dict[tuple[str, bytes], list[int]] = {}
+        grouped = Grouped(transaction.keys)
         try:
-            for name, entry in transaction.documents():
-                metadata = transaction.metadata(name)
-                for key in transaction.keys:
-                    if key in metadata:
-                        place = key, index_key(metadata[key]) or OTHER
-                        due.setdefault(place, []).extend(entry.references)
+            for name, entry in transaction.documents() if transaction.keys else ():
+                grouped.add(transaction.metadata(name), entry.references)
         except CorruptRecordError:
             return  # told already; what they should be is not known
         try:
@@ -352,6 +347,7 @@ class _Walk:
         except CorruptRecordError as error:
             self._found.append(Problem(POSTINGS, error.key, error.problem))
             return
+        due = grouped.ids()
         for place in sorted(due.keys() | there.keys()):
             ids = np.array(sorted(due.get(place, [])), np.int64)
             if not np.array_equal(ids, there.get(place, _NO_IDS)):

@@ -1,9 +1,8 @@
-"""Reading files that somebody else may have written, and writing so that they stay."""
+"""Reading files that somebody else may have written."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,23 +10,6 @@ from typing import Any
 from memdb.errors import InvalidInputError
 
 _SMALL = 1 << 28  # bytes
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or a folder is on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_file(path: Path, data: bytes | bytearray) -> None:
-    """Write a file, and wait until its bytes are on disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def is_regular(path: Path) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import xxhash
 
 from memdb.canonical import json_payload
+from memdb.durable import sync, write_file
 from memdb.errors import InvalidInputError, MemDBError
 from memdb.exchange.files import (
     decoded,
@@ -21,8 +22,6 @@ from memdb.exchange.files import (
     json_object,
     read_small,
     short,
-    sync,
-    write_file,
 )
 from memdb.records import MemoryShape
 

@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 
 from memdb.batch import MemoryBatch
 from memdb.chunking import Piece
+from memdb.durable import sync, write_file
 from memdb.errors import InvalidInputError, MemDBError, StorageError
-from memdb.exchange.files import sync, write_file
 from memdb.exchange.lines import encode_line
 from memdb.exchange.manifest import MANIFEST, TOKENIZER, Manifest, part_names
 from memdb.records import Document, MemoryShape

@@ -18,6 +18,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from memdb.durable import sync
 from memdb.errors import CorruptRecordError
 
 FILE = "index.faiss"
@@ -83,7 +84,7 @@ class AnnIndex:
         info = self.info
         if (self._index.ntotal, self._index.d) != (info.references, info.dimension):
             raise _damaged("it does not hold what it says")
-        self._usual = self._parameters(info.nprobe, None)
+        self._usual = search_parameters(info.nprobe)
 
     def search(
         self, queries: Vectors, k: int, allowed: Bitmap | None = None, nprobe: int | None = None
@@ -96,8 +97,10 @@ class AnnIndex:
             allowed: ids that may be found; default: all.
             nprobe: clusters to look at; default: as many as the recall asks for.
         """
-        usual = allowed is None and nprobe is None
-        parameters = self._usual if usual else self._parameters(nprobe or self.info.nprobe, allowed)
+        parameters = self._usual
+        if allowed is not None or nprobe is not None:
+            nprobe = min(nprobe or self.info.nprobe, self.info.lists)
+            parameters = search_parameters(nprobe, allowed)
         queries = np.ascontiguousarray(queries)
         scores = np.empty((len(queries), k), np.float32)
         ids = np.empty((len(queries), k), np.int64)
@@ -106,17 +109,18 @@ class AnnIndex:
         self._index.search_c(len(queries), faiss.swig_ptr(queries), k, *pointers, parameters)
         return scores, ids
 
-    def _parameters(self, nprobe: int, allowed: Bitmap | None) -> Any:
-        nprobe = min(nprobe, self.info.lists)
-        coarse = faiss.SearchParametersHNSW(efSearch=max(16, nprobe))
-        if allowed is None:
-            return faiss.SearchParametersIVF(nprobe=nprobe, quantizer_params=coarse)
-        selector = faiss.IDSelectorBitmap(allowed)
-        return faiss.SearchParametersIVF(nprobe=nprobe, quantizer_params=coarse, sel=selector)
-
     def quantizer(self) -> Any:
         """The clusters' centres, as a FAISS index of its own."""
         return faiss.clone_index(faiss.downcast_index(self._index.quantizer))
+
+
+def search_parameters(nprobe: int, allowed: Bitmap | None = None) -> Any:
+    """What FAISS takes to look at so many clusters, for some ids or all."""
+    coarse = faiss.SearchParametersHNSW(efSearch=max(16, nprobe))
+    if allowed is None:
+        return faiss.SearchParametersIVF(nprobe=nprobe, quantizer_params=coarse)
+    selector = faiss.IDSelectorBitmap(allowed)
+    return faiss.SearchParametersIVF(nprobe=nprobe, quantizer_params=coarse, sel=selector)
 
 
 def file_stamp(path: Path) -> tuple[int, int, int]:
@@ -135,18 +139,13 @@ def write_index(index: Any, info: IndexInfo, folder: Path) -> None:
     try:
         faiss.write_index(index, str(new))
         _finish(new, info)
-    except RuntimeError as error:  # what FAISS says of a disk that refuses
+    except BaseException as error:
         new.unlink(missing_ok=True)
-        raise OSError(f"FAISS: {str(error).splitlines()[0]}") from error
-    except BaseException:
-        new.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError):  # what FAISS says of a disk that refuses
+            raise OSError(f"FAISS: {str(error).splitlines()[0]}") from error
         raise
     new.rename(folder / FILE)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(folder)
 
 
 def _finish(new: Path, info: IndexInfo) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from memdb.index.ann import AnnIndex, Ids, IndexInfo, Vectors
+from memdb.index.ann import AnnIndex, Ids, IndexInfo, Vectors, search_parameters
 from memdb.index.view import exact_search
 from memdb.layout import EMBEDDINGS
 from memdb.protocols import Progress
@@ -144,9 +144,7 @@ def _nprobe(
     """The fewest clusters to look at for that recall, and the recall that they reach."""
     nprobe, reached = 1, 0.0
     while True:
-        coarse = faiss.SearchParametersHNSW(efSearch=max(16, nprobe))
-        parameters = faiss.SearchParametersIVF(nprobe=nprobe, quantizer_params=coarse)
-        _, found = index.search(queries, _K + 1, params=parameters)
+        _, found = index.search(queries, _K + 1, params=search_parameters(nprobe))
         found = np.where(found == asked[:, None], -2, found)
         hits = (truth[:, :, None] == found[:, None, :]).any(2) & (truth >= 0)
         reached = float(hits.sum() / max(1, (truth >= 0).sum()))

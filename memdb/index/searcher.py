@@ -19,7 +19,7 @@ from memdb.index.build import Cancelled, build_index
 from memdb.index.view import View, all_found, exact_search
 from memdb.layout import DELETED, INSERTED, REFERENCES
 from memdb.protocols import Progress, no_progress
-from memdb.rules import IndexRules, is_stale
+from memdb.rules import is_stale
 from memdb.store import Reading, Store
 from memdb.transaction import Transaction
 
@@ -102,15 +102,12 @@ class Searcher:
     def state(self) -> dict[str, object]:
         """What `MemDB.stats` says of the index. It loads no vectors but those that changed."""
         with self._store.read() as transaction:
-            rules = IndexRules.from_json(transaction.required_setting("index"))
+            rules = transaction.index_rules
             state: dict[str, object] = {"kind": "exact", "keys": list(rules.keys)}
             index = self._previous(self.folder(transaction), transaction)
             if index is None:
                 return state
-            info = index.info
-            view = self._applied(
-                View.empty(self._dimension, index), transaction, transaction.last_change()
-            )
+            info, changed = index.info, self._changed(index, transaction)
             return {
                 **state,
                 "kind": "ivf",
@@ -118,7 +115,7 @@ class Searcher:
                 "lists": info.lists,
                 "nprobe": info.nprobe,
                 "recall": info.recall,
-                "changed": info.references if view is None else view.changed,
+                "changed": info.references if changed is None else changed,
                 "bytes": index.stamp[2],
             }
 
@@ -191,12 +188,10 @@ class Searcher:
 
     def _loaded(self, transaction: Transaction, last: int) -> View:
         """All vectors, to be compared one by one."""
-        batches = list(transaction.embeddings())
-        if not batches:
-            return View.empty(self._dimension).after(last, [], *_nothing(self._dimension))
-        ids = np.concatenate([batch[0] for batch in batches])
-        vectors = np.concatenate([batch[1] for batch in batches])
-        return View.empty(self._dimension).after(last, [], ids, vectors)
+        view = View.empty(self._dimension)
+        batches = [(view.tail.ids, view.tail.vectors), *transaction.embeddings()]
+        ids, vectors = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        return view.after(last, [], ids, vectors)
 
     # --- building ---
 
@@ -237,14 +232,16 @@ class Searcher:
         if_due: bool,
         cancelled: Callable[[], bool],
     ) -> IndexInfo | None:
-        rules = IndexRules.from_json(transaction.required_setting("index"))
+        rules = transaction.index_rules
         references = transaction.count(REFERENCES)
         if not rules.wants_file(references):
             (folder / FILE).unlink(missing_ok=True)
             return None
         previous = self._previous(folder, transaction)
-        if if_due and previous is not None and not self._is_stale(previous, transaction):
-            return previous.info
+        if if_due and previous is not None:
+            changed = self._changed(previous, transaction)
+            if changed is not None and not is_stale(previous.info.references, changed):
+                return previous.info
         index, info = build_index(
             transaction,
             self._store.id,
@@ -257,11 +254,11 @@ class Searcher:
         write_index(index, info, folder)
         return info
 
-    def _is_stale(self, index: AnnIndex, transaction: Transaction) -> bool:
-        view = self._applied(
-            View.empty(self._dimension, index), transaction, transaction.last_change()
-        )
-        return view is None or is_stale(index.info.references, view.changed)
+    def _changed(self, index: AnnIndex, transaction: Transaction) -> int | None:
+        """How many references came or went since an index was built; None: the log does not say."""
+        view = View.empty(self._dimension, index)
+        now = self._applied(view, transaction, transaction.last_change())
+        return None if now is None else now.changed
 
     def _previous(self, folder: Path, transaction: Transaction) -> AnnIndex | None:
         """The index file there is, if it is one of this database, and of no later state."""
@@ -280,7 +277,7 @@ class Searcher:
             return
         if self._builder is not None and self._builder.is_alive():
             return
-        rules = IndexRules.from_json(transaction.required_setting("index"))
+        rules = transaction.index_rules
         if rules.wants_file(transaction.count(REFERENCES)):
             self._builder = threading.Thread(
                 target=self._build_quietly, name="memdb-index", daemon=True
@@ -326,7 +323,3 @@ def _one_at_a_time(folder: Path, cancelled: Callable[[], bool]) -> Iterator[None
         yield
     finally:
         os.close(lock)
-
-
-def _nothing(dimension: int) -> tuple[Ids, Vectors]:
-    return np.zeros(0, np.int64), np.zeros((0, dimension), np.float32)

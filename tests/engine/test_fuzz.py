@@ -58,7 +58,7 @@ from memdb.layout import (
     unseal,
 )
 from memdb.records import Reference
-from memdb.transaction import Transaction
+from memdb.transaction import Transaction, decoded
 from memdb.usage import Usage, read_usage
 from tests.engine.helpers import make_memory, make_shape, raw, time_limit, unit
 
@@ -262,7 +262,12 @@ READ: dict[str, tuple[Callable[[Transaction], object], ...]] = {
         lambda t: t.embeddings_of(np.array([1, 2])),
     ),
     MEMORIES: (
-        lambda t: t.memory(2, lambda payload: decode_memory(payload, SHAPE, CODECS)),
+        lambda t: decoded(
+            MEMORIES,
+            integer_key(2),
+            t.version_and_payload(MEMORIES, integer_key(2)),
+            lambda _, payload: decode_memory(payload, SHAPE, CODECS),
+        ),
         lambda t: t.is_warm(2),
     ),
     CHANGES: (lambda t: list(t.changes(0)),),

@@ -139,13 +139,13 @@ READ: dict[str, Callable[[Transaction, bytes], object]] = {
     METADATA: lambda t, key: t.metadata(key.decode()),
     REFERENCES: lambda t, key: t.reference(int.from_bytes(key, "little")),
     EMBEDDINGS: lambda t, key: t.embedding(int.from_bytes(key, "little")),
-    MEMORIES: lambda t, key: t.memory(int.from_bytes(key, "little"), decode),
+    MEMORIES: lambda t, key: decode(t.payload(MEMORIES, key)),
     CHANGES: lambda t, key: list(t.changes(0)),
     POSTINGS: lambda t, key: list(t.postings.items()),
 }
 
 
-def decode(payload: memoryview) -> object:
+def decode(payload: bytes) -> object:
     return decode_memory(payload, SHAPE, CODECS)
 
 
