@@ -374,7 +374,8 @@ class MemDB(Readable):
             store=self._store,
             chunker=self._chunker,
             embedder=self._parts.embedder(),
-            rememberer=self._rememberer if self._rememberer.can_write and not cold else None,
+            rememberer=self._rememberer,
+            cold=cold or not self._rememberer.can_write,
             prune=prune,
             progress=progress,
         )

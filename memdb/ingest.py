@@ -55,7 +55,8 @@ def ingest(
     store: Store,
     chunker: Chunker,
     embedder: Embedder,
-    rememberer: Rememberer | None,
+    rememberer: Rememberer,
+    cold: bool,
     prune: bool,
     progress: Progress,
 ) -> IngestReport:
@@ -67,13 +68,14 @@ def ingest(
         store: where to.
         chunker: cuts documents into references.
         embedder: embeds them.
-        rememberer: writes their memories, or None: the references stay cold.
+        rememberer: writes their memories.
+        cold: whether they stay without.
         prune: whether to delete the documents that the corpus does not have.
         progress: told of the work.
     """
     _check_file(path, name or str(path))
     names, total = _survey(path, name, store, chunker, progress)
-    if rememberer is not None and total:
+    if total and not cold:
         rememberer.require_writer()  # loaded, or refused, before anything is written
     batch: list[tuple[str, Document, list[Piece]]] = []
     inserted = updated = references = 0
@@ -83,8 +85,7 @@ def ingest(
         progress("embedding", references, total)
         ready = prepare(batch, embedder)
         with store.write() as transaction:
-            if rememberer is not None:
-                rememberer.require_shape(transaction)
+            rememberer.require_shape(transaction)
             for item in ready:
                 old = transaction.document(item.id)
                 if _change(old, item.document) is not None:  # else another process was faster
@@ -111,11 +112,11 @@ def ingest(
     if total:
         progress("embedding", references, total)
     memories = 0
-    if rememberer is not None:
+    if not cold:
         with store.read() as transaction:
             entries = map(transaction.document, names)  # None: deleted meanwhile
-            cold = rememberer.cold(transaction, filter(None, entries))
-        memories = rememberer.warm(cold, progress)
+            missing = rememberer.cold(transaction, filter(None, entries))
+        memories = rememberer.warm(missing, progress)
     unchanged = len(names) - inserted - updated
     deleted = _prune(store, set(names), progress) if prune else 0
     return IngestReport(inserted, updated, unchanged, references, memories, deleted)

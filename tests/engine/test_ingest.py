@@ -17,7 +17,9 @@ from memdb import (
     IngestReport,
     InvalidInputError,
     MemDB,
+    MismatchError,
     MissingPartError,
+    rewrite,
 )
 from tests.engine.helpers import (
     PAGE,
@@ -411,3 +413,15 @@ def test_a_killed_ingest_goes_on_where_it_stopped(
         assert report.inserted == 70 - before["documents"]
         assert report.memories == report.references + before["cold"]
         assert_whole(database, corpus)
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_a_handle_from_before_a_rewrite_writes_no_documents(
+    database: MemDB, tmp_path: Path, cold: bool
+) -> None:
+    """It would cut them by the tokens of the model before."""
+    corpus = write_corpus(tmp_path / "new.jsonl", [{"id": "new", "text": PAGE}])
+    rewrite(database.path, TokenWriter(12), embedder=WordEmbedder)
+    with pytest.raises(MismatchError, match="open it again"):
+        database.ingest(corpus, cold=cold)
+    assert list(database.documents()) == []
