@@ -68,6 +68,11 @@ def checked_setting(name: str, value: Any) -> Any:
     return value
 
 
+def codec_key(name: str) -> bytes:
+    """The setting that a fitted codec's parameters are in."""
+    return f"codec {name}".encode()
+
+
 def integer_key(number: int) -> bytes:
     """A reference id or change number as a key."""
     return _KEY.pack(number)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from memdb.batch import MemoryBatch
 from memdb.cache import MemoryCache
 from memdb.canonical import json_payload, read_json
-from memdb.codecs import (
-    CODECS,
-    Codec,
-    decode_memory,
-    encode_batch,
-    encode_memory,
-    require_whole,
-)
+from memdb.codecs import Codec, Coded, encode_batch, encode_memory, read_payload, require_whole
+from memdb.coding import Coding
 from memdb.errors import InvalidInputError, MismatchError
 from memdb.layout import MEMORIES, SETTINGS, DocumentEntry, integer_key, seal, unseal
 from memdb.parts import Parts
@@ -25,6 +20,9 @@ from memdb.transaction import Transaction, decoded
 
 #: References whose memories are written between two commits: what an interruption can cost.
 _BATCH = 8
+
+
+_T = TypeVar("_T")
 
 
 class StoredMemory:
@@ -53,21 +51,48 @@ class StoredMemory:
     def memory(self) -> ExplicitMemory:
         """It, decoded."""
         if self._memory is None:
-            self._memory = self._rememberer.decode_record(self._number, self._record)
+            payload = self.payload
+            self.keep(self._read(payload, self._rememberer.decode))
+        assert self._memory is not None
         return self._memory
+
+    @property
+    def decoded(self) -> ExplicitMemory | None:
+        """It, if it has been decoded already; several that have not are decoded faster together
+        (`memdb.pack`)."""
+        return self._memory
+
+    def coded(self) -> Coded:
+        """Its sections, checked as `payload` is."""
+        return self._read(self.payload, self._rememberer.read)
+
+    def keep(self, memory: ExplicitMemory) -> None:
+        """Remember it decoded, here and in the cache."""
+        self._memory = memory
+        self._rememberer.cache.put((self._number, self._record[:16]), memory)
+
+    @property
+    def codecs(self) -> Mapping[str, Codec]:
+        """What it may be decoded with."""
+        return self._rememberer.coding.codecs
+
+    def _read(self, payload: memoryview, read: Callable[[memoryview], _T]) -> _T:
+        key = integer_key(self._number)
+        found: _T = decoded(MEMORIES, key, (1, payload), lambda _, p: read(p))
+        return found
 
 
 class Rememberer:
     """Writes, encodes and decodes the memories of one open database."""
 
     def __init__(
-        self, store: Store, parts: Parts, shape: MemoryShape, codec: Codec, cache: MemoryCache
+        self, store: Store, parts: Parts, shape: MemoryShape, coding: Coding, cache: MemoryCache
     ) -> None:
+        self.coding = coding
+        self.cache = cache
         self._store = store
         self._parts = parts
         self._shape = shape
-        self._codec = codec
-        self._cache = cache
         self._shape_as_stored = json_payload(shape.to_json())
         self._fingerprint = shape.fingerprint.to_bytes(8, "little")
 
@@ -90,7 +115,8 @@ class Rememberer:
             raise InvalidInputError(
                 f"{len(memories)} memories for a text of {count} references; `split` shows them"
             )
-        return [encode_memory(memory, self._shape, self._codec) for memory in memories]
+        codec = self.coding.codec
+        return [encode_memory(memory, self._shape, codec) for memory in memories]
 
     def encode_all(
         self, memories: MemoryBatch | Sequence[ExplicitMemory | bytes | None] | None, count: int
@@ -101,12 +127,13 @@ class Rememberer:
             return [None] * count
         if len(memories) != count:
             raise InvalidInputError(f"{len(memories)} memories for {count} references")
+        codec = self.coding.codec
         if isinstance(memories, MemoryBatch):
-            return encode_batch(memories, self._shape, self._codec)
+            return encode_batch(memories, self._shape, codec)
         return [
             self._checked(memory)
             if isinstance(memory, bytes)
-            else (None if memory is None else encode_memory(memory, self._shape, self._codec))
+            else (None if memory is None else encode_memory(memory, self._shape, codec))
             for memory in memories
         ]
 
@@ -121,7 +148,11 @@ class Rememberer:
 
     def decode(self, payload: bytes | memoryview) -> ExplicitMemory:
         """A stored memory, whichever codec wrote it."""
-        return decode_memory(payload, self._shape, CODECS)
+        return self.coding.decode(payload)
+
+    def read(self, payload: bytes | memoryview) -> Coded:
+        """The sections of a stored memory."""
+        return read_payload(payload, self._shape)
 
     def stored(self, transaction: Transaction, number: int) -> StoredMemory | None:
         """The memory of a reference; None if it is cold, or was written for another shape."""
@@ -134,17 +165,7 @@ class Rememberer:
         if record[at : at + 8] != self._fingerprint:
             unseal(MEMORIES, integer_key(number), memoryview(record))  # or is it damaged?
             return None
-        return StoredMemory(self, number, record, self._cache.get((number, record[:16])))
-
-    def decode_record(self, number: int, record: bytes) -> ExplicitMemory:
-        """The memory of a record, seal and all; it is kept in the cache."""
-        key = integer_key(number)
-        found = unseal(MEMORIES, key, memoryview(record))
-        memory: ExplicitMemory = decoded(
-            MEMORIES, key, found, lambda _, payload: self.decode(payload)
-        )
-        self._cache.put((number, record[:16]), memory)
-        return memory
+        return StoredMemory(self, number, record, self.cache.get((number, record[:16])))
 
     def is_warm(self, transaction: Transaction, number: int) -> bool:
         """Whether a reference has a memory of this database's shape."""
@@ -186,13 +207,15 @@ class Rememberer:
         }
 
     def require_shape(self, transaction: Transaction) -> None:
-        """Raise `MismatchError` if the database has taken another shape since it was opened."""
+        """Raise `MismatchError` if the database has taken another shape since it was opened; take
+        over a codec that was fitted meanwhile."""
         stored = transaction.payload(SETTINGS, b"shape")
         known = stored == self._shape_as_stored
         if not known and MemoryShape.from_json(read_json(stored)) != self._shape:
             raise MismatchError(
                 "the database was rewritten for another model while it was open; open it again"
             )
+        self.coding.refresh(transaction)
 
     def warm(self, cold: Sequence[int], progress: Progress) -> int:
         """Write the memories of these references, batch by batch; how many were written."""
@@ -208,6 +231,7 @@ class Rememberer:
                     if transaction.has_reference(number) and not self.is_warm(transaction, number)
                 ]
             written += len(self.remember(batch))
+            self.coding.fit_if_due(progress)
         progress("writing memories", len(cold), len(cold))
         return written
 

@@ -93,6 +93,22 @@ class Transaction:
         """Store the tokenizer, compressed."""
         self._put(SETTINGS, b"tokenizer", 1, zstandard.compress(text.encode(), 9))
 
+    def codec_parameters(self, name: str) -> bytes:
+        """Those of a fitted codec; `CorruptRecordError` if they are not there."""
+        key = layout.codec_key(name)
+        parameters: bytes = self._require(SETTINGS, key, lambda _, p: layout.decompress(p))
+        return parameters
+
+    def put_codec_parameters(self, name: str, parameters: bytes) -> None:
+        """Store those of a fitted codec, compressed."""
+        self._put(SETTINGS, layout.codec_key(name), 1, zstandard.compress(parameters, 3))
+
+    def fitted_codecs(self) -> list[str]:
+        """Names of the codecs whose parameters are there."""
+        keys = (bytes(key).decode("utf-8", "replace") for key, _ in self.records(SETTINGS))
+        prefix = layout.codec_key("").decode()
+        return [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
+
     # --- documents ---
 
     def document(self, name: str) -> DocumentEntry | None:
@@ -285,8 +301,12 @@ class Transaction:
 
     def put_memory(self, reference: Reference, payload: bytes) -> None:
         """Store a reference's memory."""
-        self._put(MEMORIES, integer_key(reference.id), reference.version, payload)
-        self._changes.append((layout.REMEMBERED, reference.id))
+        self.replace_memory(reference.id, reference.version, payload)
+
+    def replace_memory(self, number: int, version: int, payload: bytes) -> None:
+        """Store the memory of a reference of that id and version."""
+        self._put(MEMORIES, integer_key(number), version, payload)
+        self._changes.append((layout.REMEMBERED, number))
 
     def delete_memory(self, number: int) -> None:
         """Make a warm reference cold."""

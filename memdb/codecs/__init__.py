@@ -1,37 +1,81 @@
-"""Codecs: vectors <-> bytes. Each is one small file; `CODECS` lists them by the name that every
-memory record carries."""
+"""Codecs: vectors <-> bytes. Each is one small file; `CODECS` lists those that are ready by the
+name that every memory record carries, `FAMILIES` those that are fitted to a database first."""
 
 from __future__ import annotations
 
-from memdb.codecs.base import (
-    Codec,
+from memdb.codecs.base import Codec, Family, FittedCodec, Layout, Part
+from memdb.codecs.exact import Exact
+from memdb.codecs.int4 import Int4
+from memdb.codecs.payload import (
+    STAND_IN,
+    Coded,
+    codec_of,
+    decode_into,
     decode_memory,
     encode_batch,
     encode_memory,
     memory_sizes,
+    read_payload,
     require_whole,
 )
-from memdb.codecs.exact import Exact
-from memdb.codecs.int8 import Int8
+from memdb.codecs.rotated import Rotated
+from memdb.codecs.transform_fit import TransformFamily
 from memdb.errors import InvalidInputError
 
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (Exact(), Int8())}
+CODECS: dict[str, Codec] = {
+    codec.name: codec
+    for codec in (Exact(), STAND_IN, Int4(), Rotated(4), Rotated(3), Rotated(2))
+}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (TransformFamily(5), TransformFamily(8), TransformFamily(11))
+}
+#: What `create` takes.
+CODEC_NAMES = (*CODECS, *FAMILIES)
 
 
-def codec_named(name: str) -> Codec:
-    """The codec of that name, or `InvalidInputError` with the names there are."""
-    if name not in CODECS:
-        raise InvalidInputError(f"no codec is called {name!r}; there are: {', '.join(CODECS)}")
-    return CODECS[name]
+def codec_named(name: str) -> Codec | Family:
+    """The codec or family of that name, or `InvalidInputError` with the names there are."""
+    if name in CODECS:
+        return CODECS[name]
+    if name in FAMILIES:
+        return FAMILIES[name]
+    raise InvalidInputError(f"no codec is called {name!r}; there are: {', '.join(CODEC_NAMES)}")
+
+
+def fitted_codec(name: str, parameters: bytes) -> FittedCodec | None:
+    """The fitted codec of that name, given its parameters; None if its family is not known.
+
+    Raises:
+        ValueError: the parameters are damaged, or those of another.
+    """
+    family = FAMILIES.get(name.partition(":")[0])
+    if family is None:
+        return None
+    codec = family.load(parameters)
+    if codec.name != name:
+        raise ValueError(f"the parameters are those of {codec.name}")
+    return codec
 
 
 __all__ = [
     "CODECS",
+    "CODEC_NAMES",
+    "FAMILIES",
+    "STAND_IN",
     "Codec",
+    "Coded",
+    "Family",
+    "FittedCodec",
+    "Layout",
+    "Part",
     "codec_named",
+    "codec_of",
+    "decode_into",
     "decode_memory",
     "encode_batch",
     "encode_memory",
+    "fitted_codec",
     "memory_sizes",
+    "read_payload",
     "require_whole",
 ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from memdb.codecs.base import Codec, Counts, require_bytes, slices
-from memdb.records import STORAGE_DTYPES, DType
+from memdb.codecs.base import Codec, Layout, Part, joined, slices
+from memdb.records import MemoryShape
 
 
 class Exact(Codec):
@@ -19,22 +19,21 @@ class Exact(Codec):
 
     name = "exact"
 
-    def encode(self, vectors: NDArray[Any], counts: Counts, dtype: DType) -> bytes:
-        """(n, head_dim) as n * head_dim numbers of 4 or 2 bytes, vector after vector."""
-        return np.ascontiguousarray(vectors, STORAGE_DTYPES[dtype]).tobytes()
-
-    def encode_each(
-        self,
-        vectors: NDArray[Any],
-        sizes: NDArray[np.integer[Any]],
-        counts: Counts,
-        dtype: DType,
+    def encode(
+        self, part: Part, vectors: NDArray[Any], layout: Layout, shape: MemoryShape
     ) -> list[bytes]:
-        """The numbers of all memories are one run of bytes, which is cut."""
-        return slices(vectors.astype(STORAGE_DTYPES[dtype], copy=False), sizes)
+        """head_dim numbers of 4 or 2 bytes, vector after vector: one run of bytes, which is cut."""
+        return slices(vectors.astype(shape.storage_dtype, copy=False), layout.sizes)
 
-    def decode(self, data: memoryview, counts: Counts, head_dim: int, dtype: DType) -> NDArray[Any]:
-        """(n, head_dim), a copy, so that it outlives the transaction that read it."""
-        n, stored = int(counts.sum()), STORAGE_DTYPES[dtype]
-        require_bytes(data, n * head_dim * stored.itemsize)
-        return np.frombuffer(data, stored).reshape(n, head_dim).copy()
+    def decode(
+        self,
+        part: Part,
+        sections: Sequence[memoryview],
+        layout: Layout,
+        shape: MemoryShape,
+        out: NDArray[Any],
+    ) -> None:
+        """See `Codec.decode`; every bit comes back."""
+        width = shape.head_dim * shape.storage_dtype.itemsize
+        (data,) = joined(sections, layout.sizes, [width])
+        out[layout.places] = data.view(shape.storage_dtype)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.codecs.base import Codec, Counts, require_bytes, slices
-from memdb.records import DType, from_float32, to_float32
+from memdb.codecs.base import Codec, Layout, Part, cut, joined
+from memdb.records import DType, MemoryShape, from_float32, to_float32
 
 # 127 times this is float32's second largest number; 127 times the next scale would be infinite.
 _LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(127), np.float32(0))
@@ -26,31 +27,25 @@ class Int8(Codec):
 
     name = "int8"
 
-    def encode(self, vectors: NDArray[Any], counts: Counts, dtype: DType) -> bytes:
-        """(n, head_dim) as n float32 scales, then n * head_dim int8 levels."""
-        scales, levels = _quantize(vectors, dtype)
-        return scales.tobytes() + levels.tobytes()
-
-    def encode_each(
-        self,
-        vectors: NDArray[Any],
-        sizes: NDArray[np.integer[Any]],
-        counts: Counts,
-        dtype: DType,
+    def encode(
+        self, part: Part, vectors: NDArray[Any], layout: Layout, shape: MemoryShape
     ) -> list[bytes]:
-        """All memories are quantized at once, then cut."""
-        scales, levels = _quantize(vectors, dtype)
-        pairs = zip(slices(scales, sizes), slices(levels, sizes), strict=True)
-        return [one + other for one, other in pairs]
+        """n float32 scales, then n * head_dim int8 levels."""
+        return cut(_quantize(vectors, shape.dtype), layout.sizes)
 
-    def decode(self, data: memoryview, counts: Counts, head_dim: int, dtype: DType) -> NDArray[Any]:
-        """(n, head_dim), scale * q."""
-        n = int(counts.sum())
-        require_bytes(data, n * (head_dim + 4))
-        scales = np.frombuffer(data[: 4 * n], "<f4")
-        x = np.frombuffer(data[4 * n :], np.int8).reshape(n, head_dim).astype(np.float32)
-        x *= scales[:, None]
-        return from_float32(x, dtype)
+    def decode(
+        self,
+        part: Part,
+        sections: Sequence[memoryview],
+        layout: Layout,
+        shape: MemoryShape,
+        out: NDArray[Any],
+    ) -> None:
+        """See `Codec.decode`; scale * q."""
+        scales, levels = joined(sections, layout.sizes, [4, shape.head_dim])
+        x = levels.view(np.int8).astype(np.float32)
+        x *= scales.view("<f4")
+        out[layout.places] = from_float32(x, shape.dtype)
 
 
 def _quantize(vectors: NDArray[Any], dtype: DType) -> tuple[NDArray[np.float32], NDArray[np.int8]]:

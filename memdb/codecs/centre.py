@@ -1,0 +1,93 @@
+"""What is common to the vectors of one (layer, kv head), taken off before they are coded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memdb.codecs.base import Layout
+from memdb.codecs.rope import Turns, frequencies
+from memdb.records import MemoryShape
+
+_PRIOR = 64  # vectors for which the mean over all rows stands in each row's covariance
+
+
+@dataclass(frozen=True)
+class Centre:
+    """The statistics of each row.
+
+    Attributes:
+        means: (rows, head_dim) float32.
+        scales: (rows,) float32; root mean square of a number about its mean.
+        angles: (layers, pairs) float64; how RoPE turns keys, a row of NaN: it is not undone. None:
+            these are values, or no layer's is undone.
+    """
+
+    means: NDArray[np.float32]
+    scales: NDArray[np.float32]
+    angles: NDArray[np.float64] | None = None
+
+    def turns(self, shape: MemoryShape) -> Turns | None:
+        """How keys are turned, or None."""
+        if self.angles is None:
+            return None
+        layers = [None if np.isnan(row).any() else row for row in self.angles]
+        return Turns(layers, shape)
+
+
+def by_row(layout: Layout, vectors: NDArray[Any]) -> list[NDArray[Any]]:
+    """The vectors of each row, given those of all memories, memory after memory."""
+    return np.split(vectors[layout.order], np.cumsum(layout.row_sizes)[:-1])
+
+
+def covariances(
+    rows: Sequence[NDArray[np.float64]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean, (rows, d), and covariance, (rows, d, d), of each row's vectors. A row that has few of
+    them takes after the others; one that has none is like them all."""
+    d = rows[0].shape[1]
+    means = np.stack([row.mean(axis=0) if len(row) else np.zeros(d) for row in rows])
+    sums = np.stack([(row - mean).T @ (row - mean) for row, mean in zip(rows, means, strict=True)])
+    sizes = np.array([len(row) for row in rows], np.float64)[:, None, None]
+    common = sums.sum(axis=0) / max(1.0, sizes.sum())
+    common += np.eye(d) * max(np.trace(common) / d * 1e-6, 1e-30)
+    return means, (sums + _PRIOR * common) / (sizes + _PRIOR)
+
+
+def angles_that_pay(
+    keys: NDArray[np.float64], layout: Layout, shape: MemoryShape
+) -> NDArray[np.float64] | None:
+    """For each layer the angles of its RoPE, if its keys take fewer bits without it: if the volume
+    of their distribution is less. See `Centre.angles`."""
+    layers = [frequencies(rope, shape.head_dim) for rope in shape.rope]
+    pairs = max((len(layer) for layer in layers if layer is not None), default=0)
+    if not pairs:
+        return None
+    positions = layout.positions[layout.order]
+    ordered = keys[layout.order]
+    turned = ordered.copy()
+    Turns(layers, shape)(turned, layout.row_sizes, positions, back=True)
+    ends = np.cumsum(layout.row_sizes)[:-1]
+    with_rope, without = (_volumes(np.split(x, ends), shape) for x in (ordered, turned))
+    angles = np.full((len(layers), pairs), np.nan)
+    for layer, own in enumerate(layers):
+        if own is not None and without[layer] < with_rope[layer]:
+            angles[layer, : len(own)] = own
+            angles[layer, len(own) :] = 0
+    return None if np.isnan(angles).all() else angles
+
+
+def _volumes(rows: Sequence[NDArray[np.float64]], shape: MemoryShape) -> NDArray[np.float64]:
+    """(layers,): the logarithm of the determinant of the covariance, summed over a layer's heads,
+    of what is more than a hundredth of the variance."""
+    covariance = covariances(rows)[1]
+    variances = np.linalg.eigvalsh(covariance)
+    floor = variances.mean(axis=1, keepdims=True) / 100
+    volumes: NDArray[np.float64] = (
+        np.log(np.maximum(variances, floor)).sum(axis=1).reshape(-1, shape.kv_heads).sum(axis=1)
+    )
+    return volumes

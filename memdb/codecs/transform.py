@@ -1,0 +1,271 @@
+"""The trained codec: principal axes of every head, even steps along them, and a Huffman code."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memdb.codecs.base import FittedCodec, Layout, Part, require_bytes
+from memdb.codecs.centre import Centre
+from memdb.codecs.parameters import fitted_name, read_parameters, write_parameters
+from memdb.records import MemoryShape, from_float32, to_float32
+
+#: Numbers to a byte -> the largest level that fits.
+LARGEST = {1: 127, 2: 7, 3: 2, 5: 1}
+_CLIPPED = 1 / 100  # share of levels beyond the largest that a memory may have
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Consecutive numbers of a vector that share one Huffman code."""
+
+    first: int
+    count: int
+    packed: int  # numbers to a byte
+
+    @property
+    def width(self) -> int:
+        """Bytes of a vector."""
+        return -(-self.count // self.packed)
+
+
+@dataclass(frozen=True)
+class Axes:
+    """How the keys, or the values, of each row are turned and cut.
+
+    Attributes:
+        centre: their statistics; the unit of the steps.
+        step: between two levels, over the row's scale.
+        basis: (rows, kept, head_dim) float16; principal axes, the widest first, each as long as
+            its step is over the row's.
+        streams: of the kept numbers.
+    """
+
+    centre: Centre
+    step: float
+    basis: NDArray[np.float16]
+    streams: tuple[Stream, ...]
+
+    @property
+    def kept(self) -> int:
+        """Numbers of a vector that are coded."""
+        return int(self.basis.shape[1])
+
+
+class Transform(FittedCodec):
+    """Transform coding (Huang and Schultheiss, 1963; Goyal, 2001), as pictures and sound are coded.
+
+    Keys are taken before RoPE. Each (layer, kv head) has its mean, which is taken off, and its
+    principal axes (Karhunen-Loève transform), along which what is left is uncorrelated. The number
+    along each axis is divided by a step and rounded: wide axes get many bits, narrow ones few or
+    none. The levels go through a Huffman code (DEFLATE without matches), several to a byte where
+    they are small.
+
+    Args:
+        family: the name of its family.
+        keys: how keys are coded.
+        values: how values are coded.
+    """
+
+    def __init__(self, family: str, keys: Axes, values: Axes) -> None:
+        self._axes: dict[Part, Axes] = {"keys": keys, "values": values}
+        self.parameters = _written(self._axes)
+        self.name = fitted_name(family, self.parameters)
+        self._decoders: dict[Part, NDArray[np.float32]] = {
+            part: _decoder(axes) for part, axes in self._axes.items()
+        }
+
+    def encode(
+        self, part: Part, vectors: NDArray[Any], layout: Layout, shape: MemoryShape
+    ) -> list[bytes | None]:
+        """For each stream the bytes of its code, then the codes (DEFLATE)."""
+        axes = self._axes[part]
+        levels = _levels(axes, vectors, layout, shape)
+        limits = np.concatenate([np.full(s.count, LARGEST[s.packed]) for s in axes.streams])
+        beyond = (np.abs(levels) > limits).sum(axis=1)
+        whole = np.clip(levels, -limits, limits).astype(np.int8)
+        coded: list[bytes | None] = []
+        at = 0
+        for size in layout.sizes.tolist():
+            own = slice(at, at + size)
+            suits = beyond[own].sum() <= _CLIPPED * size * axes.kept
+            coded.append(None if not suits else _coded(whole[own], axes.streams) if size else b"")
+            at += size
+        return coded
+
+    def decode(
+        self,
+        part: Part,
+        sections: Sequence[memoryview],
+        layout: Layout,
+        shape: MemoryShape,
+        out: NDArray[Any],
+    ) -> None:
+        """See `Codec.decode`; levels times steps along the axes, the mean, and RoPE."""
+        axes = self._axes[part]
+        numbers = _numbers(axes, sections, layout)
+        decoder = self._decoders[part]
+        turns = axes.centre.turns(shape)
+        direct = turns is None and shape.dtype == "float32"
+        found = out if direct else np.empty((layout.vectors, shape.head_dim), np.float32)
+        at = 0
+        starts = layout.starts.tolist()
+        for row, size in enumerate(layout.row_sizes.tolist()):
+            if size:
+                to = starts[row] if direct else at
+                np.matmul(numbers[:, at : at + size].T, decoder[row], out=found[to : to + size])
+                at += size
+        if direct:
+            return
+        if turns is not None:
+            turns(found, layout.row_sizes, layout.positions[layout.order])
+        out[layout.places[layout.order]] = from_float32(found, shape.dtype)
+
+
+def read_transform(family: str, parameters: bytes) -> Transform:
+    """The codec with these parameters; ValueError if they are damaged."""
+    values, arrays = read_parameters(parameters)
+    axes: list[Axes] = []
+    try:
+        for part in ("keys", "values"):
+            centre = Centre(
+                arrays[f"{part}.means"], arrays[f"{part}.scales"], arrays.get(f"{part}.angles")
+            )
+            streams = tuple(Stream(*map(int, stream)) for stream in values[part]["streams"])
+            step = float(values[part]["step"])
+            axes.append(Axes(centre, step, arrays[f"{part}.basis"], streams))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a codec's parameters lack a field ({error!r})") from error
+    return Transform(family, *axes)
+
+
+def _written(axes: dict[Part, Axes]) -> bytes:
+    values: dict[str, Any] = {}
+    arrays: dict[str, NDArray[Any]] = {}
+    for part, own in axes.items():
+        streams = [[s.first, s.count, s.packed] for s in own.streams]
+        values[part] = {"step": own.step, "streams": streams}
+        arrays[f"{part}.means"] = own.centre.means
+        arrays[f"{part}.scales"] = own.centre.scales
+        arrays[f"{part}.basis"] = own.basis
+        if own.centre.angles is not None:
+            arrays[f"{part}.angles"] = own.centre.angles
+    return write_parameters(values, arrays)
+
+
+def _units(axes: Axes) -> NDArray[np.float32]:
+    """(rows,): the step of each row."""
+    units: NDArray[np.float32] = axes.centre.scales * np.float32(axes.step)
+    return units
+
+
+def _decoder(axes: Axes) -> NDArray[np.float32]:
+    """(rows, kept + 1, head_dim): what levels and a 1 are multiplied by."""
+    along = axes.basis.astype(np.float32) * _units(axes)[:, None, None]
+    return np.concatenate([along, axes.centre.means[:, None]], axis=1)
+
+
+def _levels(
+    axes: Axes, vectors: NDArray[Any], layout: Layout, shape: MemoryShape
+) -> NDArray[np.float64]:
+    """(n, kept) whole numbers, memory after memory. In float64, so that a memory's do not depend
+    on those beside it."""
+    x = to_float32(vectors, shape.dtype)[layout.order].astype(np.float64)
+    turns = axes.centre.turns(shape)
+    if turns is not None:
+        turns(x, layout.row_sizes, layout.positions[layout.order], back=True)
+    found = np.empty((layout.vectors, axes.kept))
+    units = _units(axes).astype(np.float64)
+    at = 0
+    for row, size in enumerate(layout.row_sizes.tolist()):
+        if size:
+            own = slice(at, at + size)
+            basis = axes.basis[row].astype(np.float64)
+            along = basis / (units[row] * np.square(basis).sum(axis=1, keepdims=True))
+            found[own] = (x[own] - axes.centre.means[row]) @ along.T
+            at += size
+    levels = np.empty_like(found)
+    levels[layout.order] = np.rint(found)
+    return levels
+
+
+def _coded(levels: NDArray[np.int8], streams: Sequence[Stream]) -> bytes:
+    """The section of one memory, given its (n, kept) levels."""
+    codes = []
+    for stream in streams:
+        largest = LARGEST[stream.packed]
+        digits = np.full((stream.width * stream.packed, len(levels)), largest, np.int16)
+        digits[: stream.count] += levels[:, stream.first : stream.first + stream.count].T
+        data = np.zeros((stream.width, len(levels)), np.int16)
+        for digit in range(stream.packed):
+            data += digits[digit :: stream.packed] * np.int16((2 * largest + 1) ** digit)
+        deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
+        codes.append(deflate.compress(data.astype(np.uint8).tobytes()) + deflate.flush())
+    return struct.pack(f"<{len(codes)}I", *map(len, codes)) + b"".join(codes)
+
+
+def _numbers(axes: Axes, sections: Sequence[memoryview], layout: Layout) -> NDArray[np.float32]:
+    """The levels along every axis, row after row, and a 1 for the mean, (kept + 1, n)."""
+    sizes = layout.sizes.tolist()
+    memories = [
+        _inflated(section, axes.streams, size) for section, size in zip(sections, sizes, strict=True)
+    ]
+    numbers = np.empty((axes.kept + 1, layout.vectors), np.float32)
+    numbers[-1] = 1
+    for i, stream in enumerate(axes.streams):
+        parts = [
+            np.frombuffer(memory[i], np.uint8).reshape(stream.width, size)
+            for memory, size in zip(memories, sizes, strict=True)
+        ]
+        data = parts[0]
+        if len(parts) > 1:
+            data = np.concatenate(parts, axis=1).take(layout.order, axis=1)
+        levels = _levels_of_bytes(stream.packed)
+        if data.max(initial=0) >= len(levels[0]):
+            raise ValueError("its vectors hold a code that stands for nothing")
+        end = stream.first + stream.count
+        for digit, table in enumerate(levels):
+            to = numbers[stream.first + digit : end : stream.packed]
+            to[:] = table.take(data[: len(to)])
+    return numbers
+
+
+def _inflated(section: memoryview, streams: Sequence[Stream], size: int) -> list[bytes]:
+    """The bytes of each stream of one memory of so many vectors."""
+    if not size:
+        require_bytes(section, 0)
+        return [b""] * len(streams)
+    at = 4 * len(streams)
+    if len(section) < at:
+        raise ValueError(f"its vectors have {len(section)} bytes where at least {at} are due")
+    lengths = struct.unpack_from(f"<{len(streams)}I", section)
+    require_bytes(section, at + sum(lengths))
+    found = []
+    for stream, length in zip(streams, lengths, strict=True):
+        inflate, due = zlib.decompressobj(-15), size * stream.width
+        try:
+            data = inflate.decompress(section[at : at + length], due + 1)
+        except zlib.error as error:
+            raise ValueError(f"its vectors do not decode ({error})") from error
+        if len(data) != due or not inflate.eof or inflate.unused_data:
+            raise ValueError(f"its vectors are {len(data)} codes where {due} are due")
+        found.append(data)
+        at += length
+    return found
+
+
+@cache
+def _levels_of_bytes(packed: int) -> list[NDArray[np.float32]]:
+    """For each number that a byte holds, its level for every byte there may be."""
+    largest = LARGEST[packed]
+    base = 2 * largest + 1
+    values = np.arange(base**packed)
+    digits = [values // base**digit % base - largest for digit in range(packed)]
+    return [digit.astype(np.float32) for digit in digits]

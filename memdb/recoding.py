@@ -1,0 +1,103 @@
+"""Recode: the memories of a whole database under another codec, from what is stored, without the
+model. Each memory names its codec, so those that are done are known: an interrupted recode goes on,
+and all can be read throughout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from memdb.batch import MemoryBatch
+from memdb.codecs import codec_of, encode_batch
+from memdb.coding import Coding
+from memdb.errors import FormatError, MismatchError
+from memdb.layout import MEMORIES, integer_key, unseal
+from memdb.protocols import Progress
+from memdb.records import ExplicitMemory, MemoryShape
+from memdb.store import Store
+from memdb.transaction import Transaction, decoded
+
+_BATCH = 32  # memories between two commits
+
+
+@dataclass(frozen=True)
+class RecodeReport:
+    """What a recode did.
+
+    Attributes:
+        codec: what memories are written with now.
+        memories: how many there are.
+        recoded: how many were written anew.
+        before: bytes of those, before.
+        after: bytes of the same, now.
+    """
+
+    codec: str
+    memories: int
+    recoded: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class _Found:
+    number: int
+    version: int
+    payload: bytes
+    memory: ExplicitMemory
+
+
+def recode(store: Store, shape: MemoryShape, coding: Coding, progress: Progress) -> RecodeReport:
+    """Write every memory that another codec wrote anew, with the database's codec of now. One of
+    another shape, or of a codec that is not known, stays as it is."""
+    with store.read() as transaction:
+        numbers = transaction.numbers(MEMORIES).tolist()
+    recoded = before = after = 0
+    for start in range(0, len(numbers), _BATCH):
+        progress("recoding memories", start, len(numbers))
+        target = coding.codec
+        with store.read() as transaction:
+            batch = [
+                found
+                for number in numbers[start : start + _BATCH]
+                for found in _find(transaction, number, target.name, coding)
+            ]
+        if not batch:
+            continue
+        memories = MemoryBatch.of([found.memory for found in batch], shape)
+        payloads = encode_batch(memories, shape, target)
+        with store.write() as transaction:
+            for found, payload in zip(batch, payloads, strict=True):
+                assert payload is not None
+                # Where the codec does not suit it, it may be what it was; and meanwhile another
+                # writer may have replaced or deleted it.
+                if payload != found.payload and _is_still(transaction, found):
+                    transaction.replace_memory(found.number, found.version, payload)
+                    recoded += 1
+                    before, after = before + len(found.payload), after + len(payload)
+    progress("recoding memories", len(numbers), len(numbers))
+    return RecodeReport(coding.codec.name, len(numbers), recoded, before, after)
+
+
+def _find(
+    transaction: Transaction, number: int, target: str, coding: Coding
+) -> Iterator[_Found]:
+    """The memory, if it is to be recoded."""
+    key = integer_key(number)
+    record = transaction.record(MEMORIES, key)
+    if record is None:
+        return
+    version, payload = unseal(MEMORIES, key, record)
+    if decoded(MEMORIES, key, (1, payload), lambda _, p: codec_of(p)) == target:
+        return
+    try:
+        memory = decoded(MEMORIES, key, (1, payload), lambda _, p: coding.decode(p))
+    except (MismatchError, FormatError):
+        return
+    yield _Found(number, version, bytes(payload), memory)
+
+
+def _is_still(transaction: Transaction, found: _Found) -> bool:
+    key = integer_key(found.number)
+    record = transaction.record(MEMORIES, key)
+    return record is not None and unseal(MEMORIES, key, record)[1] == found.payload
