@@ -11,9 +11,9 @@ from memdb.bulk import Batch, LoadReport
 from memdb.cache import CacheStats
 from memdb.care import Problem, Repair, backup, compact, migrate, repair, restore, verify
 from memdb.chunking import Piece, text_tokenizer
-from memdb.codecs import CODECS, Codec
+from memdb.codecs import CODEC_NAMES, CODECS, Codec
 from memdb.corpus import read_corpus
-from memdb.database import MemDB
+from memdb.database import DEFAULT_CODEC, MemDB
 from memdb.environment import Durability
 from memdb.errors import (
     ConflictError,
@@ -38,6 +38,7 @@ from memdb.ingest import IngestReport
 from memdb.packing import PackedLayer, PackedMemories, pack
 from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
 from memdb.reading import Readable, Snapshot
+from memdb.recoding import RecodeReport
 from memdb.records import (
     Document,
     DType,
@@ -58,6 +59,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CODECS",
+    "CODEC_NAMES",
+    "DEFAULT_CODEC",
     "Batch",
     "CacheStats",
     "Codec",
@@ -95,6 +98,7 @@ __all__ = [
     "Progress",
     "Query",
     "Readable",
+    "RecodeReport",
     "Reference",
     "Repair",
     "Retrieval",

@@ -117,6 +117,7 @@ def load(
                 prepared = thread.submit(next, coming, None)
             done += sum(len(document.pieces) for document in documents)
             progress("loading", done, 0)
+            rememberer.coding.fit_if_due(progress)
             documents = prepared.result()
     return total
 

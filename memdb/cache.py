@@ -38,12 +38,12 @@ class MemoryCache:
     compares that with the record it sees in its own transaction: so what was updated, deleted or
     rewritten, by whichever process, is never taken for what it was.
 
-    Args:
+    Attributes:
         capacity: bytes; 0 keeps nothing.
     """
 
     def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
+        self.capacity = capacity
         self._kept: OrderedDict[Key, ExplicitMemory] = OrderedDict()
         self._bytes = 0
         self._hits = 0
@@ -52,7 +52,7 @@ class MemoryCache:
 
     def get(self, key: Key) -> ExplicitMemory | None:
         """The memory of that record, or None."""
-        if not self._capacity:
+        if not self.capacity:
             return None
         with self._guard:
             memory = self._kept.get(key)
@@ -65,19 +65,17 @@ class MemoryCache:
 
     def put(self, key: Key, memory: ExplicitMemory) -> None:
         """Keep a memory; those not used for longest go."""
-        if memory.nbytes > self._capacity:
+        if memory.nbytes > self.capacity:
             return
         with self._guard:
             if key in self._kept:
                 return
             self._kept[key] = memory
             self._bytes += memory.nbytes
-            while self._bytes > self._capacity:
+            while self._bytes > self.capacity:
                 self._bytes -= self._kept.popitem(last=False)[1].nbytes
 
     def stats(self) -> CacheStats:
         """What it holds now, and its hits and misses since it was made."""
         with self._guard:
-            return CacheStats(
-                len(self._kept), self._bytes, self._capacity, self._hits, self._misses
-            )
+            return CacheStats(len(self._kept), self._bytes, self.capacity, self._hits, self._misses)

@@ -24,7 +24,7 @@ from memdb.codecs import (
     decode_memory,
     fitted_codec,
 )
-from memdb.errors import FormatError, MismatchError
+from memdb.errors import FormatError, InvalidInputError, MismatchError
 from memdb.layout import MEMORIES, SETTINGS, codec_key, integer_key
 from memdb.protocols import Progress, no_progress
 from memdb.records import ExplicitMemory, MemoryShape, to_float32
@@ -71,6 +71,7 @@ class Coding:
 
     Attributes:
         codecs: all that its memories may be read with.
+        took_over: whether a codec was fitted by this, and what was written before is left as it is.
     """
 
     def __init__(self, store: Store, shape: MemoryShape, memory: Mapping[str, Any]) -> None:
@@ -79,6 +80,7 @@ class Coding:
                 return transaction.codec_parameters(name)
 
         self.codecs = KnownCodecs(parameters)
+        self.took_over = False
         self._store = store
         self._shape = shape
         self._take(memory)
@@ -94,6 +96,11 @@ class Coding:
         if isinstance(self._wanted, Codec):
             return self._wanted
         return STAND_IN if self._fitted is None else self.codecs[self._fitted]
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether new memories are written with a fitted codec."""
+        return isinstance(self._wanted, Family) and self._fitted is not None
 
     @property
     def family(self) -> Family | None:
@@ -148,10 +155,28 @@ class Coding:
             memory = {**memory, "codec": family.name, "fitted": codec.name}
             transaction.put_setting(_SETTING, memory)
         self._take(memory)
+        self.took_over = True
         return True
 
-    def choose(self, codec: Codec) -> None:
-        """Write new memories with a codec that needs no fitting."""
+    def use(self, name: str | None, refit: bool, progress: Progress) -> None:
+        """Write new memories with the codec of that name, or the one that is recorded; see
+        `MemDB.recode`."""
+        with self._store.read() as transaction:
+            self.refresh(transaction)
+        wanted = self._wanted if name is None else codec_named(name)
+        if isinstance(wanted, Codec):
+            if wanted is not self._wanted:
+                self._choose(wanted)
+            return
+        due = refit or wanted is not self._wanted or not self.is_fitted
+        if due and not self.fit(wanted, progress):
+            raise InvalidInputError(
+                f"the codec '{wanted.name}' is fitted to at least {wanted.enough} memories, and "
+                f"the database has fewer. Take one that needs none ({', '.join(CODECS)}), or warm "
+                "more references first"
+            )
+
+    def _choose(self, codec: Codec) -> None:
         with self._store.write() as transaction:
             memory = transaction.required_setting(_SETTING)
             memory.pop("fitted", None)

@@ -26,6 +26,7 @@ from memdb.bulk import Batch, LoadReport, load
 from memdb.cache import CacheStats, MemoryCache
 from memdb.chunking import Chunker, Piece, text_tokenizer
 from memdb.codecs import codec_named
+from memdb.coding import Coding
 from memdb.environment import Durability
 from memdb.errors import (
     ConflictError,
@@ -42,6 +43,7 @@ from memdb.keys import checked_keys, declare_keys
 from memdb.parts import Parts
 from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
 from memdb.reading import Readable, Snapshot, entry_of, known, unknown
+from memdb.recoding import RecodeReport, recode
 from memdb.records import Document, ExplicitMemory, MemoryShape, StoredDocument
 from memdb.remembering import Rememberer
 from memdb.retrieval import Retriever
@@ -51,6 +53,7 @@ from memdb.store import Reading, Store
 from memdb.transaction import Transaction
 from memdb.usage import Usage
 
+DEFAULT_CODEC = "klt8"
 _CACHE = 256 << 20  # bytes
 
 
@@ -84,10 +87,10 @@ class MemDB(Readable):
         dimension = self.settings["embedder"]["dimension"]
         self._chunker = Chunker(tokenizer, self.shape.reference_length)
         self._parts = Parts(self.settings["embedder"], self.shape, embedder, writer)
-        codec = self._codec = codec_named(self.settings["memory"]["codec"])
+        self._coding = Coding(store, self.shape, self.settings["memory"])
         self._cache = MemoryCache(cache_bytes)
         self._usage = Usage()
-        self._rememberer = Rememberer(store, self._parts, self.shape, codec, self._cache)
+        self._rememberer = Rememberer(store, self._parts, self.shape, self._coding, self._cache)
         self._searcher = Searcher(store, dimension)
         self._retriever = Retriever(
             self._searcher, self._chunker, self._parts, self._rememberer, self._usage, dimension
@@ -107,7 +110,7 @@ class MemDB(Readable):
         writer: MemoryWriter | None = None,
         shape: MemoryShape | None = None,
         dimension: int | None = None,
-        codec: str = "int8",
+        codec: str = DEFAULT_CODEC,
         index: IndexKind = "auto",
         recall: float = 0.99,
         keys: Sequence[str] = (),
@@ -125,7 +128,8 @@ class MemDB(Readable):
             writer: its shape, name, settings and tokenizer are recorded.
             shape: of the memories, where there is no writer.
             dimension: of the embeddings, where there is no embedder.
-            codec: how memories are stored: `int8`, or `exact`.
+            codec: how memories are stored (`memdb.CODEC_NAMES`). One that is fitted to the
+                database's memories takes over once there are enough; see `recode`.
             index: `auto`: exact search where it takes less than a millisecond, an ANN index above;
                 `exact` or `ivf`: always that.
             recall: share of the true 5 nearest that an ANN index has to find.
@@ -379,6 +383,7 @@ class MemDB(Readable):
             prune=prune,
             progress=progress,
         )
+        self._recode_if_fitted(progress)
         self.index_if_due(progress)
         return report
 
@@ -399,7 +404,7 @@ class MemDB(Readable):
             MismatchError: memories of another shape.
         """
         self._require_open()
-        return load(
+        report = load(
             batches,
             store=self._store,
             chunker=self._chunker,
@@ -407,6 +412,8 @@ class MemDB(Readable):
             dimension=self.settings["embedder"]["dimension"],
             progress=progress,
         )
+        self._recode_if_fitted(progress)
+        return report
 
     def warm(
         self,
@@ -445,7 +452,39 @@ class MemDB(Readable):
         if top is not None:
             used = self._usage.counts(self._store.generation)
             cold = sorted((n for n in cold if used[n]), key=lambda n: (-used[n], n))[:top]
-        return self._rememberer.warm(cold, progress)
+        written = self._rememberer.warm(cold, progress)
+        self._recode_if_fitted(progress)
+        return written
+
+    def recode(
+        self, codec: str | None = None, *, refit: bool = False, progress: Progress = no_progress
+    ) -> RecodeReport:
+        """Keep all memories under another codec from now on: those that are there are written anew,
+        from what is stored, without the model. What an earlier codec lost does not come back.
+
+        Committed every few memories, and readable throughout, also by other processes. Interrupted,
+        the same call goes on.
+
+        Args:
+            codec: its name (`memdb.CODEC_NAMES`); default: the one that is recorded.
+            refit: fit the codec anew, to the memories of now.
+            progress: told of the work.
+
+        Raises:
+            InvalidInputError: no codec has that name, or it has to be fitted and there are not
+                enough memories. Nothing was changed.
+        """
+        self._require_open()
+        self._coding.use(codec, refit, progress)
+        return recode(self._store, self.shape, self._coding, progress)
+
+    def _recode_if_fitted(self, progress: Progress) -> None:
+        """Fit the codec if that is due; then what was written before under the stand-in is written
+        anew."""
+        self._coding.fit_if_due(progress)
+        if self._coding.took_over:
+            recode(self._store, self.shape, self._coding, progress)
+            self._coding.took_over = False
 
     def declare_keys(self, *names: str, progress: Progress = no_progress) -> None:
         """Index metadata keys: filters that ask for them need not read all metadata.
@@ -524,7 +563,7 @@ class MemDB(Readable):
                 Path(folder),
                 shape=self.shape,
                 rememberer=Rememberer(
-                    self._store, self._parts, self.shape, self._codec, MemoryCache(0)
+                    self._store, self._parts, self.shape, self._coding, MemoryCache(0)
                 ),
                 arrays=arrays,
                 progress=progress,
@@ -558,9 +597,9 @@ class MemDB(Readable):
         return {
             "path": str(self.path),
             "id": self._store.id,
+            **self.settings,
             **statistics(self._store, self.shape),
             "cache": vars(self.cache_stats()),
-            **self.settings,
             "shape": self.shape.to_json(),
             "index": self._searcher.state(),
         }

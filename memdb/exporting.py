@@ -35,6 +35,10 @@ def export(
         settings={name: transaction.required_setting(name) for name in _SETTINGS},
         keys=transaction.keys,
         tokenizer=transaction.tokenizer(),
+        codecs={
+            name: transaction.codec_parameters(name)
+            for name in ([] if arrays else transaction.fitted_codecs())
+        },
     ) as writer:
         for name, entry in transaction.documents():
             if done % _TOLD_EVERY == 0:

@@ -9,7 +9,7 @@ from typing import Any
 
 from memdb.bulk import Batch, LoadReport
 from memdb.chunking import Chunker
-from memdb.database import MemDB
+from memdb.database import DEFAULT_CODEC, MemDB
 from memdb.errors import InvalidInputError, MismatchError
 from memdb.exchange import Manifest, Part, read_export
 from memdb.folder import exists
@@ -45,6 +45,8 @@ def import_database(
     manifest, _ = read_export(folder)
     if not exists(target):
         _create(target, manifest, folder)
+    else:
+        _add_codecs(target, manifest)
     with MemDB.open(target) as database:
         _require_same(database, manifest, folder)
         _, parts = read_export(folder, database.split)
@@ -76,11 +78,33 @@ def _create(path: Path, manifest: Manifest, source: Path) -> None:
         "shape": manifest.shape.to_json(),
         "embedder": embedder,
         "model": {"name": None, **manifest.settings.get("model", {})},
-        "memory": {"codec": "int8", **manifest.settings.get("memory", {})},
+        "memory": _memory(manifest),
         "index": IndexRules(keys=checked_keys(manifest.keys)).to_json(),
     }
     Chunker(manifest.tokenizer, manifest.shape.reference_length).count("")  # loads, or is refused
     Store.create(path, settings, manifest.tokenizer)
+    _add_codecs(path, manifest)
+
+
+def _memory(manifest: Manifest) -> dict[str, Any]:
+    """The setting `memory`; a fitted codec only if its parameters came too."""
+    memory = {"codec": DEFAULT_CODEC, **manifest.settings.get("memory", {})}
+    if memory.get("fitted") not in manifest.codecs:
+        memory.pop("fitted", None)
+    return memory
+
+
+def _add_codecs(path: Path, manifest: Manifest) -> None:
+    """What stored memories are decoded with, before they come."""
+    if not manifest.codecs:
+        return
+    store = Store(path)
+    try:
+        with store.write() as transaction:
+            for name, parameters in manifest.codecs.items():
+                transaction.put_codec_parameters(name, parameters)
+    finally:
+        store.close()
 
 
 def _require_same(database: MemDB, manifest: Manifest, source: Path) -> None:

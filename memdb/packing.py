@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from memdb.codecs import Coded, Layout, decode_into
 from memdb.records import ExplicitMemory, MemoryShape
+from memdb.remembering import StoredMemory
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,20 @@ class PackedMemories:
     layers: dict[int, PackedLayer]
 
 
-def pack(memories: Sequence[ExplicitMemory], shape: MemoryShape) -> PackedMemories:
+def pack(memories: Sequence[ExplicitMemory | StoredMemory], shape: MemoryShape) -> PackedMemories:
     """Lay several ragged memories side by side, for one softmax over them and the context
     (paper, 3.1: attention over concat(K_0..K_4, K_context)).
 
-    One pass: every pair's place is computed, then all are written at once.
+    Stored memories that are not in the cache are decoded here: those of one codec together,
+    straight to their places.
+
+    Raises:
+        CorruptRecordError: a stored memory is damaged.
     """
+    sources = [_Source.of(memory) for memory in memories]
     counts = np.zeros((len(memories), shape.rows), np.int64)
-    for i, memory in enumerate(memories):
-        counts[i] = np.diff(memory.offsets)
+    for i, source in enumerate(sources):
+        counts[i] = source.counts
     before = np.cumsum(counts, axis=0) - counts  # pairs of earlier memories in the same row
     widths = counts.sum(axis=0).reshape(-1, shape.kv_heads).max(axis=1)
     layer_starts = np.concatenate([[0], np.cumsum(widths * shape.kv_heads)])
@@ -60,12 +68,12 @@ def pack(memories: Sequence[ExplicitMemory], shape: MemoryShape) -> PackedMemori
     keys = np.zeros((total, shape.head_dim), shape.storage_dtype)
     values = np.zeros((total, shape.head_dim), shape.storage_dtype)
     visible = np.zeros(total, np.bool_)
-    for i, memory in enumerate(memories):
-        shift = row_starts + before[i] - memory.offsets[:-1]
-        places = np.arange(memory.pairs) + np.repeat(shift, counts[i])
-        keys[places] = memory.keys
-        values[places] = memory.values
-        visible[places] = True
+    for first, run in _runs(sources):
+        positions = np.concatenate([source.positions for source in run])
+        own = counts[first : first + len(run)]
+        layout = Layout(own, positions, row_starts + before[first])
+        visible[layout.places] = True
+        _fill(run, layout, shape, keys, values)
 
     layers = {}
     for i, layer in enumerate(shape.layers):
@@ -77,3 +85,69 @@ def pack(memories: Sequence[ExplicitMemory], shape: MemoryShape) -> PackedMemori
                 visible=visible[part].reshape(shape.kv_heads, -1),
             )
     return PackedMemories(layers)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A memory to pack: decoded, or as it is stored."""
+
+    counts: NDArray[np.integer[Any]]
+    positions: NDArray[np.unsignedinteger[Any]]
+    memory: ExplicitMemory | None = None
+    coded: Coded | None = None
+    stored: StoredMemory | None = None
+
+    @classmethod
+    def of(cls, given: ExplicitMemory | StoredMemory) -> _Source:
+        memory = given if isinstance(given, ExplicitMemory) else given.decoded
+        if memory is not None:
+            return cls(np.diff(memory.offsets), memory.positions, memory)
+        assert isinstance(given, StoredMemory)
+        coded = given.coded()
+        return cls(coded.counts, coded.positions, None, coded, given)
+
+    @property
+    def codec(self) -> str | None:
+        """What it is decoded with; None: it is."""
+        return None if self.coded is None else self.coded.codec
+
+
+def _runs(sources: Sequence[_Source]) -> Iterator[tuple[int, list[_Source]]]:
+    """Memories side by side that are of one codec, with the number of the first."""
+    first = 0
+    for _, group in groupby(sources, lambda source: source.codec):
+        run = list(group)
+        yield first, run
+        first += len(run)
+
+
+def _fill(
+    run: Sequence[_Source],
+    layout: Layout,
+    shape: MemoryShape,
+    keys: NDArray[Any],
+    values: NDArray[Any],
+) -> None:
+    """Write the vectors of memories of one codec to their places."""
+    coded = [source.coded for source in run if source.coded is not None]
+    if not coded:
+        memories = [source.memory for source in run if source.memory is not None]
+        keys[layout.places] = np.concatenate([memory.keys for memory in memories])
+        values[layout.places] = np.concatenate([memory.values for memory in memories])
+        return
+    stored = [source.stored for source in run if source.stored is not None]
+    try:
+        decode_into(coded, layout, shape, stored[0].codecs, keys, values)
+    except ValueError:
+        for one in stored:
+            _ = one.memory  # says which it is
+        raise
+    ends = np.cumsum(layout.sizes)
+    for one, counts, end in zip(stored, layout.counts, ends.tolist(), strict=True):
+        if one.is_kept:
+            own = slice(end - int(counts.sum()), end)
+            places = layout.places[own]
+            offsets = np.zeros(shape.rows + 1, np.int32)
+            np.cumsum(counts, out=offsets[1:])
+            positions = layout.positions[own].copy()
+            one.keep(ExplicitMemory(offsets, positions, keys[places], values[places]))

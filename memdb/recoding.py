@@ -79,9 +79,7 @@ def recode(store: Store, shape: MemoryShape, coding: Coding, progress: Progress)
     return RecodeReport(coding.codec.name, len(numbers), recoded, before, after)
 
 
-def _find(
-    transaction: Transaction, number: int, target: str, coding: Coding
-) -> Iterator[_Found]:
+def _find(transaction: Transaction, number: int, target: str, coding: Coding) -> Iterator[_Found]:
     """The memory, if it is to be recoded."""
     key = integer_key(number)
     record = transaction.record(MEMORIES, key)

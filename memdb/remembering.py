@@ -66,6 +66,11 @@ class StoredMemory:
         """Its sections, checked as `payload` is."""
         return self._read(self.payload, self._rememberer.read)
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a cache for it once it is decoded."""
+        return self._rememberer.cache.capacity > 0
+
     def keep(self, memory: ExplicitMemory) -> None:
         """Remember it decoded, here and in the cache."""
         self._memory = memory

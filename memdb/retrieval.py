@@ -88,7 +88,7 @@ class Hit:
 
     @property
     def memory(self) -> ExplicitMemory | None:
-        """Its memory, decoded and ready for `memdb.pack`; None where `stored` is."""
+        """Its memory, decoded; None where `stored` is."""
         return None if self.stored is None else self.stored.memory
 
 
@@ -107,9 +107,14 @@ class Retrieval:
     written: int = 0
 
     @property
+    def stored(self) -> list[StoredMemory]:
+        """The hits' memories as they are stored, for `memdb.pack`."""
+        return [hit.stored for hit in self.hits if hit.stored is not None]
+
+    @property
     def memories(self) -> list[ExplicitMemory]:
-        """The hits' memories, for `memdb.pack`."""
-        return [hit.memory for hit in self.hits if hit.memory is not None]
+        """The hits' memories, decoded one by one."""
+        return [stored.memory for stored in self.stored]
 
 
 class Retriever:

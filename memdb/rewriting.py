@@ -17,10 +17,12 @@ from typing import Any
 from memdb.cache import MemoryCache
 from memdb.chunking import Chunker
 from memdb.codecs import codec_named
+from memdb.coding import Coding
 from memdb.errors import MismatchError
 from memdb.layout import DOCUMENTS, DocumentEntry
 from memdb.parts import Parts
 from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
+from memdb.recoding import recode
 from memdb.records import Document
 from memdb.remembering import Rememberer
 from memdb.store import Store
@@ -98,11 +100,14 @@ class _Rewriting:
         with self._store.write() as transaction:
             recut = self._settle(transaction)
             total = transaction.count(DOCUMENTS)
-            codec = codec_named(transaction.required_setting("memory")["codec"])
+            memory = transaction.required_setting("memory")
             settings = transaction.required_setting("embedder")
         parts = Parts(settings, self._writer.shape, self._embedder, self._writer)
         self._parts = parts
-        self._rememberer = Rememberer(self._store, parts, self._writer.shape, codec, MemoryCache(0))
+        coding = Coding(self._store, self._writer.shape, memory)
+        self._rememberer = Rememberer(
+            self._store, parts, self._writer.shape, coding, MemoryCache(0)
+        )
         self._chunker = Chunker(self._writer.tokenizer, self._writer.shape.reference_length)
         done = memories = cut = 0
         while True:
@@ -114,9 +119,13 @@ class _Rewriting:
                 break
             written, new = self._batch(page, recut)
             memories, cut, done = memories + written, cut + new, done + len(page)
+            if coding.family is not None and memories >= coding.family.enough:
+                coding.fit_if_due(self._progress)
         with self._store.write() as transaction:
             transaction.delete_setting(PENDING)
         self._progress("rewriting documents", total, total)
+        if coding.is_fitted or coding.fit_if_due(self._progress):
+            recode(self._store, self._writer.shape, coding, self._progress)
         return RewriteReport(done, memories, cut)
 
     def _settle(self, transaction: Transaction) -> bool:
@@ -132,7 +141,7 @@ class _Rewriting:
         }
         pending = transaction.setting(PENDING)
         if pending is not None and all(
-            transaction.required_setting(name) == value for name, value in wanted.items()
+            self._recorded(transaction, name) == value for name, value in wanted.items()
         ):
             return bool(pending["recut"])
         length = transaction.required_setting("shape")["reference_length"]
@@ -153,6 +162,12 @@ class _Rewriting:
             transaction.put_tokenizer(writer.tokenizer)
         transaction.put_setting(PENDING, {"after": "", "recut": recut})
         return recut
+
+    @staticmethod
+    def _recorded(transaction: Transaction, name: str) -> Any:
+        value = transaction.required_setting(name)
+        value.pop("fitted", None)  # that is found on the way
+        return value
 
     def _batch(self, page: list[tuple[str, DocumentEntry]], recut: bool) -> tuple[int, int]:
         """Write some documents anew; how many memories, and how many were cut anew."""

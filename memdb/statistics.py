@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from memdb.codecs import memory_sizes
+from memdb.codecs import codec_of, memory_sizes
 from memdb.layout import DOCUMENTS, MEMORIES, REFERENCES, TABLES, integer_key
 from memdb.records import MemoryShape
 from memdb.store import Store
@@ -26,6 +26,7 @@ def statistics(store: Store, shape: MemoryShape) -> dict[str, Any]:
         }
         sizes = {name: transaction.size(name) for name in TABLES}
         memory = _memory(transaction, shape)
+        settings = transaction.required_setting("memory")
         environment = transaction.environment
         assert environment is not None
         sizes["file"] = environment.size()
@@ -33,22 +34,27 @@ def statistics(store: Store, shape: MemoryShape) -> dict[str, Any]:
         **counts,
         "cold": counts["references"] - counts["memories"],
         "bytes": sizes,
+        "memory": settings,
         "memory_bytes": memory,
     }
 
 
-def _memory(transaction: Transaction, shape: MemoryShape) -> dict[str, float]:
-    """Means over up to 200 memories, spread over all: bytes as stored; bytes of their vectors as
-    the model computed them; and the second over the bytes of the vectors as stored."""
+def _memory(transaction: Transaction, shape: MemoryShape) -> dict[str, Any]:
+    """Of up to 200 memories, spread over all: means of the bytes as stored, and of the bytes of
+    their vectors as the model computed them; the second over the bytes of the vectors as stored;
+    and how many each codec wrote."""
     numbers = transaction.numbers(MEMORIES)
     if not len(numbers):
         return {}
     places = np.unique(np.linspace(0, len(numbers) - 1, _SAMPLE).astype(int))
     stored = vectors = exact = 0
+    codecs: dict[str, int] = {}
     for number in numbers[places].tolist():
         key = integer_key(number)
         payload = transaction.payload(MEMORIES, key)
         pairs, coded = decoded(MEMORIES, key, (0, payload), lambda _, p: memory_sizes(p))
+        codec = decoded(MEMORIES, key, (0, payload), lambda _, p: codec_of(p))
+        codecs[codec] = codecs.get(codec, 0) + 1
         stored += len(payload)
         vectors += coded
         exact += 2 * pairs * shape.head_dim * shape.storage_dtype.itemsize
@@ -56,4 +62,5 @@ def _memory(transaction: Transaction, shape: MemoryShape) -> dict[str, float]:
         "stored": round(stored / len(places), 1),
         "exact": round(exact / len(places), 1),
         "compression": round(exact / vectors, 3) if vectors else 1.0,
+        "codecs": codecs,
     }

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from memdb import (
+    DEFAULT_CODEC,
     Durability,
     Embedder,
     Framing,
@@ -50,7 +51,7 @@ def create_database(
     layers: Sequence[int] | None = None,
     selection: str = DEFAULT_SELECTION,
     budget: int | None = None,
-    codec: str = "int8",
+    codec: str = DEFAULT_CODEC,
     index: IndexKind = "auto",
     recall: float = 0.99,
     keys: Sequence[str] = (),
@@ -67,7 +68,7 @@ def create_database(
         layers: memory layers; default: all.
         selection: which key-values are kept: `reconstruction` or `paper`.
         budget: how many of a 128-token reference; default: the selection's.
-        codec: how they are stored: `int8` or `exact`.
+        codec: how they are stored; see `memdb.MemDB.create`.
         index: see `memdb.MemDB.create`.
         recall: likewise.
         keys: metadata keys that filters ask for, to be indexed.

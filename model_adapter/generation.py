@@ -197,7 +197,7 @@ class _Reader:
     def remember(self, retrieval: Retrieval, *, generated: bool, start: int | None = None) -> None:
         """Put the retrieval's memories in the place of those in use."""
         began = time.perf_counter()
-        packed = pack(retrieval.memories, self.db.shape)
+        packed = pack(retrieval.stored, self.db.shape)
         self._memory = memory_tensors(packed, self.db.shape, self.model.device)
         place = self.prompt_tokens if start is None else start
         self.chunks.append(Chunk(place, generated, retrieval))

@@ -17,6 +17,7 @@ from cli.commands.list import list_documents
 from cli.commands.migrate import migrate
 from cli.commands.model import model
 from cli.commands.query import query
+from cli.commands.recode import recode
 from cli.commands.repair import repair
 from cli.commands.rewrite import rewrite
 from cli.commands.stats import stats
@@ -38,6 +39,7 @@ COMMANDS: tuple[click.Command, ...] = (
     stats,
     index,
     rewrite,
+    recode,
     export_database,
     import_export,
     verify,

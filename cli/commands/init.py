@@ -16,6 +16,7 @@ from cli.common import (
     model_option,
     notify,
 )
+from memdb import CODEC_NAMES
 
 _LAYERS = 10_000  # more than any model has
 
@@ -41,6 +42,9 @@ def parse_layers(text: str | None) -> list[int] | None:
     return layers
 
 
+codec_option = click.option("--codec", type=click.Choice(CODEC_NAMES), help="How they are stored.")
+
+
 def how_options(command: Any) -> Any:
     """The options that say how memories are written."""
     options = (
@@ -57,7 +61,7 @@ def how_options(command: Any) -> Any:
             help="Which key-values are kept; default: reconstruction.",
         ),
         click.option("--budget", type=int, help="How many of a 128-token reference."),
-        click.option("--codec", type=click.Choice(["int8", "exact"]), help="How they are stored."),
+        codec_option,
     )
     for option in reversed(options):
         command = option(command)

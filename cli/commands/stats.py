@@ -45,6 +45,8 @@ def stats(path: Path, as_json: bool) -> None:
             f"           {sizes['stored']:,.0f} bytes a memory; keys and values "
             f"{sizes['compression']:.2f} times smaller than the model's {shape['dtype']}"
         )
+        codecs = ", ".join(f"{number} {name}" for name, number in sizes["codecs"].items())
+        click.echo(f"           written by (of a sample): {codecs}")
     index = values["index"]
     keys = ", ".join(index["keys"]) or "none"
     if index["kind"] == "exact":

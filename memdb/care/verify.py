@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from memdb import layout
 from memdb.chunking import Chunker, Piece
-from memdb.codecs import CODECS, decode_memory
+from memdb.codecs import decode_memory
+from memdb.coding import KnownCodecs
 from memdb.documents import check_id, content_hash_of, text_hash
 from memdb.errors import (
     CorruptRecordError,
@@ -180,6 +181,7 @@ class _Walk:
             transaction.required_setting(name)
         _ = transaction.index_rules  # they decode
         tokenizer = transaction.tokenizer()
+        self._codecs = KnownCodecs(transaction.codec_parameters)
         counters = transaction.required_setting("counters")
         shape = MemoryShape.from_json(transaction.required_setting("shape"))
         self._chunker = Chunker(tokenizer, shape.reference_length)
@@ -310,9 +312,11 @@ class _Walk:
 
     def _memory(self, number: int, version: int, payload: memoryview) -> str | None:
         try:
-            memory = decode_memory(payload, self._shape, CODECS)
+            memory = decode_memory(payload, self._shape, self._codecs)
         except (MismatchError, FormatError):  # of another model, or of a later release: no damage
             return None
+        except CorruptRecordError as error:
+            return f"its codec cannot be had: {error}"
         memory.require(self._shape)
         for name, vectors in (("keys", memory.keys), ("values", memory.values)):
             if not np.isfinite(to_float32(vectors, self._shape.dtype)).all():

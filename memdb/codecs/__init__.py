@@ -23,8 +23,7 @@ from memdb.codecs.transform_fit import TransformFamily
 from memdb.errors import InvalidInputError
 
 CODECS: dict[str, Codec] = {
-    codec.name: codec
-    for codec in (Exact(), STAND_IN, Int4(), Rotated(4), Rotated(3), Rotated(2))
+    codec.name: codec for codec in (Exact(), STAND_IN, Int4(), Rotated(4), Rotated(3), Rotated(2))
 }
 FAMILIES: dict[str, Family] = {
     family.name: family for family in (TransformFamily(5), TransformFamily(8), TransformFamily(11))

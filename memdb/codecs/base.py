@@ -44,8 +44,8 @@ class Layout:
         cls, counts: NDArray[np.integer[Any]], positions: NDArray[np.unsignedinteger[Any]]
     ) -> Layout:
         """Rows without gaps between them; counts (rows,) of one memory, or (memories, rows)."""
-        counts = np.atleast_2d(counts).astype(np.int64)
-        return cls(counts, positions, _before(counts.sum(axis=0)))
+        by_row = np.atleast_2d(counts).astype(np.int64)
+        return cls(by_row, positions, _before(by_row.sum(axis=0)))
 
     @property
     def vectors(self) -> int:
@@ -154,7 +154,7 @@ class Family(ABC):
         sample: memories to fit it to, at most.
     """
 
-    name: ClassVar[str]
+    name: str
     enough: ClassVar[int]
     sample: ClassVar[int]
 

@@ -33,10 +33,14 @@ class Centre:
 
     def turns(self, shape: MemoryShape) -> Turns | None:
         """How keys are turned, or None."""
-        if self.angles is None:
-            return None
-        layers = [None if np.isnan(row).any() else row for row in self.angles]
-        return Turns(layers, shape)
+        return turns_of(self.angles, shape)
+
+
+def turns_of(angles: NDArray[np.float64] | None, shape: MemoryShape) -> Turns | None:
+    """The turns of keys, given `Centre.angles`."""
+    if angles is None:
+        return None
+    return Turns([None if np.isnan(row).any() else row for row in angles], shape)
 
 
 def by_row(layout: Layout, vectors: NDArray[Any]) -> list[NDArray[Any]]:

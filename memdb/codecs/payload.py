@@ -103,9 +103,7 @@ def _encode(
             payloads += _encode(counts[i : i + 1], *arrays, shape, STAND_IN)
             continue
         label = codec.name.encode("ascii")
-        head = _HEAD.pack(
-            shape.fingerprint, int(layout.sizes[i]), len(key_bytes), len(value_bytes)
-        )
+        head = _HEAD.pack(shape.fingerprint, int(layout.sizes[i]), len(key_bytes), len(value_bytes))
         parts = bytes([len(label)]), label, head, row_counts[i], places[i], key_bytes, value_bytes
         payloads.append(b"".join(parts))
     return payloads

@@ -26,16 +26,18 @@ def frequencies(rope: Rope | None, head_dim: int) -> NDArray[np.float64] | None:
     turned = int(head_dim * float(parameters.get("partial_rotary_factor", 1.0))) // 2
     if turned < 1:
         return None
-    angles: NDArray[np.float64] = rope.base ** (-np.arange(turned) / turned)
+    angles: NDArray[np.float64] = np.float64(rope.base) ** (-np.arange(turned) / turned)
     if rope.kind == "default":
         return angles
     if rope.kind == "linear":
-        return angles / float(parameters["factor"])
+        angles /= float(parameters["factor"])
+        return angles
     if rope.kind == "llama3":
         low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
         cycles = parameters["original_max_position_embeddings"] * angles / (2 * np.pi)
         kept = np.clip((cycles - low) / (high - low), 0, 1)
-        return angles * (kept + (1 - kept) / parameters["factor"])
+        angles *= kept + (1 - kept) / float(parameters["factor"])
+        return angles
     return None
 
 

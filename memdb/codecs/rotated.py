@@ -1,4 +1,4 @@
-"""2, 3 or 4 bits a number without training: a rotation, then the best levels for a normal number."""
+"""2, 3 or 4 bits a number without training: a rotation, then levels for a normal number."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Rotated(Codec):
         scales, codes = joined(sections, layout.sizes, [2, code_bytes(self._bits, d)])
         scale = unpack_scales(scales)
         x = spread(codes, self._levels, self._bits, d) @ _back(d)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             x *= scale
         if scale.max(initial=0.0) > 1e30:
             np.clip(x, -_LARGEST, _LARGEST, out=x)

@@ -215,7 +215,8 @@ def _numbers(axes: Axes, sections: Sequence[memoryview], layout: Layout) -> NDAr
     """The levels along every axis, row after row, and a 1 for the mean, (kept + 1, n)."""
     sizes = layout.sizes.tolist()
     memories = [
-        _inflated(section, axes.streams, size) for section, size in zip(sections, sizes, strict=True)
+        _inflated(section, axes.streams, size)
+        for section, size in zip(sections, sizes, strict=True)
     ]
     numbers = np.empty((axes.kept + 1, layout.vectors), np.float32)
     numbers[-1] = 1

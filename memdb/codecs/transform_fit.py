@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memdb.codecs.base import Family, FittedCodec, Layout, Part
-from memdb.codecs.centre import Centre, angles_that_pay, by_row, covariances
-from memdb.codecs.rope import Turns
+from memdb.codecs.centre import Centre, angles_that_pay, by_row, covariances, turns_of
 from memdb.codecs.transform import LARGEST, Axes, Stream, Transform, read_transform
 from memdb.records import MemoryShape, from_float32
 
@@ -100,7 +99,7 @@ class _Spectrum:
         power: float,
     ) -> _Spectrum:
         x = vectors.astype(np.float64)
-        turns: Turns | None = Centre(np.empty(0), np.empty(0), angles).turns(shape)
+        turns = turns_of(angles, shape)
         if turns is not None:
             ordered = x[layout.order]
             turns(ordered, layout.row_sizes, layout.positions[layout.order], back=True)

@@ -4,6 +4,7 @@ read and write.
     my-export/
         manifest.json           what this is an export of; written last: without it, unfinished
         tokenizer.json          the model's tokenizer, where there is one
+        codec-….bin             parameters of a fitted codec (storage_format.md), if there is one
         part-00001.jsonl        a line for each document
         part-00001.safetensors  embeddings and memories of the documents' references, in order
         part-00002.jsonl        ...

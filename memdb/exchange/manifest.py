@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import xxhash
 
 from memdb.canonical import json_payload
+from memdb.codecs import fitted_codec
 from memdb.durable import sync, write_file
 from memdb.errors import InvalidInputError, MemDBError
 from memdb.exchange.files import (
@@ -34,6 +36,7 @@ _OPTIONAL: dict[str, Any] = {
     "settings": {},
     "keys": [],
     "tokenizer": False,
+    "codecs": [],
     "checksum": None,
 }
 
@@ -47,6 +50,7 @@ class Manifest:
         settings: the database's settings `embedder`, `model` and `memory`, those that there are.
         keys: metadata keys that the database has an index of.
         tokenizer: the text of tokenizer.json, or None.
+        codecs: parameters of the fitted codecs that memories are stored with, by name.
         parts: how many pairs of files there are.
         documents: documents of all parts.
         references: references of all documents.
@@ -56,6 +60,7 @@ class Manifest:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
     tokenizer: str | None = None
+    codecs: Mapping[str, bytes] = field(default_factory=dict)
     parts: int = 0
     documents: int = 0
     references: int = 0
@@ -75,6 +80,7 @@ class Manifest:
             "settings": {name: dict(value) for name, value in self.settings.items()},
             "keys": list(self.keys),
             "tokenizer": self.tokenizer is not None,
+            **({"codecs": sorted(self.codecs)} if self.codecs else {}),
             "parts": self.parts,
             "documents": self.documents,
             "references": self.references,
@@ -92,6 +98,8 @@ class Manifest:
         """Write tokenizer.json and then, in one step, manifest.json, durably."""
         if self.tokenizer is not None:
             write_file(folder / TOKENIZER, self.tokenizer.encode())
+        for name, parameters in self.codecs.items():
+            write_file(folder / codec_file(name), parameters)
         sync(folder)  # the parts' names are on disk before a manifest counts them
         new = folder / (MANIFEST + ".new")
         write_file(new, json.dumps(self.to_json(), indent=2, ensure_ascii=False).encode() + b"\n")
@@ -116,18 +124,20 @@ class Manifest:
             values = json_object(data)
             filled, shape = _checked(values)
             tokenizer = decoded(read_small(folder / TOKENIZER)) if filled["tokenizer"] else None
+            codecs = {name: _parameters(folder, name) for name in filled["codecs"]}
             if filled["checksum"] not in (None, checksum(values, tokenizer)):
                 raise InvalidInputError(
                     f"it, or {TOKENIZER}, is damaged: the checksum does not match. Export again, "
                     "or, if it was changed on purpose, remove the field 'checksum'"
                 )
-        except (MemDBError, ValueError, RecursionError) as error:
+        except (MemDBError, ValueError, RecursionError, OSError) as error:
             raise InvalidInputError(f"'{path}': {error}") from error
         return cls(
             shape=shape,
             settings=filled["settings"],
             keys=tuple(filled["keys"]),
             tokenizer=tokenizer,
+            codecs=codecs,
             parts=filled["parts"],
             documents=filled["documents"],
             references=filled["references"],
@@ -141,6 +151,11 @@ def checksum(values: Mapping[str, Any], tokenizer: str | None) -> str:
     digest = xxhash.xxh3_64(json_payload(rest))
     digest.update((tokenizer or "").encode())
     return digest.hexdigest()
+
+
+def codec_file(name: str) -> str:
+    """The file of a fitted codec's parameters."""
+    return f"codec-{name.replace(':', '-')}.bin"
 
 
 def part_names(number: int) -> tuple[str, str]:
@@ -196,10 +211,29 @@ def _check_values(values: dict[str, Any]) -> None:
     keys = values["keys"]
     if not isinstance(keys, list) or not all(is_text(key) and key for key in keys):
         raise InvalidInputError("'keys' must be an array of metadata keys")
+    codecs = values["codecs"]
+    if not isinstance(codecs, list) or not all(map(_is_codec, codecs)):
+        raise InvalidInputError("'codecs' must be an array of names of fitted codecs")
     if not isinstance(values["tokenizer"], bool):
         raise InvalidInputError("'tokenizer' must be true or false")
     if values["checksum"] is not None and not is_checksum(values["checksum"]):
         raise InvalidInputError("'checksum' must be 16 hexadecimal digits, in lower case")
+
+
+def _is_codec(value: object) -> bool:
+    return (
+        isinstance(value, str) and re.fullmatch(r"[a-z0-9]{1,64}:[0-9a-f]{16}", value) is not None
+    )
+
+
+def _parameters(folder: Path, name: str) -> bytes:
+    """Those of a fitted codec, whose name is their hash: what is damaged is refused."""
+    data = (folder / codec_file(name)).read_bytes()
+    if fitted_codec(name, data) is None:
+        raise InvalidInputError(
+            f"this release does not know the codec '{name}'; use a newer release of explicit-memdb"
+        )
+    return data
 
 
 def _are_integers(value: object) -> bool:

@@ -36,6 +36,7 @@ class ExportWriter:
         settings: the database's settings `embedder`, `model` and `memory`, those that there are.
         keys: metadata keys that the database has an index of.
         tokenizer: the text of the model's tokenizer.json, or None.
+        codecs: parameters of the fitted codecs that memories are stored with, by name.
         part_bytes: about how long either file of a part may become; a document that needs more
             gets a part of its own.
 
@@ -52,9 +53,10 @@ class ExportWriter:
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         keys: Sequence[str] = (),
         tokenizer: str | None = None,
+        codecs: Mapping[str, bytes] | None = None,
         part_bytes: int = 1 << 26,
     ) -> None:
-        self._manifest = Manifest(shape, settings or {}, tuple(keys), tokenizer)
+        self._manifest = Manifest(shape, settings or {}, tuple(keys), tokenizer, codecs or {})
         self._manifest.require()
         self._dimension = self._manifest.dimension
         self._folder = folder

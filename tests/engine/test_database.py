@@ -12,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from memdb import (
+    DEFAULT_CODEC,
     ConflictError,
     DocumentExistsError,
     ExplicitMemory,
@@ -85,7 +86,7 @@ def test_what_was_recorded_is_there_after_opening(full: MemDB) -> None:
         assert again.settings == {
             "embedder": {"name": "words", "fingerprint": "words-64", "dimension": 64},
             "model": {"name": "tokens"},
-            "memory": {"codec": "int8", "selection": "third"},
+            "memory": {"codec": DEFAULT_CODEC, "selection": "third"},
         }
 
 
