@@ -11,7 +11,7 @@ from typing import Any
 
 from memdb import layout
 from memdb.care.generations import new_identity
-from memdb.care.verify import INDEX, PAGES, Problem, verify
+from memdb.care.verify import INDEX, PAGES, Problem, broken_codecs, verify
 from memdb.documents import check_id, content_hash_of, text_hash
 from memdb.errors import CorruptRecordError
 from memdb.folder import opening
@@ -140,6 +140,7 @@ class _Mending:
             # Without them nothing else was looked at; with them the next verify does.
             self._log()
             return
+        self._codecs()
         for problem in problems:
             if problem.table == MEMORIES and problem.key:
                 self._memory(int(problem.key))
@@ -198,6 +199,21 @@ class _Mending:
             self._report.mended.append("the setting 'index' was damaged: set to its defaults")
             mended = True
         return mended
+
+    def _codecs(self) -> None:
+        """Forget fitted codecs that are lost; the memories that they wrote are lost with them."""
+        transaction = self._transaction
+        try:
+            memory = transaction.required_setting("memory")
+        except CorruptRecordError:  # which cannot be derived
+            return
+        broken = [name for name, _ in broken_codecs(transaction)]
+        for name in broken:
+            transaction.delete_setting(f"codec {name}")
+            self._report.mended.append(f"the parameters of codec {name} were lost: removed")
+        if memory.get("fitted") in broken:
+            memory.pop("fitted")
+            transaction.put_setting("memory", memory)
 
     def _indexed_names(self) -> tuple[str, ...]:
         try:

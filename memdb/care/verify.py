@@ -129,6 +129,20 @@ def _index_file(store: Store, transaction: Transaction) -> Iterator[Problem]:
         yield Problem(INDEX, FILE, "it was built for another database, or for a later state")
 
 
+def broken_codecs(transaction: Transaction) -> list[tuple[str, CorruptRecordError]]:
+    """Fitted codecs whose parameters are damaged, or should be there and are not."""
+    codecs = KnownCodecs(transaction.codec_parameters)
+    names = dict.fromkeys(transaction.fitted_codecs())
+    names.update(dict.fromkeys([transaction.required_setting("memory").get("fitted")]))
+    broken = []
+    for name in filter(None, names):
+        try:
+            codecs.get(name)  # of one that a later release knows nothing can be said
+        except CorruptRecordError as error:
+            broken.append((name, error))
+    return broken
+
+
 class _Walk:
     """One walk over the records that a transaction sees."""
 
@@ -176,12 +190,15 @@ class _Walk:
             try:
                 layout.unseal(SETTINGS, key, record)
             except CorruptRecordError as error:
-                self._report(SETTINGS, bytes(key), error.problem)
+                if not bytes(key).startswith(layout.codec_key("")):  # of these it is told below
+                    self._report(SETTINGS, bytes(key), error.problem)
         for name in ("model", "memory"):
             transaction.required_setting(name)
         _ = transaction.index_rules  # they decode
         tokenizer = transaction.tokenizer()
         self._codecs = KnownCodecs(transaction.codec_parameters)
+        for name, error in broken_codecs(transaction):
+            self._report(SETTINGS, layout.codec_key(name), error.problem)
         counters = transaction.required_setting("counters")
         shape = MemoryShape.from_json(transaction.required_setting("shape"))
         self._chunker = Chunker(tokenizer, shape.reference_length)
