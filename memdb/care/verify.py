@@ -197,8 +197,8 @@ class _Walk:
         _ = transaction.index_rules  # they decode
         tokenizer = transaction.tokenizer()
         self._codecs = KnownCodecs(transaction.codec_parameters)
-        for name, error in broken_codecs(transaction):
-            self._report(SETTINGS, layout.codec_key(name), error.problem)
+        for name, lost in broken_codecs(transaction):
+            self._report(SETTINGS, layout.codec_key(name), lost.problem)
         counters = transaction.required_setting("counters")
         shape = MemoryShape.from_json(transaction.required_setting("shape"))
         self._chunker = Chunker(tokenizer, shape.reference_length)

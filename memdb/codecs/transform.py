@@ -6,7 +6,6 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -111,22 +110,24 @@ class Transform(FittedCodec):
         """See `Codec.decode`; levels times steps along the axes, the mean, and RoPE."""
         axes = self._axes[part]
         numbers = _numbers(axes, sections, layout)
-        decoder = self._decoders[part]
         turns = axes.centre.turns(shape)
         direct = turns is None and shape.dtype == "float32"
         found = out if direct else np.empty((layout.vectors, shape.head_dim), np.float32)
-        at = 0
-        starts = layout.starts.tolist()
-        for row, size in enumerate(layout.row_sizes.tolist()):
-            if size:
-                to = starts[row] if direct else at
-                np.matmul(numbers[:, at : at + size].T, decoder[row], out=found[to : to + size])
-                at += size
+        starts, at = layout.starts.tolist(), 0
+        filled = [(row, size) for row, size in enumerate(layout.row_sizes.tolist()) if size]
+        for row, size in filled:
+            to = starts[row] if direct else at
+            along = self._decoders[part][row]
+            np.matmul(numbers[:, at : at + size].T, along, out=found[to : to + size])
+            at += size
         if direct:
             return
         if turns is not None:
             turns(found, layout.row_sizes, layout.positions[layout.order])
-        out[layout.places[layout.order]] = from_float32(found, shape.dtype)
+        found, at = from_float32(found, shape.dtype), 0
+        for row, size in filled:
+            out[starts[row] : starts[row] + size] = found[at : at + size]
+            at += size
 
 
 def read_transform(family: str, parameters: bytes) -> Transform:
@@ -228,13 +229,17 @@ def _numbers(axes: Axes, sections: Sequence[memoryview], layout: Layout) -> NDAr
         data = parts[0]
         if len(parts) > 1:
             data = np.concatenate(parts, axis=1).take(layout.order, axis=1)
-        levels = _levels_of_bytes(stream.packed)
-        if data.max(initial=0) >= len(levels[0]):
+        largest = LARGEST[stream.packed]
+        base = 2 * largest + 1
+        if data.max(initial=0) >= base**stream.packed:
             raise ValueError("its vectors hold a code that stands for nothing")
         end = stream.first + stream.count
-        for digit, table in enumerate(levels):
+        for digit in range(stream.packed):
+            rest = data // np.uint8(base)
             to = numbers[stream.first + digit : end : stream.packed]
-            to[:] = table.take(data[: len(to)])
+            digits = (data - rest * np.uint8(base))[: len(to)]
+            np.subtract(digits, largest, out=to, dtype=np.float32, casting="unsafe")
+            data = rest
     return numbers
 
 
@@ -260,13 +265,3 @@ def _inflated(section: memoryview, streams: Sequence[Stream], size: int) -> list
         found.append(data)
         at += length
     return found
-
-
-@cache
-def _levels_of_bytes(packed: int) -> list[NDArray[np.float32]]:
-    """For each number that a byte holds, its level for every byte there may be."""
-    largest = LARGEST[packed]
-    base = 2 * largest + 1
-    values = np.arange(base**packed)
-    digits = [values // base**digit % base - largest for digit in range(packed)]
-    return [digit.astype(np.float32) for digit in digits]

@@ -332,7 +332,7 @@ def test_an_export_takes_the_codec_along(bare: MemDB, tmp_path: Path, arrays: bo
             )
             (file,) = (tmp_path / "files").glob("codec-*.bin")
             file.write_bytes(file.read_bytes()[:-1])
-            with pytest.raises(InvalidInputError, match="manifest.json"):
+            with pytest.raises(InvalidInputError, match=r"manifest\.json"):
                 import_database(tmp_path / "files", tmp_path / "other")
 
 
@@ -353,8 +353,9 @@ def test_lost_parameters_are_told_and_mended(bare: MemDB) -> None:
     with raw(bare.path) as (environment, tables), environment.begin(write=True) as inner:
         inner.delete(codec_key(name), db=tables[SETTINGS])
     with MemDB.open(bare.path) as database:
+        retrieval = database.retrieve(east(2)[0])
         with pytest.raises(CorruptRecordError, match=f"codec {name}"):
-            _ = database.retrieve(east(2)[0]).memories
+            _ = retrieval.memories
     problems = verify(bare.path)
     (lost,) = [problem for problem in problems if problem.table == SETTINGS]
     assert (lost.key, lost.what) == (f"'codec {name}'", "it is missing")
