@@ -32,7 +32,7 @@ from engine_run import CHROMAS, LANCE, LIMIT, MEMDB, Bench, Row, Size
 from rich.console import Console
 from rich.table import Table
 
-_REAL_PAIRS, _REAL_REFERENCES = 1440, 2000  # as the default selection and codec have it
+_REAL_PAIRS, _REAL_REFERENCES = 1440, 2000  # as the default selection has it
 _SMALL_KIB = 4  # of a memory, where the disk is short
 
 #: Figure of `--json`, what it says, and the goal: at most, or at least.

@@ -6,6 +6,7 @@ from __future__ import annotations
 from memdb.codecs.base import Codec, Family, FittedCodec, Layout, Part
 from memdb.codecs.exact import Exact
 from memdb.codecs.int4 import Int4
+from memdb.codecs.paper import PaperFamily
 from memdb.codecs.payload import (
     STAND_IN,
     Coded,
@@ -26,7 +27,8 @@ CODECS: dict[str, Codec] = {
     codec.name: codec for codec in (Exact(), STAND_IN, Int4(), Rotated(4), Rotated(3), Rotated(2))
 }
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (TransformFamily(5), TransformFamily(8), TransformFamily(11))
+    family.name: family
+    for family in (TransformFamily(5), TransformFamily(8), TransformFamily(11), PaperFamily())
 }
 #: What `create` takes.
 CODEC_NAMES = (*CODECS, *FAMILIES)
