@@ -81,7 +81,7 @@ def measure(
             memories = [decode_memory(data, writer.shape, CODECS) for data in encoded]
             size += sum(map(len, encoded))
             tokens += sum(harness.chunker.count(piece) for piece in pieces)
-        scores.append(harness.memory(question, memories, writer))
+        scores.append(harness.memory(question, memories, writer.shape))
     return scores, size / tokens * 128, float(np.median(seconds))
 
 

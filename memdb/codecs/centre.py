@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.codecs.base import Layout
+from memdb.codecs.base import Layout, Part
 from memdb.codecs.rope import Turns, frequencies
 from memdb.records import MemoryShape
 
@@ -30,6 +30,24 @@ class Centre:
     means: NDArray[np.float32]
     scales: NDArray[np.float32]
     angles: NDArray[np.float64] | None = None
+
+    @classmethod
+    def read(cls, arrays: Mapping[str, NDArray[Any]], part: Part) -> Centre:
+        """That of keys or values among a codec's parameters; ValueError if it is none, KeyError if
+        an array is missing."""
+        means, scales = arrays[f"{part}.means"], arrays[f"{part}.scales"]
+        angles = arrays.get(f"{part}.angles")
+        if means.dtype != np.float32 or means.ndim != 2 or not np.isfinite(means).all():
+            raise ValueError("a codec's means are none")
+        if scales.dtype != np.float32 or scales.shape != means.shape[:1]:
+            raise ValueError("a codec's means and scales are not of the same rows")
+        if not ((scales > 0) & np.isfinite(scales)).all():
+            raise ValueError("a codec's scale is not more than 0, or not finite")
+        if angles is not None and (
+            angles.dtype != np.float64 or angles.ndim != 2 or 2 * angles.shape[1] > means.shape[1]
+        ):
+            raise ValueError("a codec's angles are none for its keys")
+        return cls(means, scales, angles)
 
     def turns(self, shape: MemoryShape) -> Turns | None:
         """How keys are turned, or None."""

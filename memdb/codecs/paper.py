@@ -24,8 +24,8 @@ _FEWEST_BITS = 3  # FAISS has no fewer where a half is two numbers
 _PIECES = 8  # of a vector, at most
 _SAMPLE = 39  # vectors for each centre, as FAISS advises at least
 _TRAINED = _SAMPLE << 13  # vectors: more take minutes
-_OPQ_BITS = 8  # of each piece that OPQ turns a vector for
-_OPQ_PIECE = 4  # numbers of one, as in the paper
+_OPQ_PIECE = 4  # numbers of each piece that OPQ turns a vector for, as in the paper
+_OPQ_FEWEST = _SAMPLE << _FINE_BITS  # vectors: FAISS is slow at it with fewer
 _ROUNDS = 10  # of k-means, and of OPQ
 _UNLIKE = 1.5  # error of a memory over its own spread, or over that of its rows
 _FARTHEST = 1e6  # over a row's scale: float32 holds the square of it
@@ -79,9 +79,10 @@ class Paper(FittedCodec):
     Keys are taken before RoPE where they are more alike there, and of each (layer, kv head) the
     mean is taken off and the scale divided out, so that one quantizer serves all. It turns a vector
     so that its pieces tell little of each other (Ge et al., 2013), replaces each half of it by the
-    nearest of up to 2**14 centres (Babenko and Lempitsky, 2012), and each of up to 8 pieces of what
-    is left by the nearest of up to 2**10 (Jégou et al., 2011). 14 bytes a vector, 13 where there
-    were less than 320,000 to fit it to: at head_dim 64, 9.1 and 9.8 times smaller than bfloat16.
+    nearest of up to 2**13 centres (Babenko and Lempitsky, 2012; the paper: 2**14), and each of up
+    to 8 pieces of what is left by the nearest of up to 2**10 (Jégou et al., 2011). 14 bytes a
+    vector, as in the paper; 13 or less where there were less than 320,000 to fit it to: at head_dim
+    64, 9.1 and 9.8 times smaller than bfloat16.
 
     Args:
         family: the name of its family.
@@ -190,7 +191,7 @@ def factory_string(d: int, vectors: int) -> str:
     coarse, fine = _bits(vectors, _COARSE_BITS), _bits(vectors, _FINE_BITS)
     parts = [f"Residual{2 - d % 2}x{coarse}", f"PQ{_divisor(d, _PIECES)}x{fine}"]
     pieces = _divisor(d, d // _OPQ_PIECE)
-    if pieces > 1 and vectors >= _SAMPLE << _OPQ_BITS:
+    if pieces > 1 and vectors >= _OPQ_FEWEST:
         parts.insert(0, f"OPQ{pieces}_{d}")
     return ",".join(parts)
 

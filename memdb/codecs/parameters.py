@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -37,11 +39,20 @@ def read_parameters(data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]
         arrays = {}
         for entry in values.pop("arrays"):
             dtype = np.dtype(_DTYPES[entry["type"]])
-            count = int(np.prod(entry["shape"], dtype=np.int64))
+            if min(entry["shape"], default=0) < 0:
+                raise ValueError("a codec's parameters hold an array of less than no numbers")
+            count = math.prod(map(operator.index, entry["shape"]))
             array = np.frombuffer(data, dtype, count, at).reshape(entry["shape"])
             arrays[entry["name"]] = array
             at += array.nbytes
-    except (struct.error, KeyError, TypeError, AttributeError) as error:
+    except (
+        struct.error,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise ValueError(f"a codec's parameters do not decode ({error!r})") from error
     if at != len(data):
         raise ValueError(f"a codec's parameters have {len(data)} bytes where {at} are due")

@@ -201,6 +201,10 @@ def decode_into(
         FormatError: that codec is not among `codecs`.
         ValueError: the bytes of one are not what its codec wrote.
     """
+    if layout.positions.max(initial=0) >= shape.reference_length:
+        raise ValueError(
+            f"a position is outside the {shape.reference_length} tokens of a reference"
+        )
     name = memories[0].codec
     try:
         codec = codecs[name]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import struct
 import zlib
 from collections.abc import Sequence
@@ -19,6 +21,8 @@ from memdb.records import MemoryShape, from_float32, to_float32
 #: Numbers to a byte -> the largest level that fits.
 LARGEST = {1: 127, 2: 7, 3: 2, 5: 1}
 _CLIPPED = 1 / 100  # share of levels beyond the largest that a memory may have
+_UNLIKE = 1.5  # error of a memory over the spread of its rows
+_FARTHEST = 1e36  # of a number that is decoded: float32 holds the sums on the way to it
 
 
 @dataclass(frozen=True)
@@ -86,16 +90,14 @@ class Transform(FittedCodec):
     ) -> list[bytes | None]:
         """For each stream the bytes of its code, then the codes (DEFLATE)."""
         axes = self._axes[part]
-        levels = _levels(axes, vectors, layout, shape)
-        limits = np.concatenate([np.full(s.count, LARGEST[s.packed]) for s in axes.streams])
-        beyond = (np.abs(levels) > limits).sum(axis=1)
-        whole = np.clip(levels, -limits, limits).astype(np.int8)
+        levels, beyond, errors = _levels(axes, vectors, layout, shape)
         coded: list[bytes | None] = []
         at = 0
         for size in layout.sizes.tolist():
             own = slice(at, at + size)
             suits = beyond[own].sum() <= _CLIPPED * size * axes.kept
-            coded.append(None if not suits else _coded(whole[own], axes.streams) if size else b"")
+            suits &= errors[own].sum() <= _UNLIKE**2 * size
+            coded.append(None if not suits else _coded(levels[own], axes.streams) if size else b"")
             at += size
         return coded
 
@@ -136,15 +138,33 @@ def read_transform(family: str, parameters: bytes) -> Transform:
     axes: list[Axes] = []
     try:
         for part in ("keys", "values"):
-            centre = Centre(
-                arrays[f"{part}.means"], arrays[f"{part}.scales"], arrays.get(f"{part}.angles")
-            )
-            streams = tuple(Stream(*map(int, stream)) for stream in values[part]["streams"])
-            step = float(values[part]["step"])
-            axes.append(Axes(centre, step, arrays[f"{part}.basis"], streams))
-    except (KeyError, TypeError) as error:
+            centre = Centre.read(arrays, part)
+            streams = tuple(Stream(*map(operator.index, s)) for s in values[part]["streams"])
+            step, basis = float(values[part]["step"]), arrays[f"{part}.basis"]
+            axes.append(Axes(centre, step, basis, streams))
+            _require_whole(axes[-1])
+    except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"a codec's parameters lack a field ({error!r})") from error
     return Transform(family, *axes)
+
+
+def _require_whole(axes: Axes) -> None:
+    """Raise ValueError unless the streams are all of the axes, and the axes those of the rows."""
+    rows, d = axes.centre.means.shape
+    if not 0 < axes.step < math.inf:
+        raise ValueError(f"a codec's step is {axes.step}")
+    if axes.basis.dtype != np.float16 or axes.basis.shape != (rows, axes.kept, d):
+        raise ValueError("a codec's axes are not of the same rows as its means")
+    lengths = np.square(axes.basis, dtype=np.float64).sum(axis=2)
+    if not ((lengths > 0) & np.isfinite(lengths)).all():
+        raise ValueError("a codec's axis has no length")
+    first = 0
+    for stream in axes.streams:
+        if stream.first != first or stream.count < 1 or stream.packed not in LARGEST:
+            raise ValueError("a codec's streams are not consecutive parts of its axes")
+        first += stream.count
+    if first != axes.kept or not first:
+        raise ValueError(f"a codec's streams are {first} of its {axes.kept} axes")
 
 
 def _written(axes: dict[Part, Axes]) -> bytes:
@@ -175,26 +195,36 @@ def _decoder(axes: Axes) -> NDArray[np.float32]:
 
 def _levels(
     axes: Axes, vectors: NDArray[Any], layout: Layout, shape: MemoryShape
-) -> NDArray[np.float64]:
-    """(n, kept) whole numbers, memory after memory. In float64, so that a memory's do not depend
-    on those beside it."""
+) -> tuple[NDArray[np.int8], NDArray[np.int64], NDArray[np.float64]]:
+    """Of each vector, memory after memory: the levels, (n, kept), how many of them were beyond the
+    largest, and the mean squared error over the row's scale, infinite where what is decoded may be
+    no float32. In float64, so that a memory's do not depend on those beside it."""
     x = to_float32(vectors, shape.dtype)[layout.order].astype(np.float64)
     turns = axes.centre.turns(shape)
     if turns is not None:
         turns(x, layout.row_sizes, layout.positions[layout.order], back=True)
-    found = np.empty((layout.vectors, axes.kept))
-    units = _units(axes).astype(np.float64)
+    limits = np.concatenate([np.full(s.count, LARGEST[s.packed]) for s in axes.streams])
+    levels = np.empty((layout.vectors, axes.kept), np.int8)
+    beyond = np.empty(layout.vectors, np.int64)
+    errors = np.empty(layout.vectors)
+    units = axes.centre.scales.astype(np.float64) * axes.step
     at = 0
     for row, size in enumerate(layout.row_sizes.tolist()):
         if size:
-            own = slice(at, at + size)
-            basis = axes.basis[row].astype(np.float64)
+            own = layout.order[at : at + size]
+            mean, basis = axes.centre.means[row], axes.basis[row].astype(np.float64)
             along = basis / (units[row] * np.square(basis).sum(axis=1, keepdims=True))
-            found[own] = (x[own] - axes.centre.means[row]) @ along.T
+            y = x[at : at + size] - mean
+            exact = np.rint(y @ along.T)
+            whole = np.clip(exact, -limits, limits)
+            levels[own] = whole
+            beyond[own] = (exact != whole).sum(axis=1)
+            found = whole @ basis * units[row]
+            errors[own] = np.square((y - found) / axes.centre.scales[row]).mean(axis=1)
+            far = (np.abs(found) + np.abs(mean)).max(axis=1) > _FARTHEST
+            errors[own[far]] = np.inf
             at += size
-    levels = np.empty_like(found)
-    levels[layout.order] = np.rint(found)
-    return levels
+    return levels, beyond, errors
 
 
 def _coded(levels: NDArray[np.int8], streams: Sequence[Stream]) -> bytes:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 from click.testing import CliRunner
 
 from tests.helpers import FACTS, tiny_model
@@ -23,7 +24,11 @@ def script(path: str) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module  # dataclasses look there
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str((ROOT / path).parent))  # as `python path` does
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.path[0]
     return module
 
 
@@ -38,7 +43,9 @@ def test_the_demo_shows_any_text() -> None:
     assert shown.get().count("[/this]") == 2
 
 
-def test_a_quick_benchmark_keeps_its_limit(tmp_path: Path) -> None:
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    """Options of the benchmarks of quality: a tiny model, a corpus and its questions."""
     model = tiny_model()
     model.model.save_pretrained(tmp_path / "model")
     model.tokenizer.save_pretrained(tmp_path / "model")
@@ -48,10 +55,38 @@ def test_a_quick_benchmark_keeps_its_limit(tmp_path: Path) -> None:
     asked = [{"question": f.question, "answers": [f.answer], "document": f.id} for f in FACTS]
     questions.write_text("".join(json.dumps(line) + "\n" for line in asked))
     files = ["--corpus", str(corpus), "--questions", str(questions)]
-    options = [*files, "--model", str(tmp_path / "model"), "--quick", "--limit", "2"]
+    return [*files, "--model", str(tmp_path / "model")]
+
+
+def test_a_quick_benchmark_keeps_its_limit(files: list[str]) -> None:
+    options = [*files, "--quick", "--limit", "2"]
     result = CliRunner().invoke(script("benchmarks/selection.py").main, options)
     assert result.exit_code == 0, result.output
     assert ", 2 questions" in " ".join(result.output.split())
+
+
+def test_the_benchmark_of_codecs_measures_each(files: list[str], tmp_path: Path) -> None:
+    # klt8 finds few pairs here: all that is asked is that it gets through.
+    options = [
+        *files,
+        "--budgets",
+        "96,48",
+        "--codecs",
+        "int8,klt8",
+        "--json",
+        str(tmp_path / "out"),
+    ]
+    result = CliRunner().invoke(script("benchmarks/codec.py").main, options)
+    assert result.exit_code == 0, result.output
+    figures = json.loads((tmp_path / "out").read_text())
+    names = [row["name"] for row in figures["rows"]]
+    assert names == ["exact", "int8", "klt8", "klt8, keys after RoPE"]
+    exact, int8 = figures["rows"][:2]
+    assert exact["key_error"] == 0 < int8["key_error"] < 0.02
+    assert (exact["bytes_per_vector"], int8["bytes_per_vector"]) == (32, 12)
+    assert {(row["name"], row["budget"]) for row in figures["frontier"]} == {
+        (name, budget) for name in names[:3] for budget in (96, 48)
+    }
 
 
 def test_the_makefile_promises_what_it_has() -> None:

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.storage_format.databases import LONG, create, filled
+from tests.storage_format.databases import (
+    LONG,
+    create,
+    few_are_enough,
+    filled,
+    grown,
+    insert_unlike,
+)
 from tests.storage_format.reader import Database, read_database
 
 
@@ -28,3 +35,13 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with filled(path) as db:
         db.build_index()
     return path
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Database:
+    """Its memories are under a fitted codec, but for one that this does not suit."""
+    path = tmp_path_factory.mktemp("fitted") / "a.memdb"
+    with few_are_enough("klt8"), grown(path, "float32", "klt8") as db:
+        db.recode()
+        insert_unlike(db)
+    return read_database(path)

@@ -7,19 +7,23 @@ import json
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lmdb
 import numpy as np
+import pytest
 import xxhash
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from memdb import ExplicitMemory, MemDB, MemoryShape, Rope, from_float32
-from tests.storage_format.reader import Database, read_database, seal, unseal, write_int8
+from memdb import ExplicitMemory, MemDB, MemoryShape, Rope, from_float32, to_float32
+from memdb.codecs import FAMILIES
+from tests.storage_format.coded import assert_close, write_vectors
+from tests.storage_format.reader import Database, Memory, read_database, seal, unseal
 
 LONG = "One two three. Four five six seven eight nine ten.  Eleven!\n\nTwelve \u3000 thirteen\u2003"
 OTHER = " " + "word " * 400 + "end"
@@ -74,6 +78,14 @@ class FakeWriter:
         return [memory_of(text, self.shape) for text in texts]
 
 
+LLAMA3 = {
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
 def shape_of(dtype: Any) -> MemoryShape:
     return MemoryShape(
         model="m1",
@@ -84,7 +96,7 @@ def shape_of(dtype: Any) -> MemoryShape:
         prefix=(1, 15, 9),
         framing="chat",
         reference_length=300 if dtype == "float16" else 8,
-        rope=(Rope(1e6), None, Rope(10000.0, "llama3", {"factor": 32.0})),
+        rope=(Rope(1e6), None, Rope(10000.0, "llama3", LLAMA3)),
     )
 
 
@@ -146,8 +158,21 @@ def compare(database: Database, written: dict[str, Written], codec: str) -> None
             assert stored.counts == tuple(np.diff(memory.offsets))
             assert stored.positions == tuple(memory.positions)
             for vectors, data in ((memory.keys, stored.keys), (memory.values, stored.values)):
-                exact = vectors.tobytes()
-                assert data == (exact if codec == "exact" else write_int8(exact, d, dtype))
+                assert data == write_vectors(codec, vectors.tobytes(), d, dtype)
+
+
+def assert_reads_as(database: Database, stored: Memory, memory: ExplicitMemory) -> None:
+    """What memdb reads is what the document says is read."""
+    d, dtype = database.shape["head_dim"], database.shape["dtype"]
+    assert stored.counts == tuple(np.diff(memory.offsets))
+    assert stored.positions == tuple(memory.positions)
+    for vectors, data in zip(
+        (memory.keys, memory.values), stored.vectors(database.shape, database.fitted), strict=True
+    ):
+        if stored.codec in ("exact", "int8", "int4"):
+            assert vectors.tobytes() == data
+        else:
+            assert_close(data, vectors.tobytes(), d, dtype)
 
 
 def filled(folder: Path, **options: Any) -> MemDB:
@@ -157,6 +182,34 @@ def filled(folder: Path, **options: Any) -> MemDB:
         db.insert(f"Text {n}.", id=f"d{n}", metadata={"year": n % 7}, cold=n % 2 == 0)
     db.delete(*(f"d{n}" for n in range(0, 120, 3)))
     return db
+
+
+ENOUGH = 12
+
+
+@contextmanager
+def few_are_enough(family: str) -> Iterator[None]:
+    """To fit a codec."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FAMILIES[family], "enough", ENOUGH)
+        yield
+
+
+def grown(folder: Path, dtype: str, codec: str) -> MemDB:
+    """An open database with enough memories to fit a codec to."""
+    db = create(folder, dtype, codec, durability="off")
+    for n in range(2 * ENOUGH):
+        db.insert(f"Text {n}.", id=f"d{n}", metadata={"year": n % 7})
+    return db
+
+
+def insert_unlike(db: MemDB) -> None:
+    """A document whose memory suits no codec that was fitted to the others."""
+    text, dtype = "Unlike all others.", db.shape.dtype
+    memory = memory_of(text, db.shape)
+    keys = from_float32(to_float32(memory.keys, dtype) * np.float32(1000) + 500, dtype)
+    embeddings = FakeEmbedder().embed([text])
+    db.insert(text, id="unlike", embeddings=embeddings, memories=[replace(memory, keys=keys)])
 
 
 def names_in(folder: Path) -> set[str]:
@@ -200,6 +253,11 @@ POSITIONS = COUNTS + 2 * 6
 def put(at: int, data: bytes) -> Callable[[bytes], bytes]:
     """The payload with other bytes there."""
     return lambda payload: payload[:at] + data + payload[at + len(data) :]
+
+
+def rename(payload: bytes, codec: str) -> bytes:
+    """The memory says that another codec wrote it."""
+    return bytes([len(codec)]) + codec.encode() + payload[1 + payload[0] :]
 
 
 def move_the_border(payload: bytes) -> bytes:

@@ -40,9 +40,10 @@ def stanzas(title: str, language: str) -> list[dict[str, str]]:
         fields: dict[str, str] = {}
         label = ""
         for line in stanza.splitlines():
-            content = line.partition("#")[0]
-            label = content[:8].strip() or label
-            fields[label] = fields.get(label, "") + content[8:].replace(" ", "")
+            words = line.partition("#")[0].split()
+            if not line.startswith(" "):
+                label, *words = words
+            fields[label] = fields.get(label, "") + "".join(words)
         found.append(fields)
     return found
 

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 import xxhash
 import zstandard
 
+from tests.storage_format.coded import Parameters, Place, is_known, read_section, split_name, widen
 from tests.storage_format.document import rows
 
 INTEGER_KEYS = {"references", "embeddings", "memories", "changes"}
@@ -69,68 +70,22 @@ def value_key(value: Any) -> bytes:
     return OTHER
 
 
-def frame(data: bytes) -> str:
+def frame_content(data: bytes) -> bytes:
     assert 0 <= zstandard.get_frame_parameters(data).content_size <= 1 << 28
     decoder = zstandard.ZstdDecompressor().decompressobj()
-    text = decoder.decompress(data)
+    content = decoder.decompress(data)
     assert decoder.eof
     assert not decoder.unused_data
-    return text.decode()
+    return content
 
 
-def f32(x: float) -> float:
-    """Rounded to the nearest f32. From the f64 quotient or product of two f32 this is exact."""
-    return struct.unpack("<f", struct.pack("<f", x))[0]
-
-
-def widen(data: bytes, dtype: str) -> list[float]:
-    if dtype == "bfloat16":
-        data = b"".join(b"\0\0" + data[i : i + 2] for i in range(0, len(data), 2))
-    code, size = ("e", 2) if dtype == "float16" else ("f", 4)
-    return list(struct.unpack(f"<{len(data) // size}{code}", data))
-
-
-def narrow(numbers: Sequence[float], dtype: str) -> bytes:
-    if dtype == "float32":
-        return struct.pack(f"<{len(numbers)}f", *numbers)
-    if dtype == "float16":
-        return struct.pack(f"<{len(numbers)}e", *[min(max(x, -65504), 65504) for x in numbers])
-    most = 2.0**128 - 2.0**120
-    clipped = [min(max(x, -most), most) for x in numbers]
-    bits = struct.unpack(f"<{len(numbers)}I", struct.pack(f"<{len(numbers)}f", *clipped))
-    return struct.pack(f"<{len(bits)}H", *[(b + 0x7FFF + ((b >> 16) & 1)) >> 16 for b in bits])
+def frame(data: bytes) -> str:
+    return frame_content(data).decode()
 
 
 def fingerprint(shape: dict[str, Any]) -> int:
     canonical = json.dumps(shape, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return xxhash.xxh3_64_intdigest(canonical.encode(), seed=0)
-
-
-def section_bytes(codec: str, n: int, d: int, dtype: str) -> int:
-    """How long the keys, or the values, are due to be."""
-    return n * (d + 4) if codec == "int8" else n * d * (4 if dtype == "float32" else 2)
-
-
-LARGEST_SCALE = struct.unpack("<f", struct.pack("<I", 0x7C010203))[0]
-
-
-def write_int8(data: bytes, d: int, dtype: str) -> bytes:
-    """Vectors of `dtype`, as `exact` bytes, to `int8` bytes."""
-    numbers = widen(data, dtype)
-    scales, levels = [], []
-    for at in range(0, len(numbers), d):
-        x = numbers[at : at + d]
-        s = min(f32(max(map(abs, x)) / 127), LARGEST_SCALE)
-        scales.append(s)
-        levels += [max(-127, min(127, round(x_i / s))) if s else 0 for x_i in x]
-    return struct.pack(f"<{len(scales)}f{len(levels)}b", *scales, *levels)
-
-
-def read_int8(data: bytes, d: int, dtype: str) -> bytes:
-    """`int8` bytes to vectors of `dtype`, as `exact` bytes."""
-    n = len(data) // (d + 4)
-    fields = struct.unpack(f"<{n}f{n * d}b", data)
-    return narrow([f32(q * fields[i // d]) for i, q in enumerate(fields[n:])], dtype)
 
 
 @dataclass(frozen=True)
@@ -141,15 +96,11 @@ class Memory:
     keys: bytes  # as stored
     values: bytes
 
-    def vectors(self, shape: dict[str, Any]) -> tuple[bytes, bytes]:
+    def vectors(self, shape: dict[str, Any], fitted: Mapping[str, bytes]) -> tuple[bytes, bytes]:
         """Keys and values as `exact` bytes."""
-        d, dtype = shape["head_dim"], shape["dtype"]
-        assert self.codec in ("exact", "int8")
-        for data in (self.keys, self.values):
-            assert len(data) == section_bytes(self.codec, len(self.positions), d, dtype)
-        if self.codec == "exact":
-            return self.keys, self.values
-        return read_int8(self.keys, d, dtype), read_int8(self.values, d, dtype)
+        place = Place(shape, self.counts, self.positions)
+        keys = read_section(self.codec, "keys", self.keys, place, fitted)
+        return keys, read_section(self.codec, "values", self.values, place, fitted)
 
 
 @dataclass
@@ -170,6 +121,15 @@ class Database:
     def tokenizer(self) -> str | None:
         found = self.table("settings").get(b"tokenizer")
         return None if found is None else frame(found[1])
+
+    @cached_property
+    def fitted(self) -> dict[str, bytes]:
+        """Parameters of the fitted codecs, by name."""
+        return {
+            key.decode().removeprefix("codec "): frame_content(payload)
+            for key, (_, payload) in self.table("settings").items()
+            if key.startswith(b"codec ")
+        }
 
     @cached_property
     def shape(self) -> dict[str, Any]:
@@ -345,6 +305,13 @@ def settings_are_there(database: Database) -> None:
         record = database.setting(setting.strip("`"))
         if name.strip("`") in record or not kind.endswith(" or missing"):
             assert is_kind(record[name.strip("`")], kind.removesuffix(" or missing"))
+    for name, data in database.fitted.items():
+        if is_known(name):
+            Parameters.read(name, data)
+    memory = database.setting("memory")
+    if "fitted" in memory:
+        assert memory["fitted"] in database.fitted
+        assert split_name(memory["fitted"])[0] == memory["codec"]
     index = database.setting("index")
     assert index["kind"] in ("auto", "exact", "ivf")
     assert 0 < index["recall"] <= 1
@@ -454,9 +421,9 @@ def memories_are_well_formed(database: Database) -> None:
             assert list(row) == sorted(set(row))
             at += count
         assert all(p < database.shape["reference_length"] for p in memory.positions)
-        if memory.codec not in ("exact", "int8"):
+        if not is_known(memory.codec):
             continue
-        for vectors in memory.vectors(database.shape):
+        for vectors in memory.vectors(database.shape, database.fitted):
             assert all(map(math.isfinite, widen(vectors, database.shape["dtype"])))
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import zstandard
 
 from tests.storage_format.databases import (
     COUNTS,
@@ -19,6 +21,7 @@ from tests.storage_format.databases import (
     first,
     move_the_border,
     put,
+    rename,
     set_in,
     set_setting,
 )
@@ -117,6 +120,8 @@ DAMAGE: dict[int, list[Callable[[Database], Any]]] = {
         lambda d: set_in(d, "index", keys=[1]),
         lambda d: set_setting(d, "memory", {}),
         lambda d: set_setting(d, "shape", {**d.shape, "more": 1}),
+        lambda d: set_in(d, "memory", codec="klt8", fitted="klt8:0123456789abcdef"),
+        lambda d: set_parameters(d, "klt8:0123456789abcdef", b"\2\0\0\0{}"),
     ],
     4: [
         lambda d: d.records["metadata"].pop(first(d, "metadata")),
@@ -149,6 +154,8 @@ DAMAGE: dict[int, list[Callable[[Database], Any]]] = {
         lambda d: edit(d, "memories", put(COUNTS, b"\xff")),
         lambda d: edit(d, "memories", move_the_border),
         lambda d: edit(d, "memories", lambda p: p[:20]),
+        lambda d: edit(d, "memories", lambda p: rename(p, "int4")),
+        lambda d: edit(d, "memories", lambda p: rename(p, "klt8:0123456789abcdef")),
     ],
     12: [
         lambda d: set_in(d, "counters", next_reference=1),
@@ -214,10 +221,107 @@ def test_the_verifier_sees_damage(sound: Database, invariant: int, case: int) ->
     assert invariant in broken(replace(damaged))  # a new one, which has not read its shape yet
 
 
+def set_parameters(database: Database, name: str, parameters: bytes) -> None:
+    key = f"codec {name}".encode()
+    frame = zstandard.compress(parameters)
+    database.records["settings"][key] = seal("settings", key, 1, frame)
+
+
+def in_keys(database: Database, change: Callable[[bytes], bytes]) -> None:
+    """The keys of the first memory that a fitted codec wrote are others."""
+    key, memory = next(
+        (struct.pack("<Q", reference), memory)
+        for reference, memory in sorted(database.memories().items())
+        if memory is not None and ":" in memory.codec and memory.positions
+    )
+    version, payload = unseal("memories", key, database.records["memories"][key])
+    keys = change(memory.keys)
+    head = 13 + payload[0]
+    before = payload[: len(payload) - len(memory.keys) - len(memory.values)]
+    before = put(head, struct.pack("<I", len(keys)))(before)
+    payload = before + keys + memory.values
+    database.records["memories"][key] = seal("memories", key, version, payload)
+
+
+def first_stream(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    """A transform codec's section with another first stream, and the right length of that."""
+
+    def changed(section: bytes) -> bytes:
+        streams = next(t for t in range(1, 99) if is_section(section, t))
+        (length,) = struct.unpack_from("<I", section)
+        stream = change(section[4 * streams : 4 * streams + length])
+        rest = section[4 : 4 * streams], stream, section[4 * streams + length :]
+        return struct.pack("<I", len(stream)) + b"".join(rest)
+
+    return changed
+
+
+def is_section(section: bytes, streams: int) -> bool:
+    """Whether it may be one of so many streams."""
+    lengths: tuple[int, ...] = struct.unpack_from(f"<{streams}I", section)
+    return len(section) == 4 * streams + sum(lengths)
+
+
+def inflated(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    """A stream of other bytes."""
+
+    def changed(stream: bytes) -> bytes:
+        deflate = zlib.compressobj(wbits=-15)
+        return deflate.compress(change(zlib.decompress(stream, -15))) + deflate.flush()
+
+    return changed
+
+
+def parameters_changed(database: Database) -> None:
+    ((name, data),) = database.fitted.items()
+    set_parameters(database, name, data[:-1] + bytes([data[-1] ^ 1]))
+
+
+DAMAGE_UNDER_A_FITTED_CODEC: list[tuple[int, Callable[[Database], Any]]] = [
+    (3, parameters_changed),
+    (11, parameters_changed),
+    (3, lambda d: d.records["settings"].pop(b"codec " + next(iter(d.fitted)).encode())),
+    (11, lambda d: d.records["settings"].pop(b"codec " + next(iter(d.fitted)).encode())),
+    (3, lambda d: set_in(d, "memory", codec="klt5")),
+    (11, lambda d: in_keys(d, lambda k: k[:-1])),
+    (11, lambda d: in_keys(d, lambda k: k + b"\0")),
+    (11, lambda d: in_keys(d, first_stream(lambda s: s[:-1]))),
+    (11, lambda d: in_keys(d, first_stream(lambda s: s + b"\0"))),
+    (11, lambda d: in_keys(d, first_stream(lambda s: b"\7" + s[1:]))),
+    (11, lambda d: in_keys(d, first_stream(inflated(lambda data: data + data[:1])))),
+    (11, lambda d: in_keys(d, first_stream(inflated(lambda data: data[1:])))),
+    (11, lambda d: in_keys(d, first_stream(inflated(lambda data: b"\xff" + data[1:])))),
+]
+
+
+@pytest.mark.parametrize("case", range(len(DAMAGE_UNDER_A_FITTED_CODEC)))
+def test_the_verifier_sees_damage_under_a_fitted_codec(fitted: Database, case: int) -> None:
+    assert broken(fitted) == set()
+    records = {name: dict(table) for name, table in fitted.records.items()}
+    damaged = Database(fitted.generation, records, set(fitted.integer_keys))
+    invariant, damage = DAMAGE_UNDER_A_FITTED_CODEC[case]
+    damage(damaged)
+    assert invariant in broken(replace(damaged))
+
+
+def test_the_verifier_takes_the_same_levels_compressed_otherwise(fitted: Database) -> None:
+    records = {name: dict(table) for name, table in fitted.records.items()}
+    changed = Database(fitted.generation, records, set(fitted.integer_keys))
+    in_keys(changed, first_stream(inflated(bytes)))
+    assert changed.records != fitted.records
+    assert broken(replace(changed)) == set()
+    assert [
+        m and m.vectors(changed.shape, changed.fitted) for m in changed.memories().values()
+    ] == [m and m.vectors(fitted.shape, fitted.fitted) for m in fitted.memories().values()]
+
+
 def test_the_verifier_takes_what_may_be(sound: Database) -> None:
     for allowed in (
         lambda d: edit(d, "memories", put(len("?int8"), bytes(8))),  # for another shape
         lambda d: edit(d, "memories", lambda p: put(len("?int8"), bytes(8))(p)[:25]),
+        lambda d: edit(d, "memories", lambda p: rename(p, "int9")),  # of a later release
+        lambda d: edit(d, "memories", lambda p: rename(p, "new:0123456789abcdef")),
+        lambda d: set_parameters(d, "new:0123456789abcdef", b"!"),
         lambda d: edit(d, "changes", lambda p: p + p[-9:]),  # remembered again
         lambda d: edit(d, "changes", lambda p: p[:-9] + b"\4" + p[-8:] + p[-9:]),
         lambda d: edit(d, "changes", lambda p: p[:9] + b"\x09" + p[1:]),  # not known

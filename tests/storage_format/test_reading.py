@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from memdb import CorruptRecordError, FormatError, MemDB, MemoryShape
+from tests.storage_format.coded import FAMILIES, PLAIN
 from tests.storage_format.databases import (
     DIMENSION,
+    ENOUGH,
     KEYS,
     LONG,
     METADATA,
@@ -22,13 +24,18 @@ from tests.storage_format.databases import (
     FakeEmbedder,
     FakeWriter,
     Written,
+    assert_reads_as,
     compare,
     create,
     edit_file,
+    few_are_enough,
+    grown,
+    insert_unlike,
     memory_of,
     move_the_border,
     put,
     read_copy,
+    rename,
     set_setting,
     shape_of,
 )
@@ -49,7 +56,7 @@ from tests.storage_format.reader import (
 )
 
 
-@pytest.mark.parametrize("codec", ["exact", "int8"])
+@pytest.mark.parametrize("codec", PLAIN)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_an_independent_reader_reads_it_all(tmp_path: Path, dtype: str, codec: str) -> None:
     path = tmp_path / "a.memdb"
@@ -146,9 +153,7 @@ def test_an_independent_reader_reads_it_all(tmp_path: Path, dtype: str, codec: s
             assert hit.memory is not None
             stored = memories[hit.reference.id]
             assert stored is not None
-            keys, values = stored.vectors(database.shape)
-            assert hit.memory.keys.tobytes() == keys
-            assert hit.memory.values.tobytes() == values
+            assert_reads_as(database, stored, hit.memory)
 
     assert index == follow(set(), None, read_database(path))[0]
     assert {entry.name for entry in path.iterdir()} == {"CURRENT", "LOCK", "gen-000001"}
@@ -159,6 +164,65 @@ def test_an_independent_reader_reads_it_all(tmp_path: Path, dtype: str, codec: s
         "usage",
     }
     assert (path / "CURRENT").read_bytes() == b"gen-000001\n"
+
+
+def check_all(db: MemDB, path: Path, copy: Path) -> Database:
+    """memdb reads every memory as the independent reader does, which finds nothing broken."""
+    database = read_copy(path, copy)
+    for invariant in INVARIANTS.values():
+        invariant(database)
+    stored = database.memories()
+    embedding = np.ones(DIMENSION, np.float32)
+    for hit in db.retrieve(embedding, k=len(stored)).hits:
+        memory = stored.pop(hit.reference.id)
+        assert memory is not None
+        assert hit.memory is not None
+        assert_reads_as(database, memory, hit.memory)
+    assert not stored
+    return database
+
+
+def codecs_of(database: Database) -> list[str]:
+    return [memory.codec for memory in database.memories().values() if memory is not None]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_memories_under_a_fitted_codec(tmp_path: Path, dtype: str, family: str) -> None:
+    path, copy = tmp_path / "a.memdb", tmp_path / "copy"
+    with few_are_enough(family), grown(path, dtype, family) as db:
+        database = check_all(db, path, copy)
+        if database.setting("memory").get("fitted") is None:  # nothing has asked for it yet
+            assert set(codecs_of(database)) == {"int8"}
+            db.recode()
+        insert_unlike(db)
+        first = check_all(db, path, copy)
+        name = first.setting("memory")["fitted"]
+        assert list(first.fitted) == [name]
+        assert set(codecs_of(first)) == {name, "int8"}
+        assert codecs_of(first).count("int8") == 1
+        (unlike,) = first.documents()["unlike"][3]
+        stored = first.memories()[unlike]
+        assert stored is not None
+        assert stored.codec == "int8"
+        last = first.setting("counters")["last_change"]
+        recoded = [e for i, es in first.changes().items() if 2 * ENOUGH < i < last for e in es]
+        assert sorted(recoded) == [(REMEMBERED, i) for i in range(1, 2 * ENOUGH + 1)]
+
+        db.insert("One more.", id="more")
+        assert codecs_of(check_all(db, path, copy)).count("int8") == 1
+        db.recode("rotated4")
+        second = check_all(db, path, copy)
+        assert set(codecs_of(second)) == {"rotated4"}
+        assert second.setting("memory") == {"codec": "rotated4", "selection": "none", "budget": 7}
+        assert second.fitted == first.fitted
+        db.recode(family)
+        third = check_all(db, path, copy)
+        assert name in third.fitted
+        assert third.setting("memory")["fitted"] in codecs_of(third)
+        assert third.setting("counters")["last_change"] > last
+    with MemDB.open(path) as db:
+        check_all(db, path, copy)
 
 
 def test_many_values_and_references_are_in_postings(tmp_path: Path) -> None:
@@ -213,11 +277,13 @@ def with_another_memory(path: Path, change: Callable[[bytes], bytes]) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        (lambda p: p.replace(b"\4int8", b"\4int4"), FormatError, "record 1 of .*codec 'int4'"),
+        (lambda p: p.replace(b"\4int8", b"\4int9"), FormatError, "record 1 of .*codec 'int9'"),
+        (lambda p: rename(p, "new:0123456789abcdef"), FormatError, "codec 'new:0123"),
+        (lambda p: rename(p, "klt8:0123456789abcdef"), CorruptRecordError, "'codec klt8:0123"),
         (lambda p: p + b"\0", CorruptRecordError, "are due"),
         (move_the_border, CorruptRecordError, "are due"),
     ],
-    ids=["codec", "length", "sections"],
+    ids=["codec", "family", "parameters", "length", "sections"],
 )
 def test_an_unknown_codec_is_no_damage(
     tmp_path: Path, change: Callable[[bytes], bytes], error: type[Exception], match: str

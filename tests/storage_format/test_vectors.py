@@ -7,18 +7,41 @@ import json
 import math
 import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import xxhash
 
-from memdb import CODECS, Document, ExplicitMemory, MemDB, MemoryShape, Reference, layout
+import memdb.codecs
+from memdb import CODECS, Document, ExplicitMemory, MemDB, MemoryShape, Reference, Rope, layout
 from memdb.canonical import json_payload
+from memdb.codecs import Codec, Layout, Part, fitted_codec
+from memdb.codecs.rotated import rotation as memdb_rotation
 from memdb.documents import checked
 from memdb.filters import index_key
+from memdb.records import DType
 from memdb.store import Store
+from tests.storage_format.coded import (
+    FAMILIES,
+    PLAIN,
+    Parameters,
+    Place,
+    assert_close,
+    f32,
+    matrix,
+    narrow,
+    read_section,
+    read_vectors,
+    rotation,
+    transform_levels,
+    vector_bytes,
+    widen,
+    write_int8,
+    write_vectors,
+)
 from tests.storage_format.databases import described, description
 from tests.storage_format.document import blocks, records_of, rows, stanzas
 from tests.storage_format.reader import (
@@ -27,17 +50,11 @@ from tests.storage_format.reader import (
     INSERTED,
     REMEMBERED,
     broken,
-    f32,
     frame,
-    narrow,
     read_database,
-    read_int8,
     seal,
-    section_bytes,
     unseal,
     value_key,
-    widen,
-    write_int8,
 )
 
 
@@ -184,43 +201,170 @@ def test_keys_of_values_agree_on_any_number_and_string(sign: int) -> None:
         assert value_key(edge) == (index_key(edge) or b"\x7f")
 
 
-@pytest.mark.parametrize("place", range(3))
-def test_vectors_under_each_codec(place: int) -> None:
-    stated = stanzas("Vectors under each codec", "codecs")[place]
-    dtype: Any = stated["dtype"]
-    exact, int8, back = (bytes.fromhex(stated[name]) for name in ("exact", "int8", "back"))
-    assert dtype == ("float32", "float16", "bfloat16")[place]
-    assert write_int8(exact, 3, dtype) == int8
-    assert read_int8(int8, 3, dtype) == back
-    assert len(exact) == section_bytes("exact", 4, 3, dtype)
-    assert len(int8) == section_bytes("int8", 4, 3, dtype)
+DTYPES = ("float32", "float16", "bfloat16")
 
-    counts = np.array([1, 0, 3], np.uint16)
-    array = CODECS["exact"].decode(memoryview(exact), counts, 3, dtype)
-    assert CODECS["exact"].encode(array, counts, dtype) == exact
-    assert CODECS["int8"].encode(array, counts, dtype) == int8
-    assert CODECS["int8"].decode(memoryview(int8), counts, 3, dtype).tobytes() == back
+
+def place_of(d: int, counts: Sequence[int], dtype: str) -> Place:
+    shape = MemoryShape(
+        model="m",
+        layers=tuple(range(len(counts))),
+        kv_heads=1,
+        head_dim=d,
+        dtype=cast(DType, dtype),
+        prefix=(),
+        reference_length=65535,
+    )
+    return Place(shape.to_json(), counts, [i for count in counts for i in range(count)])
+
+
+def memdb_encodes(codec: Codec, part: Part, data: bytes, place: Place) -> bytes | None:
+    """Vectors, as `exact` bytes, to the codec's."""
+    shape = MemoryShape.from_json(place.shape)
+    positions = np.array(place.positions, shape.position_dtype)
+    vectors = np.frombuffer(data, shape.storage_dtype).reshape(-1, shape.head_dim)
+    layout = Layout.dense(np.array(place.counts), positions)
+    (coded,) = codec.encode(part, vectors, layout, shape)
+    return coded
+
+
+def memdb_decodes(codec: Codec, part: Part, data: bytes, place: Place) -> bytes:
+    """The inverse."""
+    shape = MemoryShape.from_json(place.shape)
+    positions = np.array(place.positions, shape.position_dtype)
+    out = np.empty((place.n, shape.head_dim), shape.storage_dtype)
+    layout = Layout.dense(np.array(place.counts), positions)
+    codec.decode(part, [memoryview(data)], layout, shape, out)
+    return out.tobytes()
+
+
+def same(codec: str, data: bytes, other: bytes, d: int, dtype: str) -> None:
+    """What is read back, bit by bit where that is promised."""
+    if codec.startswith("rotated"):
+        assert_close(data, other, d, dtype)
+    else:
+        assert data == other
+
+
+def stated_vectors() -> dict[tuple[str, str], tuple[bytes, bytes, bytes]]:
+    """The input, the codec's bytes and what is read back, by dtype and codec."""
+    inputs: dict[str, bytes] = {}
+    found = {}
+    for fields in stanzas("Vectors under each codec", "codecs"):
+        dtype, back = fields.pop("dtype"), bytes.fromhex(fields.pop("back"))
+        inputs[dtype] = bytes.fromhex(fields.pop("exact", "")) or inputs[dtype]
+        ((codec, coded),) = fields.items()
+        found[dtype, codec] = inputs[dtype], bytes.fromhex(coded), back
+    return found
+
+
+def test_there_are_vectors_under_each_codec() -> None:
+    assert set(stated_vectors()) == {(d, c) for d in DTYPES for c in PLAIN if c != "exact"}
+
+
+@pytest.mark.parametrize("codec", [codec for codec in PLAIN if codec != "exact"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_vectors_under_each_codec(dtype: str, codec: str) -> None:
+    exact, coded, back = stated_vectors()[dtype, codec]
+    assert write_vectors(codec, exact, 3, dtype) == coded
+    assert len(exact) == 4 * vector_bytes("exact", 3, dtype)
+    assert len(coded) == 4 * vector_bytes(codec, 3, dtype)
     assert all(map(math.isfinite, widen(back, dtype)))
     np.testing.assert_allclose(
         widen(exact, dtype)[:6], np.float32([1, -0.1, 0.3, 127, 2.5, -3.5]), rtol=4e-3
     )
+    place = place_of(3, [1, 0, 3], dtype)
+    assert memdb_encodes(CODECS["exact"], "keys", exact, place) == exact
+    assert memdb_decodes(CODECS["exact"], "keys", exact, place) == exact
+    assert memdb_encodes(CODECS[codec], "keys", exact, place) == coded
+    same(codec, back, memdb_decodes(CODECS[codec], "keys", coded, place), 3, dtype)
+    same(codec, back, read_section(codec, "keys", coded, place, {}), 3, dtype)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_int8_agrees_bit_by_bit_on_any_vector(dtype: Any) -> None:
+@pytest.mark.parametrize("d", [1, 2, 5, 8])
+@pytest.mark.parametrize("codec", PLAIN)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_codec_agrees_bit_by_bit_on_any_vector(dtype: str, codec: str, d: int) -> None:
     size = 4 if dtype == "float32" else 2
-    bits = np.random.default_rng(0).integers(0, 1 << 8 * size, 4000, np.uint64)
-    data = bits.astype(f"<u{size}").tobytes()
-    numbers = np.array(widen(data, dtype), np.float64).reshape(-1, 2)
-    keep = np.isfinite(numbers).all(1)
-    data = b"".join(data[2 * size * i : 2 * size * (i + 1)] for i in range(len(keep)) if keep[i])
-    counts = np.array([keep.sum()])
-    assert counts[0] > 1000
-    array = CODECS["exact"].decode(memoryview(data), counts, 2, dtype)
-    coded = CODECS["int8"].encode(array, counts, dtype)
-    assert coded == write_int8(data, 2, dtype)
-    back = CODECS["int8"].decode(memoryview(coded), counts, 2, dtype)
-    assert back.tobytes() == read_int8(coded, 2, dtype)
+    bits = np.random.default_rng(d).integers(0, 1 << 8 * size, (400, d), np.uint64)
+    bits = bits.astype(f"<u{size}")
+    data = bits.tobytes()
+    keep = np.isfinite(matrix(data, d, dtype)).all(1)
+    data = bits[keep].tobytes()
+    assert keep.sum() > 300
+    place = place_of(d, [int(keep.sum())], dtype)
+    coded = memdb_encodes(CODECS[codec], "keys", data, place)
+    assert coded == write_vectors(codec, data, d, dtype)
+    back = memdb_decodes(CODECS[codec], "keys", coded, place)
+    same(codec, read_vectors(codec, coded, d, dtype), back, d, dtype)
+    assert np.isfinite(matrix(back, d, dtype)).all()
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 64, 80, 128])
+def test_the_rotation_is_that_of_the_document(d: int) -> None:
+    np.testing.assert_allclose(rotation(d), memdb_rotation(d), atol=1e-13)
+    np.testing.assert_allclose(rotation(d) @ rotation(d).T, np.eye(d), atol=1e-13)
+
+
+def test_a_fitted_codec_made_by_hand() -> None:
+    (text,) = blocks("A fitted codec", "json")
+    said = json.loads(text)
+    (fields,) = stanzas("A fitted codec", "fitted")
+    stated = {label: bytes.fromhex(data) for label, data in fields.items()}
+    name, data = said["name"], stated["param"]
+    assert name == f"klt8:{xxhash.xxh3_64_hexdigest(data)}"
+    place = Place(said["shape"], said["counts"], said["positions"])
+    codec = fitted_codec(name, data)
+    assert codec is not None
+    assert (codec.name, codec.parameters) == (name, data)
+    with pytest.raises(ValueError, match="klt8:"):
+        fitted_codec(name, data[:-1] + b"\1")
+    streams = Parameters.read(name, data).values
+    parts: tuple[tuple[Part, str], ...] = ("keys", "backkeys"), ("values", "backvals")
+    for part, label in parts:
+        back = stated[label]
+        assert_close(
+            read_section(name, part, stated[part], place, {name: data}), back, 4, "float32"
+        )
+        assert_close(memdb_decodes(codec, part, stated[part], place), back, 4, "float32")
+        # memdb compresses the same bytes in another way.
+        again = memdb_encodes(codec, part, back, place)
+        assert again is not None
+        of_both = [transform_levels(streams[part]["streams"], s, 3) for s in (again, stated[part])]
+        assert (of_both[0] == of_both[1]).all()
+
+
+def test_the_vectors_of_a_fitted_codec_by_hand() -> None:
+    (fields,) = stanzas("A fitted codec", "fitted")
+    keys = np.frombuffer(bytes.fromhex(fields["backkeys"]), "<f4").reshape(3, 4)
+    values = np.frombuffer(bytes.fromhex(fields["backvals"]), "<f4").reshape(3, 4)
+    before = np.array([[3, -0.25, 1, 0.25], [-62.5, 1.75, 0, 2.25]])
+    for turned, key, p in zip(keys, before, (1, 5), strict=False):
+        (a, b, c, d), (cos, sin) = key, np.cos([p, p * 0.01])
+        s, t = np.sin([p, p * 0.01])
+        np.testing.assert_allclose(
+            turned, [a * cos - c * s, b * sin - d * t, c * cos + a * s, d * sin + b * t], rtol=1e-6
+        )
+    assert keys[2].tolist() == [0, 3, 0, -7]
+    assert values.tolist() == [[0.25, 0.5, -0.25, 0.25], [0, -0.5, 0, 0], [-1, 0, 1, 127]]
+
+
+@pytest.mark.parametrize(("d", "n"), [(16, 10000), (5, 400), (6, 3)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fitted_codec_agrees_on_other_dimensions(family: str, d: int, n: int) -> None:
+    """With OPQ, without, with one coarse quantizer, and with next to nothing to be fitted to."""
+    rope = (Rope(1e4), None)
+    shape = MemoryShape("m", (0, 1), 1, d, "float32", (1, 2), reference_length=65535, rope=rope)
+    counts = [n - n // 3, n // 3]
+    place = Place(shape.to_json(), counts, [i for count in counts for i in range(count)])
+    keys, values = np.random.default_rng(0).normal(size=(2, n, d)).astype(np.float32)
+    layout = Layout.dense(np.array(counts), np.array(place.positions, shape.position_dtype))
+    codec = memdb.codecs.FAMILIES[family].fit(keys, values, layout, shape)
+    parts: tuple[tuple[Part, bytes], ...] = ("keys", keys.tobytes()), ("values", values.tobytes())
+    for part, exact in parts:
+        section = memdb_encodes(codec, part, exact, place)
+        assert section is not None
+        read = read_section(codec.name, part, section, place, {codec.name: codec.parameters})
+        assert_close(read, memdb_decodes(codec, part, section, place), d, "float32")
 
 
 def test_a_derived_id() -> None:

@@ -1,0 +1,107 @@
+"""How well a model answers questions: shared by the benchmarks of selections and of codecs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from memdb import ExplicitMemory, Framing, MemoryShape, pack, read_corpus
+from memdb.chunking import Chunker
+from model_adapter import Frame, LanguageModel, Writer, memory_tensors
+
+
+@dataclass(frozen=True)
+class Question:
+    text: str
+    answer: str
+    document: str
+
+
+class Harness:
+    """Answer NLL of one model in one framing."""
+
+    def __init__(self, model: LanguageModel, framing: Framing, texts: dict[str, str]) -> None:
+        self.model = model
+        self.framing = framing
+        self.frame = Frame(model, framing)
+        self.texts = texts
+        writer = Writer(model, framing=framing)
+        self.chunker = Chunker(writer.tokenizer, writer.shape.reference_length)
+
+    def prompt(self, question: Question) -> str:
+        plain = self.framing == "plain"
+        return f"Question: {question.text}\nAnswer:" if plain else question.text
+
+    def answer(self, question: Question) -> list[int]:
+        # In the chat framing a new line stands before the answer, in plain text a colon.
+        return self.model.tokens(("" if self.framing == "chat" else " ") + question.answer)
+
+    def pieces(self, document: str) -> list[str]:
+        return [piece.text.strip() for piece in self.chunker.split(self.texts[document])]
+
+    def nothing(self, question: Question) -> tuple[float, float]:
+        prompt = self.frame.alone(self.prompt(question))
+        return self._score(question, [*prompt.content, *prompt.tail], 0, None, ())
+
+    def rag(self, question: Question) -> tuple[float, float]:
+        text = [self.texts[question.document].strip()]
+        prompt = self.frame.with_text(text, self.prompt(question))
+        return self._score(question, [*prompt.content, *prompt.tail], 0, None, ())
+
+    def memory(
+        self, question: Question, memories: list[ExplicitMemory], shape: MemoryShape
+    ) -> tuple[float, float]:
+        tensors = memory_tensors(pack(memories, shape), shape, self.model.device)
+        prompt = self.frame.behind_memories(self.prompt(question))
+        start = len(shape.prefix) + shape.reference_length
+        return self._score(
+            question, [*prompt.content, *prompt.tail], start, tensors, self.frame.prefix
+        )
+
+    def _score(
+        self, question: Question, prompt: list[int], start: int, memory: object, prefix: object
+    ) -> tuple[float, float]:
+        answer = self.answer(question)
+        cache = self.model.prefix_cache(prefix)  # type: ignore[arg-type]
+        logits = self.model.forward(
+            [*prompt, *answer],
+            start,
+            cache,
+            memory,  # type: ignore[arg-type]
+            last=False,
+        )[-len(answer) - 1 : -1]
+        target = torch.tensor(answer, device=logits.device)
+        likelihood = logits.float().log_softmax(-1).gather(1, target[:, None])
+        return float(-likelihood.mean()), float((logits.argmax(-1) == target).float().mean())
+
+
+def interval(values: np.ndarray, seed: int = 0) -> float:
+    """Half the width of the bootstrap's 95 % interval of the mean."""
+    random = np.random.default_rng(seed)
+    means = random.choice(values, (2000, len(values))).mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(high - low) / 2
+
+
+def read(corpus: Path, questions: Path, limit: int) -> tuple[dict[str, str], list[Question]]:
+    texts = {key: document.text for _, key, document in read_corpus(corpus)}
+    lines = [json.loads(line) for line in questions.read_text().splitlines()]
+    spread = np.linspace(0, len(lines) - 1, min(limit, len(lines))).astype(int)
+    chosen = [lines[i] for i in spread]
+    return texts, [Question(q["question"], q["answers"][0], q["document"]) for q in chosen]
+
+
+def change(
+    values: NDArray[np.float64], base: NDArray[np.float64], seed: int = 0
+) -> tuple[float, float, float]:
+    """By what fraction the mean changes against `base`, measured on the same questions, and the
+    ends of its 95 % interval (bootstrap over questions)."""
+    drawn = np.random.default_rng(seed).integers(len(values), size=(2000, len(values)))
+    means = values[drawn].mean(axis=1) / base[drawn].mean(axis=1) - 1
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(values.mean() / base.mean() - 1), float(low), float(high)
