@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import numpy as np
@@ -164,7 +164,8 @@ def rows_table(bench: Bench) -> Table:
         "fitted, KiB",
         "stood in",
     ):
-        table.add_column(column, justify="left" if column == "codec" else "right")
+        justify: Literal["left", "right"] = "left" if column == "codec" else "right"
+        table.add_column(column, justify=justify, no_wrap=column in ("codec", "95 %"))
     for row in bench.rows:
         table.add_row(
             row.name,

@@ -66,6 +66,7 @@ def _losses(axes: Any, rows: Sequence[Row]) -> None:
             xytext=(5, 5 if i % 2 else -11),
             fontsize=8,
         )
+    axes.margins(x=0.15)
     _axes(axes, "bytes per vector", "change of answer NLL against exact, %")
     ticks = [8, 16, 32, 64, 128, 256]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])

@@ -197,6 +197,9 @@ class _Walk:
         _ = transaction.index_rules  # they decode
         tokenizer = transaction.tokenizer()
         self._codecs = KnownCodecs(transaction.codec_parameters)
+        memory = transaction.required_setting("memory")
+        if memory.get("fitted", memory["codec"]).partition(":")[0] != memory["codec"]:
+            self._report(SETTINGS, b"memory", "its 'fitted' is not of the family of its 'codec'")
         for name, lost in broken_codecs(transaction):
             self._report(SETTINGS, layout.codec_key(name), lost.problem)
         counters = transaction.required_setting("counters")

@@ -7,6 +7,7 @@ from memdb.codecs.base import Codec, Family, FittedCodec, Layout, Part
 from memdb.codecs.exact import Exact
 from memdb.codecs.int4 import Int4
 from memdb.codecs.paper import PaperFamily
+from memdb.codecs.parameters import fitted_name
 from memdb.codecs.payload import (
     STAND_IN,
     Coded,
@@ -52,9 +53,10 @@ def fitted_codec(name: str, parameters: bytes) -> FittedCodec | None:
     family = FAMILIES.get(name.partition(":")[0])
     if family is None:
         return None
+    if name != fitted_name(family.name, parameters):  # nothing is believed that is damaged
+        raise ValueError(f"the parameters are those of {fitted_name(family.name, parameters)}")
     codec = family.load(parameters)
-    if codec.name != name:
-        raise ValueError(f"the parameters are those of {codec.name}")
+    codec.name, codec.parameters = name, parameters
     return codec
 
 

@@ -20,14 +20,17 @@ def code_bytes(bits: int, count: int) -> int:
 def pack_bits(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Codes of each vector as one number: code i is its bits from bits * i on, least first;
     (n, count) to (n, `code_bytes`), little-endian."""
+    n, count = codes.shape
     planes = codes[:, :, None] >> np.arange(bits, dtype=np.uint8) & 1
-    return np.packbits(planes.reshape(len(codes), -1), axis=1, bitorder="little")
+    return np.packbits(planes.reshape(n, bits * count), axis=1, bitorder="little")
 
 
 def spread(
     data: NDArray[np.uint8], levels: NDArray[np.float32], bits: int, count: int
 ) -> NDArray[np.float32]:
     """The level of each code, (n, count), given packed codes; several are looked up at once."""
+    if not len(data):
+        return np.empty((0, count), np.float32)
     table = _table(levels.tobytes(), bits)
     index: NDArray[Any] = data
     if bits == 3:  # four codes are 12 bits: three bytes are looked up as two numbers of 12
@@ -36,9 +39,7 @@ def spread(
         index = np.empty((*three.shape[:2], 2), np.uint16)
         index[:, :, 0] = three[:, :, 0] | (three[:, :, 1] & 15) << 8
         index[:, :, 1] = three[:, :, 1] >> 4 | three[:, :, 2] << 4
-    index = index.reshape(len(data), -1 if len(data) else 0)
-    found = table.take(index).view(np.float32)
-    return found[:, :count] if len(data) else np.empty((0, count), np.float32)
+    return table.take(index.reshape(len(data), -1)).view(np.float32)[:, :count]
 
 
 @cache

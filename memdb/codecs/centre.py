@@ -97,9 +97,9 @@ def angles_that_pay(
     with_rope, without = (_volumes(np.split(x, ends), shape) for x in (ordered, turned))
     angles = np.full((len(layers), pairs), np.nan)
     for layer, own in enumerate(layers):
-        if own is not None and without[layer] < with_rope[layer]:
-            angles[layer, : len(own)] = own
-            angles[layer, len(own) :] = 0
+        # Those that turn fewer pairs than others stay as they are: the array has no place for them.
+        if own is not None and len(own) == pairs and without[layer] < with_rope[layer]:
+            angles[layer] = own
     return None if np.isnan(angles).all() else angles
 
 

@@ -19,12 +19,19 @@ _BLOCK = 512  # keys turned at once: what they take on the way stays in the proc
 
 
 def frequencies(rope: Rope | None, head_dim: int) -> NDArray[np.float64] | None:
-    """Angles by which a position turns a key, (pairs,); None: none, or of a kind unknown here."""
+    """Angles by which a position turns a key, (pairs,); None: none, or not known here."""
     if rope is None:
         return None
+    try:
+        return _frequencies(rope, head_dim)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):  # parameters of another kind
+        return None
+
+
+def _frequencies(rope: Rope, head_dim: int) -> NDArray[np.float64] | None:
     parameters = rope.parameters
     turned = int(head_dim * float(parameters.get("partial_rotary_factor", 1.0))) // 2
-    if turned < 1:
+    if not 1 <= turned <= head_dim // 2:
         return None
     angles: NDArray[np.float64] = np.float64(rope.base) ** (-np.arange(turned) / turned)
     if rope.kind == "default":
@@ -33,7 +40,7 @@ def frequencies(rope: Rope | None, head_dim: int) -> NDArray[np.float64] | None:
         angles /= float(parameters["factor"])
         return angles
     if rope.kind == "llama3":
-        low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
+        low, high = float(parameters["low_freq_factor"]), float(parameters["high_freq_factor"])
         cycles = parameters["original_max_position_embeddings"] * angles / (2 * np.pi)
         kept = np.clip((cycles - low) / (high - low), 0, 1)
         angles *= kept + (1 - kept) / float(parameters["factor"])

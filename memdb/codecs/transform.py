@@ -183,13 +183,15 @@ def _written(axes: dict[Part, Axes]) -> bytes:
 
 def _units(axes: Axes) -> NDArray[np.float32]:
     """(rows,): the step of each row."""
-    units: NDArray[np.float32] = axes.centre.scales * np.float32(axes.step)
+    with np.errstate(over="ignore"):  # a memory of such a row suits no codec
+        units: NDArray[np.float32] = axes.centre.scales * np.float32(axes.step)
     return units
 
 
 def _decoder(axes: Axes) -> NDArray[np.float32]:
     """(rows, kept + 1, head_dim): what levels and a 1 are multiplied by."""
-    along = axes.basis.astype(np.float32) * _units(axes)[:, None, None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        along = axes.basis.astype(np.float32) * _units(axes)[:, None, None]
     return np.concatenate([along, axes.centre.means[:, None]], axis=1)
 
 
@@ -207,7 +209,7 @@ def _levels(
     levels = np.empty((layout.vectors, axes.kept), np.int8)
     beyond = np.empty(layout.vectors, np.int64)
     errors = np.empty(layout.vectors)
-    units = axes.centre.scales.astype(np.float64) * axes.step
+    units = _units(axes).astype(np.float64)
     at = 0
     for row, size in enumerate(layout.row_sizes.tolist()):
         if size:
@@ -219,10 +221,10 @@ def _levels(
             whole = np.clip(exact, -limits, limits)
             levels[own] = whole
             beyond[own] = (exact != whole).sum(axis=1)
-            found = whole @ basis * units[row]
+            found = whole @ basis * min(units[row], _FARTHEST)
             errors[own] = np.square((y - found) / axes.centre.scales[row]).mean(axis=1)
             far = (np.abs(found) + np.abs(mean)).max(axis=1) > _FARTHEST
-            errors[own[far]] = np.inf
+            errors[own[far | (units[row] > _FARTHEST)]] = np.inf
             at += size
     return levels, beyond, errors
 

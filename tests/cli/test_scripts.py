@@ -69,6 +69,8 @@ def test_the_benchmark_of_codecs_measures_each(files: list[str], tmp_path: Path)
     # klt8 finds few pairs here: all that is asked is that it gets through.
     options = [
         *files,
+        "--limit",
+        "2",
         "--budgets",
         "96,48",
         "--codecs",

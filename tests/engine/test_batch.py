@@ -5,53 +5,62 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from memdb import CODECS, Codec, DType, ExplicitMemory, InvalidInputError, MismatchError
+from memdb import CODECS, DType, ExplicitMemory, InvalidInputError, MismatchError
 from memdb.batch import MemoryBatch
-from memdb.codecs import decode_memory, encode_batch, encode_memory
-from memdb.codecs.base import Counts
-from memdb.codecs.exact import Exact
+from memdb.codecs import FAMILIES, codec_of, decode_memory, encode_batch, encode_memory
+from tests.engine.fitted import (
+    DIMS,
+    DTYPES,
+    NAMES,
+    codec_for,
+    make_like,
+    memories,
+    roped_shape,
+)
 from tests.engine.helpers import make_memory, make_shape, same_memory
 
-DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16")
 INFINITY = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
 
 
-class Plain(Exact):
-    """A codec that leaves `encode_each` to the base class, and keeps the counts it was given."""
-
-    name = "plain"
-    encode_each = Codec.encode_each
-
-    def encode(self, vectors: NDArray[Any], counts: Counts, dtype: DType) -> bytes:
-        return counts.tobytes() + super().encode(vectors, counts, dtype)
-
-
 @st.composite
-def batches(draw: Any) -> tuple[Any, list[ExplicitMemory | None]]:
+def batches(draw: Any, dims: Any = st.integers(1, 5), **fixed: Any) -> tuple[Any, Any]:
     """A shape and memories of it: ragged, empty rows, empty memories, cold references."""
+    changes = fixed or {
+        "layers": tuple(range(1, 1 + draw(st.integers(1, 3)))),
+        "kv_heads": draw(st.integers(1, 3)),
+    }
     shape = make_shape(
         draw(st.sampled_from(DTYPES)),
-        layers=tuple(range(1, 1 + draw(st.integers(1, 3)))),
-        kv_heads=draw(st.integers(1, 3)),
-        head_dim=draw(st.integers(1, 5)),
+        head_dim=draw(dims),
         reference_length=draw(st.sampled_from([6, 128, 256, 257])),
+        **changes,
     )
+    make = st.sampled_from([make_memory, make_like])
     one = st.none() | st.builds(
-        make_memory, st.just(shape), st.integers(0, 1000), st.integers(0, 5)
+        lambda make, seed, most: make(shape, seed, most),
+        make,
+        st.integers(0, 1000),
+        st.integers(0, 5),
     )
     return shape, draw(st.lists(one, max_size=6))
 
 
-@pytest.mark.parametrize("codec", [*CODECS.values(), Plain()], ids=[*CODECS, "plain"])
-@given(batches())
+def same_rows() -> Any:
+    """Of those rows that codecs are fitted to, and any number of dimensions."""
+    return batches(st.sampled_from(DIMS), rope=roped_shape().rope)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=40)
+@given(drawn=same_rows())
 def test_a_batch_is_encoded_as_its_memories_are_one_by_one(
-    codec: Codec, drawn: tuple[Any, list[ExplicitMemory | None]]
+    name: str, drawn: tuple[Any, list[ExplicitMemory | None]]
 ) -> None:
     shape, memories = drawn
+    codec = codec_for(name, shape)
     alone = [m if m is None else encode_memory(m, shape, codec) for m in memories]
     batch = MemoryBatch.of(memories, shape)
     assert encode_batch(batch, shape, codec) == alone
@@ -72,22 +81,55 @@ def test_a_batch_gives_back_its_memories(drawn: tuple[Any, list[ExplicitMemory |
             assert same_memory(again, memory)
 
 
-@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=25)
+@given(one=memories())
+def test_numbers_of_any_size_are_encoded_as_one_by_one(name: str, one: tuple[Any, Any]) -> None:
+    """Beside memories of which some suit the codec, and some do not."""
+    shape, memory = one
+    codec = codec_for(name, shape)
+    most = min(9, shape.reference_length)
+    several = [make_like(shape, 1, most), memory, make_like(shape, 2, most), memory]
+    alone = [encode_memory(m, shape, codec) for m in several]
+    assert encode_batch(MemoryBatch.of(several, shape), shape, codec) == alone
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("head_dim", DIMS)
+def test_vectors_that_are_alike_in_their_numbers_are_encoded_as_one_by_one(
+    name: str, head_dim: int
+) -> None:
+    """Whole numbers and repeated ones, whose sums are often 0 or halves."""
+    shape = roped_shape(head_dim=head_dim)
+    codec, rng = codec_for(name, shape), np.random.default_rng(1)
+    several = [make_memory(shape, seed, 1 + seed) for seed in range(12)]
+    for number, memory in enumerate(several):
+        for x in (memory.keys, memory.values):
+            x[:] = rng.integers(-number, number + 1, x.shape) if number % 3 else number
+    alone = [encode_memory(m, shape, codec) for m in several]
+    assert encode_batch(MemoryBatch.of(several, shape), shape, codec) == alone
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_many_vectors_are_encoded_as_few_are(codec: Codec, dtype: DType) -> None:
+def test_many_vectors_are_encoded_as_few_are(name: str, dtype: DType) -> None:
     """More than are quantized at once, in memories of many sizes."""
-    shape = make_shape(dtype)
-    memories = [make_memory(shape, seed, seed % 40) for seed in range(60)]
+    shape = roped_shape(dtype)
+    codec = codec_for(name, shape)
+    memories = [make_like(shape, seed, seed % 40) for seed in range(60)]
     batch = MemoryBatch.of(memories, shape)
     assert len(batch.keys) > 2000
-    assert encode_batch(batch, shape, codec) == [encode_memory(m, shape, codec) for m in memories]
+    alone = [encode_memory(m, shape, codec) for m in memories]
+    assert encode_batch(batch, shape, codec) == alone
+    assert codec.name in map(codec_of, alone)
 
 
 @pytest.mark.parametrize("counts", ["u1", "<u2", "<i4", "<i8", "<u8"])
-@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
-def test_the_arrays_layout_and_the_counts_dtype_do_not_matter(codec: Codec, counts: str) -> None:
-    shape = make_shape(head_dim=3, reference_length=256)
-    memories = [make_memory(shape, seed, 200) for seed in range(3)]  # sums that no u1 holds
+@pytest.mark.parametrize("name", NAMES)
+def test_the_arrays_layout_and_the_counts_dtype_do_not_matter(name: str, counts: str) -> None:
+    shape = roped_shape(head_dim=3, reference_length=256)
+    codec = codec_for(name, shape)
+    memories = [make_like(shape, seed, 200) for seed in range(3)]  # sums that no u1 holds
     batch = MemoryBatch.of(memories, shape)
     other = MemoryBatch(
         counts=np.asfortranarray(batch.counts.astype(counts)),
@@ -101,20 +143,24 @@ def test_the_arrays_layout_and_the_counts_dtype_do_not_matter(codec: Codec, coun
     assert same_memory(memory, memories[2])
 
 
-@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
-def test_an_empty_batch_gives_no_payloads(codec: Codec) -> None:
-    shape = make_shape()
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_batch_gives_no_payloads(name: str) -> None:
+    shape = roped_shape()
+    codec = codec_for(name, shape)
     assert encode_batch(MemoryBatch.of([], shape), shape, codec) == []
     assert encode_batch(MemoryBatch.of([None, None], shape), shape, codec) == [None, None]
 
 
-def test_a_warm_reference_may_keep_nothing() -> None:
-    shape = make_shape()
+@pytest.mark.parametrize("name", NAMES)
+def test_a_warm_reference_may_keep_nothing(name: str) -> None:
+    shape = roped_shape()
+    codec = codec_for(name, shape)
     nothing = make_memory(shape, 1, 0)
-    cold, warm = encode_batch(MemoryBatch.of([None, nothing], shape), shape, CODECS["int8"])
+    cold, warm = encode_batch(MemoryBatch.of([None, nothing], shape), shape, codec)
     assert cold is None
     assert warm is not None
-    assert same_memory(decode_memory(warm, shape, CODECS), nothing)
+    assert codec_of(warm) == codec.name
+    assert same_memory(decode_memory(warm, shape, {codec.name: codec}), nothing)
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -250,6 +296,7 @@ def test_what_is_not_finite_is_refused_and_its_place_named(
         f"explicit memory of reference 2: the {part} of layer 4, kv head 0, token position 127 "
         r"is not finite \(dimension 3\)"
     )
-    for codec in CODECS.values():
+    fitted = [codec_for(name, shape) for name in FAMILIES]
+    for codec in (*CODECS.values(), *fitted):
         with pytest.raises(InvalidInputError, match=place):
             encode_batch(batch, shape, codec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from memdb import (
 )
 from memdb.codecs import FAMILIES, codec_of
 from memdb.layout import MEMORIES, SETTINGS, codec_key, integer_key
-from tests.engine.helpers import make_memory, raw, same_memory
+from tests.engine.helpers import ROOT, command, make_memory, raw, same_memory
 
 SHAPE = MemoryShape(
     model="m",
@@ -365,3 +366,43 @@ def test_lost_parameters_are_told_and_mended(bare: MemDB) -> None:
         assert database.stats()["cold"] == ENOUGH
         insert(database, [90])
         assert codecs(database) == {"int8": 1}
+
+
+@pytest.mark.parametrize("done", [0, 64, 128])
+def test_a_killed_recode_goes_on(tmp_path: Path, done: int) -> None:
+    path = tmp_path / "db"
+    with MemDB.create(path, shape=SHAPE, dimension=2, codec="exact") as database:
+        load(database, range(160))
+    script = """
+        import sys
+        from memdb import MemDB
+        from memdb.codecs import FAMILIES
+
+        FAMILIES["klt8"].enough = 12
+
+        def told(what, done, total):
+            print(what, done, flush=True)
+
+        with MemDB.open(sys.argv[1]) as database:
+            database.recode("klt8", progress=told)
+    """
+    child = subprocess.Popen(
+        command(script, path),
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line == f"recoding memories {done}\n":
+            child.kill()
+    assert child.wait() != 0
+    assert verify(path) == []
+    with MemDB.open(path) as database:
+        mixed = codecs(database)
+        assert mixed["exact"] <= 160 - done
+        assert error(database, range(0, 160, 40)) < 0.3
+        report = database.recode()
+        assert report.recoded == mixed["exact"]
+        assert list(codecs(database)) == [report.codec]
+        assert error(database, range(0, 160, 40)) < 0.3
