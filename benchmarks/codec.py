@@ -36,7 +36,7 @@ from model_adapter.framing import default_framing
 from model_adapter.selection import Reconstruction
 
 _QUICK = ("exact", "int8", "rotated3", "klt8")
-_FRONTIER = ("exact", "int8", "klt5", "klt8", "klt11", "paper")
+_FRONTIER = ("exact", "klt5", "klt8", "klt11")
 _TURNED = "klt8"  # also tried on keys as they are, after RoPE
 _BUDGETS = (1, 2 / 3, 1 / 2, 1 / 3, 1 / 4)  # of the default
 _ENOUGH = 32  # documents that --quick writes, at least

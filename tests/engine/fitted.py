@@ -55,7 +55,7 @@ def fit(family: Family, memories: list[ExplicitMemory], shape: MemoryShape) -> F
 @cache
 def fitted(family: str, head_dim: int = 8) -> FittedCodec:
     shape = roped_shape(head_dim=head_dim)
-    return fit(FAMILIES[family], [make_like(shape, seed, 60) for seed in range(20)], shape)
+    return fit(FAMILIES[family], [make_like(shape, seed, 60) for seed in range(10)], shape)
 
 
 def codec_for(name: str, shape: MemoryShape) -> Codec:
@@ -75,8 +75,7 @@ def numbers(dtype: DType) -> Any:
     """Any finite number of a dtype, as it is stored."""
     if dtype == "bfloat16":
         return st.integers(0, 0xFFFF).filter(lambda bits: bits & 0x7F80 != 0x7F80)
-    width = 32 if dtype == "float32" else 16
-    return st.floats(width=width, allow_nan=False, allow_infinity=False)
+    return st.floats(width=32 if dtype == "float32" else 16, allow_nan=False, allow_infinity=False)
 
 
 @st.composite

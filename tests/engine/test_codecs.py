@@ -112,7 +112,7 @@ def test_a_layout_says_where_vectors_go(counts: list[list[int]], gaps: list[int]
 
 
 @every_codec
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(drawn=memories())
 def test_a_memory_comes_back_with_its_tokens_and_finite(
     name: str, drawn: tuple[MemoryShape, ExplicitMemory]
@@ -257,7 +257,7 @@ def test_a_decoded_memory_outlives_the_bytes_it_came_from(name: str) -> None:
     shape = roped_shape()
     codec = codec_for(name, shape)
     page = bytearray(encode_memory(make_like(shape, 1), shape, codec))
-    memory = decode_memory(page, shape, with_stand_in(codec))
+    memory = decode_memory(memoryview(page), shape, with_stand_in(codec))
     before = decode_memory(bytes(page), shape, with_stand_in(codec))
     page[:] = bytes(len(page))
     assert same_memory(memory, before)
@@ -306,7 +306,7 @@ def test_vectors_of_the_wrong_length_do_not_decode(name: str, part: Part, dtype:
     out = np.empty_like(memory.keys)
     cut = [section[:end] for end in range(len(section))]
     for wrong in (*cut, section + b"\0", section + section):
-        with pytest.raises(ValueError, match="due|stands for nothing"), time_limit():
+        with pytest.raises(ValueError, match=r"due|stands for nothing"), time_limit():
             codec.decode(part, [memoryview(wrong)], layout, shape, out)
 
 
@@ -340,17 +340,17 @@ def test_flipped_bytes_are_refused_or_another_memory(name: str, dtype: DType) ->
     payload = encode_memory(make_like(shape, 1, 3), shape, codec)
     refused = 0
     for place in range(len(payload)):
-        for flip in (1, 0x80, 0xFF):
+        for flip in (1, 0x80):
             wrong = bytearray(payload)
             wrong[place] ^= flip
             try:
                 with time_limit():
-                    found = decode_memory(wrong, shape, with_stand_in(codec))
+                    found = decode_memory(bytes(wrong), shape, with_stand_in(codec))
             except SEEN:
                 refused += 1
             else:
                 assert found.keys.shape == found.values.shape == (found.pairs, shape.head_dim)
-    assert refused >= 3 * (1 + len(codec.name) + HEAD)  # the head, at least
+    assert refused >= 2 * (1 + len(codec.name) + HEAD)  # the head, at least
 
 
 @every_codec
@@ -360,7 +360,7 @@ def test_a_position_outside_of_the_reference_is_refused(name: str) -> None:
     payload = bytearray(encode_memory(make_like(shape, 1), shape, codec))
     payload[1 + payload[0] + HEAD + 2 * shape.rows] = 128
     with pytest.raises(ValueError, match="position is outside the 128 tokens"):
-        decode_memory(payload, shape, with_stand_in(codec))
+        decode_memory(bytes(payload), shape, with_stand_in(codec))
 
 
 def test_rows_that_do_not_add_up_are_no_memory() -> None:
@@ -368,7 +368,7 @@ def test_rows_that_do_not_add_up_are_no_memory() -> None:
     payload = bytearray(encode_memory(make_memory(shape, 1), shape, EXACT))
     payload[1 + len("exact") + HEAD] += 1  # tokens of the first row
     with pytest.raises(ValueError, match="its rows hold"):
-        decode_memory(payload, shape, CODECS)
+        decode_memory(bytes(payload), shape, CODECS)
 
 
 @every_codec
@@ -381,7 +381,7 @@ def test_sections_that_add_up_but_do_not_fit_are_no_memory(name: str, moved: int
     keys, values = struct.unpack_from("<II", payload, sizes)
     struct.pack_into("<II", payload, sizes, keys + moved, values - moved)
     with pytest.raises(ValueError, match=f"{keys + moved} bytes where {keys} are due"):
-        decode_memory(payload, shape, with_stand_in(codec))
+        decode_memory(bytes(payload), shape, with_stand_in(codec))
 
 
 def deflated(data: bytes) -> bytes:
@@ -530,5 +530,5 @@ def test_an_unknown_codec_is_answered_with_those_there_are() -> None:
     assert codec_named("int8") is INT8
     for name in NAMES:
         assert codec_named(name).name == name
-    with pytest.raises(InvalidInputError, match="'zip'; there are: exact, int8.*klt8"):
+    with pytest.raises(InvalidInputError, match=r"'zip'; there are: exact, int8.*klt8"):
         codec_named("zip")

@@ -134,12 +134,12 @@ def test_it_can_be_fitted_to_numbers_of_any_size(name: str, factor: Any) -> None
         found = decode_memory(payload, SHAPE, with_stand_in(codec))
         for x, y in ((memory.keys, found.keys), (memory.values, found.values)):
             assert is_finite(y, "float32")
-            assert np.abs(y).max(initial=0) <= 4 * np.abs(x).max(initial=1e-14)
+            assert float(np.abs(y).max(initial=0)) <= 4 * float(np.abs(x).max(initial=1e-14))
 
 
 @every_family
 def test_a_fit_is_the_same_each_time(name: str) -> None:
-    several = [make_like(SHAPE, seed, 60) for seed in range(20)]
+    several = [make_like(SHAPE, seed, 60) for seed in range(10)]
     assert fit(FAMILIES[name], several, SHAPE).parameters == fitted(name).parameters
 
 
@@ -207,7 +207,7 @@ def test_a_direction_in_which_nothing_lay_is_not_lost(name: str) -> None:
 
 @every_family
 def test_keys_take_fewer_bytes_or_err_less_where_their_rope_is_known(name: str) -> None:
-    several = [make_like(SHAPE, seed, 40) for seed in range(24)]
+    several = [make_like(SHAPE, seed, 40) for seed in range(12)]
     unknown = roped_shape(rope=())
 
     def cost(shape: MemoryShape) -> tuple[float, float]:
