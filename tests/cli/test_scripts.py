@@ -87,7 +87,7 @@ def test_the_benchmark_of_codecs_measures_each(files: list[str], tmp_path: Path)
     assert exact["key_error"] == 0 < int8["key_error"] < 0.02
     assert (exact["bytes_per_vector"], int8["bytes_per_vector"]) == (32, 12)
     assert {(row["name"], row["budget"]) for row in figures["frontier"]} == {
-        (name, budget) for name in names[:3] for budget in (96, 48)
+        (name, budget) for name in ("exact", "klt8") for budget in (96, 48)
     }
 
 
