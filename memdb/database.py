@@ -267,7 +267,9 @@ class MemDB(Readable):
             self._require_new(transaction, name)
             self._rememberer.require_shape(transaction)
             writing.put(transaction, prepared, None)
-            return self._stored(transaction, name, entry_of(transaction, name))
+            stored = self._stored(transaction, name, entry_of(transaction, name))
+        self._recode_if_fitted(no_progress)
+        return stored
 
     def update(
         self,
@@ -315,10 +317,10 @@ class MemDB(Readable):
                     )
                 self._rememberer.require_shape(transaction)
                 writing.put(transaction, prepared, entry)
-                return self._stored(transaction, name, entry_of(transaction, name))
-        elif rules.content_hash(document) != rules.content_hash(
-            Document(old.text, id, old.metadata)
-        ):
+                stored = self._stored(transaction, name, entry_of(transaction, name))
+            self._recode_if_fitted(no_progress)
+            return stored
+        if rules.content_hash(document) != rules.content_hash(Document(old.text, id, old.metadata)):
             with self._store.write() as transaction:
                 _require_version(name, entry_of(transaction, name).version, if_version)
                 writing.put_metadata(transaction, name, document)

@@ -204,6 +204,7 @@ class Rememberer:
                     transaction, reference.id
                 ):
                     transaction.put_memory(reference, payload)
+        self.coding.fit_if_due()
         return {
             reference.id: StoredMemory(
                 self, reference.id, seal(MEMORIES, integer_key(reference.id), 1, payload)
@@ -236,7 +237,6 @@ class Rememberer:
                     if transaction.has_reference(number) and not self.is_warm(transaction, number)
                 ]
             written += len(self.remember(batch))
-            self.coding.fit_if_due(progress)
         progress("writing memories", len(cold), len(cold))
         return written
 

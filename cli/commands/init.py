@@ -42,7 +42,11 @@ def parse_layers(text: str | None) -> list[int] | None:
     return layers
 
 
-codec_option = click.option("--codec", type=click.Choice(CODEC_NAMES), help="How they are stored.")
+codec_option = click.option(
+    "--codec",
+    type=click.Choice(CODEC_NAMES),
+    help="How they are stored; for a new database klt8, if not given.",
+)
 
 
 def how_options(command: Any) -> Any:

@@ -30,7 +30,16 @@ from memdb import (
 )
 from memdb.codecs import FAMILIES, codec_of
 from memdb.layout import MEMORIES, SETTINGS, codec_key, integer_key
-from tests.engine.helpers import ROOT, command, make_memory, raw, same_memory
+from tests.engine.helpers import (
+    PAGE,
+    ROOT,
+    TokenWriter,
+    WordEmbedder,
+    command,
+    make_memory,
+    raw,
+    same_memory,
+)
 
 SHAPE = MemoryShape(
     model="m",
@@ -122,6 +131,24 @@ def test_then_the_fitted_codec_takes_over_and_those_before_follow(bare: MemDB) -
     assert codecs(bare) == {name: ENOUGH + 2}
     assert error(bare, range(ENOUGH + 2)) < 0.3
     assert verify(bare.path) == []
+
+
+def test_it_takes_over_among_single_inserts(bare: MemDB) -> None:
+    insert(bare, range(ENOUGH + 1))
+    (name,) = codecs(bare)
+    assert name.startswith("klt8:")
+    assert error(bare, range(ENOUGH + 1)) < 0.3
+
+
+def test_a_cold_start_may_be_what_makes_them_enough(tmp_path: Path) -> None:
+    words = PAGE.split()
+    with MemDB.create(tmp_path / "db", embedder=WordEmbedder(), writer=TokenWriter()) as database:
+        for n in range(2 * ENOUGH):
+            database.insert(" ".join(words[n : n + 5]), id=f"{n:03}", cold=True)
+        while database.stats()["cold"]:
+            database.retrieve(PAGE, 2 * ENOUGH)
+        assert database.stats()["memory"]["fitted"].startswith("klt8:")
+        assert verify(database.path) == []
 
 
 def test_it_takes_over_in_the_middle_of_a_load(bare: MemDB) -> None:
