@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -192,25 +193,26 @@ def test_memories_under_a_fitted_codec(tmp_path: Path, dtype: str, family: str) 
     path, copy = tmp_path / "a.memdb", tmp_path / "copy"
     with few_are_enough(family), grown(path, dtype, family) as db:
         database = check_all(db, path, copy)
-        if database.setting("memory").get("fitted") is None:  # nothing has asked for it yet
-            assert set(codecs_of(database)) == {"int8"}
-            db.recode()
+        assert database.setting("memory")["fitted"].startswith(family)
         insert_unlike(db)
         first = check_all(db, path, copy)
         name = first.setting("memory")["fitted"]
         assert list(first.fitted) == [name]
         assert set(codecs_of(first)) == {name, "int8"}
-        assert codecs_of(first).count("int8") == 1
+        assert 1 <= codecs_of(first).count("int8") <= 3  # fitted to twelve, it may not suit all
         (unlike,) = first.documents()["unlike"][3]
         stored = first.memories()[unlike]
         assert stored is not None
         assert stored.codec == "int8"
         last = first.setting("counters")["last_change"]
-        recoded = [e for i, es in first.changes().items() if 2 * ENOUGH < i < last for e in es]
-        assert sorted(recoded) == [(REMEMBERED, i) for i in range(1, 2 * ENOUGH + 1)]
+        remembered = Counter(
+            number for es in first.changes().values() for what, number in es if what == REMEMBERED
+        )
+        # What was there when the codec was fitted was remembered twice.
+        assert {i for i, times in remembered.items() if times == 2} == set(range(1, ENOUGH + 1))
 
         db.insert("One more.", id="more")
-        assert codecs_of(check_all(db, path, copy)).count("int8") == 1
+        assert 1 <= codecs_of(check_all(db, path, copy)).count("int8") <= 3
         db.recode("rotated4")
         second = check_all(db, path, copy)
         assert set(codecs_of(second)) == {"rotated4"}
