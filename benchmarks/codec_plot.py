@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 from codec_run import Row
+from picture import drawing, save
 
 _COLOURS = {
     "exact": "#7f7f7f",
@@ -33,21 +32,14 @@ def plot(
         title: model, framing and questions.
         path: where.
     """
-    try:
-        matplotlib = importlib.import_module("matplotlib")
-        matplotlib.use("Agg")
-        pyplot = importlib.import_module("matplotlib.pyplot")
-    except ImportError:
-        click.echo("matplotlib is not installed, no picture: pip install -e '.[bench]'", err=True)
+    pyplot = drawing()
+    if pyplot is None:
         return
-    matplotlib.rcParams["svg.hashsalt"] = "memdb"  # the same picture has the same bytes
     figure, (loss, sizes) = pyplot.subplots(1, 2, figsize=(11, 4.8))
     figure.suptitle(title, fontsize=10)
     _losses(loss, rows)
     _frontier(sizes, frontier, levels)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    pyplot.close(figure)
+    save(pyplot, figure, path)
 
 
 def _losses(axes: Any, rows: Sequence[Row]) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
-import click
 from engine_run import CHROMAS, LANCE, LIMIT, MEMDB, Row, Size
+from picture import drawing, save
 
 _COLOURS = {
     MEMDB: "#0072b2",
@@ -20,14 +19,9 @@ _COLOURS = {
 
 def plot(sizes: list[Size], path: Path) -> None:
     """Draw it as the file's suffix says; without matplotlib, say so."""
-    try:
-        matplotlib = importlib.import_module("matplotlib")
-        matplotlib.use("Agg")
-        pyplot = importlib.import_module("matplotlib.pyplot")
-    except ImportError:
-        click.echo("matplotlib is not installed, no picture: pip install -e '.[bench]'", err=True)
+    pyplot = drawing()
+    if pyplot is None:
         return
-    matplotlib.rcParams["svg.hashsalt"] = "memdb"  # the same picture has the same bytes
     figure, ((retrieve, insert), (opened, disk)) = pyplot.subplots(2, 2, figsize=(10, 7))
     _engines(retrieve, "retrieve 5 memories, p50, ms", sizes, "p50")
     _engines(insert, "bulk insert, references/s", sizes, "rate")
@@ -43,9 +37,7 @@ def plot(sizes: list[Size], path: Path) -> None:
             numbers, [size.opened[name] for size in sizes], line, color=_COLOURS[MEMDB], label=title
         )
     _axes(opened, "memdb: opening")
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    pyplot.close(figure)
+    save(pyplot, figure, path)
 
 
 def _engines(axes: Any, title: str, sizes: list[Size], value: str) -> None:

@@ -51,22 +51,54 @@ class Centre:
 
     def turns(self, shape: MemoryShape) -> Turns | None:
         """How keys are turned, or None."""
-        return turns_of(self.angles, shape)
+        return _turns(self.angles, shape)
 
 
-def turns_of(angles: NDArray[np.float64] | None, shape: MemoryShape) -> Turns | None:
-    """The turns of keys, given `Centre.angles`."""
+@dataclass(frozen=True)
+class Sample:
+    """The vectors that a codec is fitted to, keys before RoPE where that is undone.
+
+    Attributes:
+        rows: of each row, (n, head_dim) float64.
+        means: (rows, head_dim) float64.
+        scales: (rows,) float64; see `Centre`.
+        covariance: (rows, head_dim, head_dim) float64.
+        centre: means, scales and angles.
+    """
+
+    rows: list[NDArray[np.float64]]
+    means: NDArray[np.float64]
+    scales: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    centre: Centre
+
+    @classmethod
+    def of(
+        cls,
+        vectors: NDArray[np.float32],
+        layout: Layout,
+        shape: MemoryShape,
+        angles: NDArray[np.float64] | None,
+    ) -> Sample:
+        """That of keys or values, memory after memory; `angles` as `Centre` has them."""
+        x = vectors[layout.order].astype(np.float64)
+        turns = _turns(angles, shape)
+        if turns is not None:
+            turns(x, layout.row_sizes, layout.positions[layout.order], back=True)
+        rows = np.split(x, np.cumsum(layout.row_sizes)[:-1])
+        means, covariance = _covariances(rows)
+        scales = np.sqrt(np.trace(covariance, axis1=1, axis2=2) / shape.head_dim)
+        centre = Centre(means.astype(np.float32), scales.astype(np.float32), angles)
+        return cls(rows, means, scales, covariance, centre)
+
+
+def _turns(angles: NDArray[np.float64] | None, shape: MemoryShape) -> Turns | None:
     if angles is None:
         return None
     return Turns([None if np.isnan(row).any() else row for row in angles], shape)
 
 
-def by_row(layout: Layout, vectors: NDArray[Any]) -> list[NDArray[Any]]:
-    """The vectors of each row, given those of all memories, memory after memory."""
-    return np.split(vectors[layout.order], np.cumsum(layout.row_sizes)[:-1])
-
-
-def covariances(
+def _covariances(
     rows: Sequence[NDArray[np.float64]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean, (rows, d), and covariance, (rows, d, d), of each row's vectors. A row that has few of
@@ -106,7 +138,7 @@ def angles_that_pay(
 def _volumes(rows: Sequence[NDArray[np.float64]], shape: MemoryShape) -> NDArray[np.float64]:
     """(layers,): the logarithm of the determinant of the covariance, summed over a layer's heads,
     of what is more than a hundredth of the variance."""
-    covariance = covariances(rows)[1]
+    covariance = _covariances(rows)[1]
     variances = np.linalg.eigvalsh(covariance)
     floor = variances.mean(axis=1, keepdims=True) / 100
     volumes: NDArray[np.float64] = (

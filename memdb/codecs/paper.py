@@ -13,7 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from memdb.codecs.base import Family, FittedCodec, Layout, Part, joined
-from memdb.codecs.centre import Centre, angles_that_pay, covariances
+from memdb.codecs.centre import Centre, Sample, angles_that_pay
 from memdb.codecs.parameters import fitted_name, read_parameters, write_parameters
 from memdb.codecs.rope import Turns
 from memdb.records import MemoryShape, from_float32, to_float32
@@ -166,16 +166,13 @@ class PaperFamily(Family):
         values, arrays = read_parameters(parameters)
         quantizers: list[Quantizer] = []
         try:
-            for part in ("keys", "values"):
-                centre = Centre(
-                    arrays[f"{part}.means"], arrays[f"{part}.scales"], arrays.get(f"{part}.angles")
-                )
+            parts: tuple[Part, Part] = ("keys", "values")
+            for part in parts:
+                centre = Centre.read(arrays, part)
                 index = arrays[f"{part}.index"]
                 # FAISS trusts what it reads: it is not given what is damaged.
                 if values[part]["checksum"] != _checksum(index):
                     raise ValueError("the checksum of a codec's index does not match")
-                if centre.means.ndim != 2 or centre.scales.shape != centre.means.shape[:1]:
-                    raise ValueError("a codec's means and scales are not of the same rows")
                 quantizers.append(Quantizer(centre, index))
         except (KeyError, TypeError) as error:
             raise ValueError(f"a codec's parameters lack a field ({error!r})") from error
@@ -212,13 +209,8 @@ def _fitted(
     shape: MemoryShape,
     angles: NDArray[np.float64] | None,
 ) -> Quantizer:
-    x = vectors.astype(np.float64)
-    none = np.empty(0, np.float32)
-    _undo_rope(x, layout, Centre(none, none, angles).turns(shape))
-    x = x[layout.order]
-    means, covariance = covariances(np.split(x, np.cumsum(layout.row_sizes)[:-1]))
-    scales = np.sqrt(np.trace(covariance, axis1=1, axis2=2) / shape.head_dim)
-    centre = Centre(means.astype(np.float32), scales.astype(np.float32), angles)
+    found = Sample.of(vectors, layout, shape, angles)
+    centre, x = found.centre, np.concatenate(found.rows)
     some = np.linspace(0, len(x) - 1, min(_TRAINED, len(x))).astype(np.int64)
     rows = np.repeat(np.arange(shape.rows), layout.row_sizes)[some]
     sample = ((x[some] - centre.means[rows]) / centre.scales[rows, None]).astype(np.float32)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memdb.batch import MemoryBatch, row_name
-from memdb.codecs.base import Codec, Layout, Part, slices
+from memdb.codecs.base import Codec, Layout, slices
 from memdb.codecs.int8 import Int8
 from memdb.errors import FormatError, InvalidInputError, MismatchError
 from memdb.records import ExplicitMemory, MemoryShape
@@ -127,10 +127,6 @@ class Coded:
     keys: memoryview
     values: memoryview
 
-    def section(self, part: Part) -> memoryview:
-        """Its keys, or its values."""
-        return self.keys if part == "keys" else self.values
-
 
 def read_payload(payload: bytes | memoryview, shape: MemoryShape) -> Coded:
     """The sections of a payload, which it shares.
@@ -213,9 +209,8 @@ def decode_into(
             f"the memory was written by codec {name!r}, which this release does not have; use a "
             "newer release of explicit-memdb"
         ) from None
-    for part, out in (("keys", keys), ("values", values)):
-        kind: Part = "keys" if part == "keys" else "values"
-        codec.decode(kind, [memory.section(kind) for memory in memories], layout, shape, out)
+    codec.decode("keys", [memory.keys for memory in memories], layout, shape, keys)
+    codec.decode("values", [memory.values for memory in memories], layout, shape, values)
 
 
 def _require_finite(

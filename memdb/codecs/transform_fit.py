@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memdb.codecs.base import Family, FittedCodec, Layout, Part
-from memdb.codecs.centre import Centre, angles_that_pay, by_row, covariances, turns_of
+from memdb.codecs.centre import Centre, Sample, angles_that_pay
 from memdb.codecs.transform import LARGEST, Axes, Stream, Transform, read_transform
 from memdb.records import MemoryShape, from_float32
 
@@ -98,29 +98,20 @@ class _Spectrum:
         angles: NDArray[np.float64] | None,
         power: float,
     ) -> _Spectrum:
-        x = vectors.astype(np.float64)
-        turns = turns_of(angles, shape)
-        if turns is not None:
-            ordered = x[layout.order]
-            turns(ordered, layout.row_sizes, layout.positions[layout.order], back=True)
-            x[layout.order] = ordered
-        rows = by_row(layout, x)
-        means, covariance = covariances(rows)
-        scales = np.sqrt(np.trace(covariance, axis1=1, axis2=2) / shape.head_dim)
-        variances, axes = np.linalg.eigh(covariance)
+        sample = Sample.of(vectors, layout, shape, angles)
+        variances, axes = np.linalg.eigh(sample.covariance)
         axes = axes.transpose(0, 2, 1)[:, ::-1]
-        spreads = np.sqrt(variances[:, ::-1].clip(0)) / scales[:, None]
+        spreads = np.sqrt(variances[:, ::-1].clip(0)) / sample.scales[:, None]
         lengths = np.maximum(spreads, 1 / 64)[:, :, None] ** power
         basis = (axes * lengths).astype(np.float16)
         every = max(1, layout.vectors // _SPREAD)
         numbers = [
             ((row - mean)[::every] @ (own / length).T / scale).astype(np.float32)
             for row, mean, own, length, scale in zip(
-                rows, means, axes, lengths, scales, strict=True
+                sample.rows, sample.means, axes, lengths, sample.scales, strict=True
             )
         ]
-        centre = Centre(means.astype(np.float32), scales.astype(np.float32), angles)
-        return cls(centre, basis, np.concatenate(numbers))
+        return cls(sample.centre, basis, np.concatenate(numbers))
 
     def cut(self, step: float) -> Axes:
         """With this step, over the row's scale: which axes are kept, in which streams."""
