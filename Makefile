@@ -11,8 +11,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 demo: $(VENV)/adapter.installed
 	$(BIN)/python demo/run.py
 
+# One process a core, and one thread in each: they would only wait for each other.
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 4
 
 test-slow: $(VENV)/test.installed
 	$(BIN)/python -m pytest -m slow

@@ -75,16 +75,18 @@ class AnnIndex:
             OSError: there is none.
             CorruptRecordError: it is damaged, or none of ours.
         """
-        self.stamp = file_stamp(path)
-        self.info = _read_info(path)
-        try:
-            self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError as error:
-            raise _damaged(str(error)) from error
-        info = self.info
-        if (self._index.ntotal, self._index.d) != (info.references, info.dimension):
-            raise _damaged("it does not hold what it says")
-        self._usual = search_parameters(info.nprobe)
+        # Another process may put a newer file in its place at any moment, between two looks too.
+        while True:
+            self.stamp = file_stamp(path)
+            try:
+                self.info, self._index = _read(path)
+            except CorruptRecordError:
+                if file_stamp(path) == self.stamp:
+                    raise
+            else:
+                if file_stamp(path) == self.stamp:
+                    break
+        self._usual = search_parameters(self.info.nprobe)
 
     def search(
         self, queries: Vectors, k: int, allowed: Bitmap | None = None, nprobe: int | None = None
@@ -155,6 +157,18 @@ def _finish(new: Path, info: IndexInfo) -> None:
         file.write(text + _TAIL.pack(len(text), xxhash.xxh3_64_intdigest(text), _MAGIC))
         file.flush()
         os.fsync(file.fileno())
+
+
+def _read(path: Path) -> tuple[IndexInfo, Any]:
+    """What a file says of itself, and the FAISS index in it."""
+    info = _read_info(path)
+    try:
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise _damaged(str(error)) from error
+    if (index.ntotal, index.d) != (info.references, info.dimension):
+        raise _damaged("it does not hold what it says")
+    return info, index
 
 
 def _read_info(path: Path) -> IndexInfo:

@@ -12,11 +12,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from memdb import (
+    Batch,
     ConflictError,
     CorruptRecordError,
     Document,
@@ -25,6 +27,7 @@ from memdb import (
     MemDB,
     UnknownDocumentError,
 )
+from memdb.index.ann import AnnIndex
 from memdb.store import Store
 from memdb.writing import put_metadata
 from tests.engine.helpers import (
@@ -34,6 +37,7 @@ from tests.engine.helpers import (
     WordEmbedder,
     child,
     command,
+    make_shape,
     same_memory,
     time_limit,
     unit,
@@ -556,6 +560,7 @@ def test_what_was_acknowledged_survives_a_kill(path: Path) -> None:
 KILLED_IN_A_TRANSACTION = """
 import os, signal, sys
 from pathlib import Path
+from memdb.index.ann import AnnIndex
 from memdb.store import Store
 from memdb.layout import DocumentEntry
 
@@ -600,6 +605,7 @@ def test_what_a_killed_reader_held_is_given_back(path: Path) -> None:
 
 FORKED = """
 import os, sys
+import faiss
 import numpy as np
 from memdb import ForkedProcessError, MemDB
 from tests.engine.helpers import unit
@@ -657,3 +663,39 @@ with MemDB.open(sys.argv[1]) as database:
 def test_a_database_opened_before_a_fork_is_refused_after_it(path: Path) -> None:
     result = child(FORKED, path)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Description and vectors never come from two files."""
+    vectors = np.eye(300, dtype=np.float32)
+
+    def insert(database: MemDB, numbers: range) -> None:
+        documents = [Document(f"{n}", f"{n}") for n in numbers]
+        database.load([Batch(documents, vectors[list(numbers)])])
+
+    with MemDB.create(tmp_path / "db", shape=make_shape(), dimension=300, index="ivf") as database:
+        insert(database, range(100))
+        database.build_index()
+        first = tmp_path / "first"
+        file = tmp_path / "db" / "gen-000001" / "index.faiss"
+        shutil.copy(file, first)
+        insert(database, range(100, 200))
+        database.build_index()
+        second = tmp_path / "second"
+        shutil.copy(file, second)
+    read_index = faiss.read_index
+    calls = []
+
+    def replaced(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            second.rename(file)
+        return read_index(*arguments)
+
+    first.rename(file)
+    monkeypatch.setattr(faiss, "read_index", replaced)
+    index = AnnIndex(file)
+    assert len(calls) == 2
+    assert index.info.references == index._index.ntotal == 200
