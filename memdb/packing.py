@@ -23,11 +23,17 @@ class PackedLayer:
         keys: (kv_heads, width, head_dim), `shape.storage_dtype`; zeros where padded.
         values: likewise.
         visible: (kv_heads, width) bool; False where padded.
+        memory: (kv_heads, width) int16; which of the memories given, from 0, a pair is of; -1 where
+            padded. int32 if there are more than 32,768 of them.
+        positions: (kv_heads, width) int16; which token of its reference a pair is of (the memory's
+            `positions`); 0 where padded. int32 if references may have more than 32,768 tokens.
     """
 
     keys: NDArray[Any]
     values: NDArray[Any]
     visible: NDArray[np.bool_]
+    memory: NDArray[np.signedinteger[Any]]
+    positions: NDArray[np.signedinteger[Any]]
 
 
 @dataclass(frozen=True)
@@ -67,24 +73,36 @@ def pack(memories: Sequence[ExplicitMemory | StoredMemory], shape: MemoryShape) 
     total = int(layer_starts[-1])
     keys = np.zeros((total, shape.head_dim), shape.storage_dtype)
     values = np.zeros((total, shape.head_dim), shape.storage_dtype)
-    visible = np.zeros(total, np.bool_)
+    memory = np.full(total, -1, _counting(len(memories)))
+    positions = np.zeros(total, _counting(shape.reference_length))
     for first, run in _runs(sources):
-        positions = np.concatenate([source.positions for source in run])
         own = counts[first : first + len(run)]
-        layout = Layout(own, positions, row_starts + before[first])
-        visible[layout.places] = True
+        tokens = np.concatenate([source.positions for source in run])
+        layout = Layout(own, tokens, row_starts + before[first])
+        numbers = np.arange(first, first + len(run), dtype=memory.dtype)
+        memory[layout.places] = np.repeat(numbers, layout.sizes)
+        positions[layout.places] = tokens.astype(positions.dtype)  # a cast first is faster
         _fill(run, layout, shape, keys, values)
+    visible = memory >= 0
 
     layers = {}
-    for i, layer in enumerate(shape.layers):
-        part = slice(int(layer_starts[i]), int(layer_starts[i + 1]))
-        if widths[i]:
+    bounds = layer_starts.tolist()
+    for layer, start, end in zip(shape.layers, bounds[:-1], bounds[1:], strict=True):
+        part = slice(start, end)
+        if start < end:
             layers[layer] = PackedLayer(
                 keys=keys[part].reshape(shape.kv_heads, -1, shape.head_dim),
                 values=values[part].reshape(shape.kv_heads, -1, shape.head_dim),
                 visible=visible[part].reshape(shape.kv_heads, -1),
+                memory=memory[part].reshape(shape.kv_heads, -1),
+                positions=positions[part].reshape(shape.kv_heads, -1),
             )
     return PackedMemories(layers)
+
+
+def _counting(many: int) -> np.dtype[Any]:
+    """A dtype for -1 and the numbers below `many`: int16 unless these are uncommonly many."""
+    return np.promote_types(np.int16, np.min_scalar_type(-many))
 
 
 @dataclass(frozen=True)
@@ -132,8 +150,10 @@ def _fill(
     coded = [source.coded for source in run if source.coded is not None]
     if not coded:
         memories = [source.memory for source in run if source.memory is not None]
-        keys[layout.places] = np.concatenate([memory.keys for memory in memories])
-        values[layout.places] = np.concatenate([memory.values for memory in memories])
+        ends = np.cumsum(layout.sizes).tolist()
+        for memory, start, end in zip(memories, [0, *ends[:-1]], ends, strict=True):
+            places = layout.places[start:end]
+            keys[places], values[places] = memory.keys, memory.values
         return
     stored = [source.stored for source in run if source.stored is not None]
     try:

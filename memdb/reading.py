@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
@@ -13,7 +13,7 @@ from memdb.errors import InvalidInputError, UnknownDocumentError
 from memdb.filters import Filter, Where, parse
 from memdb.index import Pinned
 from memdb.layout import DocumentEntry
-from memdb.records import StoredDocument
+from memdb.records import Reference, StoredDocument
 from memdb.remembering import Rememberer
 from memdb.retrieval import Query, Retrieval, Retriever
 from memdb.transaction import Transaction
@@ -71,7 +71,14 @@ class Readable(ABC):
         """
         return self.retrieve_batch([text], k, where=where, memories=False)[0]
 
-    def retrieve(self, tokens: Query, k: int = 5, *, where: Where | None = None) -> Retrieval:
+    def retrieve(
+        self,
+        tokens: Query,
+        k: int = 5,
+        *,
+        where: Where | None = None,
+        accept: Callable[[Reference], bool] | None = None,
+    ) -> Retrieval:
         """The k references nearest to a query, best first, with their memories (paper, 3.1: 5 for
         every 64 tokens). The memory of a cold reference is written and stored first.
 
@@ -82,13 +89,20 @@ class Readable(ABC):
             where: only references of documents with this metadata: a value, or an object of
                 `$eq`, `$in`, `$gt`, `$gte`, `$lt`, `$lte`, for each key that it names. The k
                 nearest of those are found, however few they are.
+            accept: whether a reference may be a hit. The k nearest that may are found: it is asked
+                about each once, from the nearest on, until it has accepted k or refused the rest.
+                The memories of those that it refuses are neither read nor written, and these do not
+                count as used. (The paper's evaluation refuses references that overlap the question
+                too much.)
 
         Raises:
             InvalidInputError: the query is empty or of the wrong shape, k is less than 1, or the
                 filter is wrong.
             MissingPartError: the query needs an embedder or a tokenizer, and there is none.
+            CorruptRecordError: a reference to be asked about is damaged.
         """
-        return self.retrieve_batch([tokens], k, where=where)[0]
+        only = None if accept is None else lambda _, reference: accept(reference)
+        return self.retrieve_batch([tokens], k, where=where, accept=only)[0]
 
     def retrieve_batch(
         self,
@@ -97,6 +111,7 @@ class Readable(ABC):
         *,
         where: Where | None = None,
         memories: bool = True,
+        accept: Callable[[int, Reference], bool] | None = None,
     ) -> list[Retrieval]:
         """`retrieve` for several queries at once: embedded together, searched together.
 
@@ -105,9 +120,12 @@ class Readable(ABC):
             k: for each query.
             where: for all of them.
             memories: whether to read (and, where cold, to write) the memories.
+            accept: as for `retrieve`; it is told the query's number, too: from 0, in the order of
+                `queries`. It is called while the database is read, and sees references of that
+                state.
         """
-        pinning = self._pinning()
-        return self._retriever.retrieve(queries, k, memories, filter_of(where), pinning)
+        chosen = filter_of(where)
+        return self._retriever.retrieve(queries, k, memories, chosen, self._pinning(), accept)
 
     def _stored(self, transaction: Transaction, name: str, entry: DocumentEntry) -> StoredDocument:
         return StoredDocument(

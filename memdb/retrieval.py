@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import lmdb
@@ -38,6 +38,10 @@ from memdb.writing import unit_vectors
 
 #: What to look for: a text, token ids, or an embedding.
 Query = str | Sequence[int] | NDArray[Any]
+#: Whether a reference may be a hit of the query of this number.
+Accept = Callable[[int, Reference], bool]
+
+_WIDER = 4  # each time that too few of the hits are accepted
 
 
 class Hit:
@@ -149,6 +153,7 @@ class Retriever:
         memories: bool,
         where: Filter | None = None,
         pinned: AbstractContextManager[Pinned] | None = None,
+        accept: Accept | None = None,
     ) -> list[Retrieval]:
         """See `Readable.retrieve_batch`; in a state that is pinned, or in that of this moment."""
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
@@ -162,6 +167,10 @@ class Retriever:
             allowed = None if where is None else self._matching(transaction, where)
             scores, ids = state.search(vectors, int(k), allowed)
             found = list(zip(texts, ids.tolist(), scores.tolist(), strict=True))
+            if accept is not None:
+                for n, (text, *nearest) in enumerate(found):
+                    vector, asked = vectors[n : n + 1], partial(accept, n)
+                    found[n] = text, *_accepted(state, vector, int(k), allowed, nearest, asked)
             # A reference that several queries find is read once.
             once = dict.fromkeys(number for _, numbers, _ in found for number in numbers)
             once.pop(-1, None)
@@ -264,3 +273,44 @@ class Retriever:
         if given.dtype == np.float32 and abs(float(given @ given) - 1) < 1e-5:
             return given[None]  # near enough to 1 for a score, and quick
         return unit_vectors(given[None], 1, self._dimension)
+
+
+def _accepted(
+    state: Pinned,
+    vector: NDArray[np.float32],
+    k: int,
+    allowed: NDArray[np.int64] | None,
+    nearest: Sequence[list[Any]],
+    accept: Callable[[Reference], bool],
+) -> tuple[list[int], list[float]]:
+    """Ids and scores of the k nearest that are accepted, best first; fewer where there are fewer.
+
+    Each is asked about once, from the nearest on, until there are k. Searches are widened query by
+    query: widened together they would hold all ids of the database for each query at once, where
+    nothing is accepted.
+
+    Args:
+        state: what to search in.
+        vector: (1, dimension), of the query.
+        k: at least 1.
+        allowed: ids that may be found, ascending; default: all.
+        nearest: ids and scores of the k nearest, as `Pinned.search` gives them.
+        accept: what to ask.
+    """
+    answers: dict[int, bool] = {}
+    width = k
+    while True:
+        kept: list[tuple[int, float]] = []
+        there = [hit for hit in zip(*nearest, strict=True) if hit[0] >= 0]
+        for number, score in there:
+            if number not in answers:
+                answers[number] = bool(accept(state.transaction.reference(number)))
+            if answers[number]:
+                kept.append((number, score))
+                if len(kept) == k:
+                    break
+        if len(kept) == k or len(there) < width:
+            return [number for number, _ in kept], [score for _, score in kept]
+        width *= _WIDER
+        scores, ids = state.search(vector, width, allowed)
+        nearest = ids[0].tolist(), scores[0].tolist()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,20 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memdb import DType, ExplicitMemory, MemoryShape, pack
+from memdb import DType, ExplicitMemory, MemDB, MemoryShape, pack
 from tests.engine.helpers import make_memory, make_shape
 
 
 def pack_slowly(memories: Sequence[ExplicitMemory], shape: MemoryShape) -> dict[int, Any]:
-    """Row by row, pair by pair: layer -> [(keys, values) of each head]."""
+    """Row by row, pair by pair: layer -> [(keys, values, memory, position) of each head]."""
     layers = {}
     for i, layer in enumerate(shape.layers):
         heads = []
         for head in range(shape.kv_heads):
             row = i * shape.kv_heads + head
             pairs = [
-                (memory.keys[pair], memory.values[pair])
-                for memory in memories
+                (memory.keys[pair], memory.values[pair], number, memory.positions[pair])
+                for number, memory in enumerate(memories)
                 for pair in range(memory.offsets[row], memory.offsets[row + 1])
             ]
             heads.append(pairs)
@@ -51,10 +52,16 @@ def test_packing_is_laying_rows_side_by_side(
         assert given_layer.values.shape == given_layer.keys.shape
         assert given_layer.keys.dtype == given_layer.values.dtype == shape.storage_dtype
         assert given_layer.visible.dtype == np.bool_
+        assert given_layer.memory.dtype == given_layer.positions.dtype == np.int16
+        assert given_layer.memory.shape == given_layer.positions.shape == (kv_heads, width)
         for head, pairs in enumerate(heads):
             n = len(pairs)
             assert given_layer.visible[head].tolist() == [True] * n + [False] * (width - n)
-            for place, (key, value) in enumerate(pairs):
+            numbers = [number for _, _, number, _ in pairs]
+            assert given_layer.memory[head].tolist() == numbers + [-1] * (width - n)
+            positions = [int(position) for *_, position in pairs]
+            assert given_layer.positions[head].tolist() == positions + [0] * (width - n)
+            for place, (key, value, *_) in enumerate(pairs):
                 assert given_layer.keys[head, place].tobytes() == key.tobytes()
                 assert given_layer.values[head, place].tobytes() == value.tobytes()
             assert not given_layer.keys[head, n:].any()
@@ -70,6 +77,37 @@ def test_memories_keep_their_order() -> None:
     np.testing.assert_array_equal(first, one.keys[one.offsets[row]])
     first = pack([two, one], shape).layers[layer].keys[head, 0]
     np.testing.assert_array_equal(first, two.keys[two.offsets[row]])
+
+
+@pytest.mark.parametrize(("length", "dtype"), [(2**15, np.int16), (2**15 + 1, np.int32)])
+def test_positions_of_long_references_fit(length: int, dtype: type) -> None:
+    shape = make_shape(layers=(0,), kv_heads=1, reference_length=length)
+    one = make_memory(shape, 1, 0)
+    row = np.ones((1, shape.head_dim), np.float32)
+    last = np.array([length - 1], shape.position_dtype)
+    memory = ExplicitMemory(np.array([0, 1], np.int32), last, row, row)
+    layer = pack([one, memory], shape).layers[0]
+    assert layer.positions.dtype == dtype
+    assert (layer.memory.tolist(), layer.positions.tolist()) == ([[1]], [[length - 1]])
+
+
+@pytest.mark.parametrize("codec", ["exact", "int8"])
+def test_stored_and_decoded_memories_are_told_apart(tmp_path: Path, codec: str) -> None:
+    shape = make_shape()
+    memories = [make_memory(shape, seed) for seed in range(4)]
+    path = tmp_path / "db"
+    with MemDB.create(path, shape=shape, dimension=2, codec=codec) as database:
+        for n, memory in enumerate(memories):
+            vector = np.array([[1, n]], np.float32)
+            database.insert("text", id=str(n), embeddings=vector, memories=[memory])
+    with MemDB.open(path, cache_bytes=0) as database:
+        stored = database.retrieve(np.array([1.0, 0.0]), 4).stored
+    mixed = [stored[0], memories[1], stored[2], stored[3]]
+    expected = pack(memories, shape).layers
+    for layer, packed in pack(mixed, shape).layers.items():
+        np.testing.assert_array_equal(packed.memory, expected[layer].memory)
+        np.testing.assert_array_equal(packed.positions, expected[layer].positions)
+        np.testing.assert_array_equal(packed.visible, expected[layer].visible)
 
 
 @pytest.mark.parametrize("memories", [0, 3])
