@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from memdb import ExplicitMemory, Framing, MemoryShape, pack, read_corpus
+from memdb import ExplicitMemory, Framing, MemoryShape, PackedMemories, pack, read_corpus
 from memdb.chunking import Chunker
-from model_adapter import Frame, LanguageModel, Writer, memory_tensors
+from model_adapter import Context, Frame, LanguageModel, Stretch, Writer
+from model_adapter.framing import Prompt
 
 
 @dataclass(frozen=True)
@@ -46,35 +47,32 @@ class Harness:
 
     def nothing(self, question: Question) -> tuple[float, float]:
         prompt = self.frame.alone(self.prompt(question))
-        return self._score(question, [*prompt.content, *prompt.tail], 0, None, ())
+        return self._score(question, prompt)
 
     def rag(self, question: Question) -> tuple[float, float]:
         text = [self.texts[question.document].strip()]
         prompt = self.frame.with_text(text, self.prompt(question))
-        return self._score(question, [*prompt.content, *prompt.tail], 0, None, ())
+        return self._score(question, prompt)
 
     def memory(
         self, question: Question, memories: list[ExplicitMemory], shape: MemoryShape
     ) -> tuple[float, float]:
-        tensors = memory_tensors(pack(memories, shape), shape, self.model.device)
         prompt = self.frame.behind_memories(self.prompt(question))
         start = len(shape.prefix) + shape.reference_length
-        return self._score(
-            question, [*prompt.content, *prompt.tail], start, tensors, self.frame.prefix
-        )
+        context = Context(self.model, self.frame.prefix, start)
+        return self._score(question, prompt, context, pack(memories, shape))
 
     def _score(
-        self, question: Question, prompt: list[int], start: int, memory: object, prefix: object
+        self,
+        question: Question,
+        prompt: Prompt,
+        context: Context | None = None,
+        memories: PackedMemories | None = None,
     ) -> tuple[float, float]:
         answer = self.answer(question)
-        cache = self.model.prefix_cache(prefix)  # type: ignore[arg-type]
-        logits = self.model.forward(
-            [*prompt, *answer],
-            start,
-            cache,
-            memory,  # type: ignore[arg-type]
-            last=False,
-        )[-len(answer) - 1 : -1]
+        stretch = Stretch([*prompt.content, *prompt.tail, *answer], memories)
+        (logits,) = (context or Context(self.model)).read([[stretch]], every=True)
+        logits = logits[-len(answer) - 1 : -1]
         target = torch.tensor(answer, device=logits.device)
         likelihood = logits.float().log_softmax(-1).gather(1, target[:, None])
         return float(-likelihood.mean()), float((logits.argmax(-1) == target).float().mean())

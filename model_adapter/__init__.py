@@ -5,7 +5,7 @@ db.insert("The harbour master of Veldmoor is Ottoline Brask.")
 print(generate("Who is the harbour master of Veldmoor?", db).text)
 """
 
-from model_adapter.attention import LayerMemory, MemoryTensors, memory_attention, memory_tensors
+from model_adapter.attention import LayerMemory, Sight, memory_attention
 from model_adapter.catalog import (
     CATALOG,
     DEFAULT_EMBEDDER,
@@ -14,6 +14,8 @@ from model_adapter.catalog import (
     is_pulled,
     pull,
 )
+from model_adapter.chat import Chat
+from model_adapter.context import Context, Stretch
 from model_adapter.database import (
     create_database,
     load_embedder,
@@ -22,9 +24,12 @@ from model_adapter.database import (
     rewrite_database,
 )
 from model_adapter.embedder import SentenceEmbedder
-from model_adapter.framing import Frame, default_framing
-from model_adapter.generation import Chunk, Generation, Mode, generate
+from model_adapter.framing import Frame, Message, default_framing
+from model_adapter.generation import Generation, Source, Stream, generate, stream
 from model_adapter.language_model import LanguageModel, load_model
+from model_adapter.options import Mode, Options
+from model_adapter.overlap import overlap, overlaps
+from model_adapter.reader import Chunk
 from model_adapter.selection import SELECTIONS, PaperRule, Reconstruction, Selection
 from model_adapter.writer import Writer
 
@@ -33,17 +38,24 @@ __all__ = [
     "DEFAULT_EMBEDDER",
     "DEFAULT_MODEL",
     "SELECTIONS",
+    "Chat",
     "Chunk",
+    "Context",
     "Frame",
     "Generation",
     "LanguageModel",
     "LayerMemory",
-    "MemoryTensors",
+    "Message",
     "Mode",
+    "Options",
     "PaperRule",
     "Reconstruction",
     "Selection",
     "SentenceEmbedder",
+    "Sight",
+    "Source",
+    "Stream",
+    "Stretch",
     "Writer",
     "cache_folder",
     "create_database",
@@ -53,9 +65,11 @@ __all__ = [
     "load_embedder",
     "load_model",
     "memory_attention",
-    "memory_tensors",
     "open_database",
+    "overlap",
+    "overlaps",
     "pull",
     "repair_database",
     "rewrite_database",
+    "stream",
 ]

@@ -1,73 +1,189 @@
 """Attention over memories and context in one softmax, and a look at queries and keys.
 
 Registered with transformers' public attention interface under the name `memdb`, so that models run
-unpatched. What a forward pass should attend to beside its context comes as the keyword argument
-`explicit_memory`; what should see queries, keys and values comes as `observer`. Without either it
-is plain attention.
+unpatched. What a forward pass sees beside its context comes as the keyword argument
+`explicit_memory` (a `Sight`); what should see queries, keys and values comes as `observer`. Without
+either it is plain attention.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-from memdb import MemoryShape, PackedMemories, UnsupportedModelError
+from memdb import UnsupportedModelError
 
 NAME = "memdb"
 
+#: Position of what no token sees: the padding of a batch.
+NOWHERE = 1 << 40
+
 #: Called once per layer with the layer's index, queries (batch, heads, tokens, head_dim), keys and
-#: values (batch, kv heads, tokens, head_dim), and the factor of the attention's scores. Queries and
-#: keys are after RoPE.
+#: values (batch, kv heads, cached + tokens, head_dim), and the factor of the attention's scores.
+#: Queries and keys are after RoPE.
 Observer = Callable[[int, Tensor, Tensor, Tensor, float], None]
 
-# Keyword arguments by which models ask their attention function for more than a softmax.
-_UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+# Keyword arguments by which models ask their attention function for more than is computed here.
+_UNSUPPORTED = ("s_aux", "position_bias")
+
+
+class Rule:
+    """Which tokens see which, as transformers says it for one kind of layer (causal, a sliding
+    window, chunks): a function of two positions. Stands where a model passes on its mask.
+
+    Attributes:
+        is_causal: whether a token sees all before it.
+    """
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self._arguments = arguments
+        self._function = arguments["mask_function"]
+        self._mask: Tensor | None = None
+        self.is_causal = self._function is causal_mask_function
+
+    @property
+    def mask(self) -> Tensor:
+        """(batch, 1, tokens, cached + tokens) bool, where positions are places in the cache."""
+        if self._mask is None:
+            # transformers leaves a plain causal mask out.
+            self._mask = sdpa_mask(**{**self._arguments, "allow_is_causal_skip": False})
+        return self._mask
+
+    def between(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """(batch, 1, tokens, keys) bool: which positions (batch, keys) those at (batch, tokens)
+        see."""
+        batch = torch.arange(len(queries), device=queries.device)[:, None, None, None]
+        head = torch.zeros_like(batch)
+        seen: Tensor = self._function(batch, head, queries[:, None, :, None], keys[:, None, None])
+        return seen
 
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """Memories of one layer as tensors.
+    """Sets of memories in one layer.
 
     Attributes:
-        keys: (1, kv heads, width, head_dim), after RoPE.
+        keys: (sets, kv heads, width, head_dim), after RoPE.
         values: likewise.
-        visible: (1, kv heads, 1, width) bool; False where padded.
+        visible: (sets, kv heads, width) bool; False where padded.
+        memory: (sets, kv heads, width) int64: which memory of its set each key is of; -1: none.
+        token: (sets, kv heads, width) int64: of which token of its reference, from 0.
     """
 
     keys: Tensor
     values: Tensor
     visible: Tensor
+    memory: Tensor
+    token: Tensor
 
 
-#: Memory layer -> its memories; what a forward pass takes as `explicit_memory`.
-MemoryTensors = dict[int, LayerMemory]
+@dataclass(frozen=True)
+class Joined:
+    """Memories and context side by side in one buffer, so that nothing is copied to read both.
+
+    Attributes:
+        keys: (batch, kv heads, width + context, head_dim).
+        values: likewise.
+        visible: (batch, kv heads, 1, width + context) bool; False where padded.
+        memory: the memories, a set for each sequence.
+    """
+
+    keys: Tensor
+    values: Tensor
+    visible: Tensor
+    memory: LayerMemory
 
 
-def memory_tensors(
-    packed: PackedMemories, shape: MemoryShape, device: torch.device
-) -> MemoryTensors:
-    """Packed memories on the model's device; on a CPU without a copy."""
+@dataclass(frozen=True)
+class Stretches:
+    """A pass cut into stretches of tokens, each with its own memories.
 
-    def tensor(array: Any) -> Tensor:
-        # numpy has no bfloat16: its bits come as uint16.
-        held = torch.from_numpy(array)
-        return held.view(torch.bfloat16) if shape.dtype == "bfloat16" else held
+    Attributes:
+        sequence: (stretches,) which sequence of the batch each is of.
+        tokens: (stretches, length) its tokens, as places in the flattened (batch * tokens); where
+            it is shorter, its last one again.
+        places: (batch * tokens,) where each token is among the flattened (stretches * length).
+    """
 
-    return {
-        layer: LayerMemory(
-            keys=tensor(arrays.keys)[None].to(device),
-            values=tensor(arrays.values)[None].to(device),
-            visible=torch.from_numpy(arrays.visible)[None, :, None].to(device),
-        )
-        for layer, arrays in packed.layers.items()
-    }
+    sequence: Tensor
+    tokens: Tensor
+    places: Tensor
+
+
+class Memories(Protocol):
+    """Where a pass finds memories, layer by layer."""
+
+    def joined(self, layer: int) -> Joined | None:
+        """What a layer reads where each sequence has one set; None without memories."""
+
+    def sets(self, layer: int, like: Tensor) -> LayerMemory:
+        """What a layer reads where each stretch has a set of its own; of the heads, dtype and
+        device of `like`, (any, kv heads, any, head_dim)."""
+
+
+#: Told of the attention that memories got in a layer: (sets, heads, tokens, width) float32, and
+#: the memories.
+Witness = Callable[[Tensor, LayerMemory], None]
+
+
+@dataclass
+class Sight:
+    """What the tokens of one forward pass see.
+
+    Attributes:
+        queries: (batch, tokens) their positions; `NOWHERE` for padding.
+        keys: (batch, cached + tokens) those of the context.
+        memories: what is read beside the context; None: nothing.
+        stretches: how the pass is cut; None: each sequence has one set of memories.
+        windows: where memories' tokens begin, if sliding windows hold for them, too; None: all
+            memories are seen, however far away.
+        witness: told how much attention memories get.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    memories: Memories | None = None
+    stretches: Stretches | None = None
+    windows: int | None = None
+    witness: Witness | None = None
+    _masks: dict[int, Tensor] = field(default_factory=dict)
+    _elsewhere: dict[torch.device, Sight] = field(default_factory=dict)
+
+    def on(self, device: torch.device) -> Sight:
+        """The same, where a layer is (of a model whose layers are on several devices)."""
+        if self.queries.device == device:
+            return self
+        if device not in self._elsewhere:
+            cut = self.stretches
+            self._elsewhere[device] = Sight(
+                self.queries.to(device),
+                self.keys.to(device),
+                self.memories,
+                cut and Stretches(*(part.to(device) for part in vars(cut).values())),
+                self.windows,
+                self.witness,
+            )
+        return self._elsewhere[device]
+
+    def mask(self, rule: Rule) -> Tensor:
+        """(batch or stretches, 1, tokens, keys) bool; computed once for each kind of layer."""
+        if id(rule) not in self._masks:
+            mask = rule.between(self.queries, self.keys)
+            if self.stretches is not None:
+                mask = _rows(mask.transpose(1, 2), self.stretches).transpose(1, 2)
+            self._masks[id(rule)] = mask
+        return self._masks[id(rule)]
+
+    def sees_all(self, rule: Rule) -> bool:
+        """Whether each token sees whatever is not padding: one token, without a window."""
+        return rule.is_causal and self.queries.shape[1] == 1
 
 
 def memory_attention(
@@ -75,11 +191,12 @@ def memory_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor,
+    attention_mask: Tensor | Rule,
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
-    explicit_memory: MemoryTensors | None = None,
+    softcap: float | None = None,
+    explicit_memory: Sight | None = None,
     observer: Observer | None = None,
     **extra: Any,
 ) -> tuple[Tensor, None]:
@@ -90,11 +207,11 @@ def memory_attention(
         query: (batch, heads, tokens, head_dim), after RoPE.
         key: (batch, kv heads, cached + tokens, head_dim), after RoPE.
         value: likewise.
-        attention_mask: (batch, 1, tokens, cached + tokens) bool, True: visible. Of the context
-            alone: every token sees all memories.
+        attention_mask: (batch, 1, tokens, cached + tokens) bool, True: visible; or the rule.
         scaling: default: head_dim ** -0.5.
         dropout: of attention weights.
-        explicit_memory: the memories, by layer.
+        softcap: scores s become softcap * tanh(s / softcap) (Gemma 2).
+        explicit_memory: what is seen.
         observer: sees queries, keys and values.
 
     Returns:
@@ -111,29 +228,103 @@ def memory_attention(
         observer(layer, query, key, value, scaling or query.shape[-1] ** -0.5)
 
     batch, heads, tokens, head_dim = query.shape
-    kv_heads = key.shape[1]
-    mask = attention_mask.expand(batch, kv_heads, tokens, -1)
-    memory = explicit_memory.get(layer) if explicit_memory else None
-    if memory is not None:
-        key = torch.cat([memory.keys.expand(batch, -1, -1, -1), key], 2)
-        value = torch.cat([memory.values.expand(batch, -1, -1, -1), value], 2)
-        mask = torch.cat([memory.visible.expand(batch, -1, tokens, -1), mask], 3)
+    sight = None if explicit_memory is None else explicit_memory.on(query.device)
+    stretches = None if sight is None else sight.stretches
+    memory: LayerMemory | None = None
+    if sight is None or isinstance(attention_mask, Tensor):
+        mask = attention_mask if isinstance(attention_mask, Tensor) else attention_mask.mask
+    elif stretches is not None:
+        key, value, mask, memory = _in_stretches(layer, key, value, attention_mask, sight)
+        query = _rows(query.transpose(1, 2), stretches).transpose(1, 2)
+    else:
+        key, value, mask, memory = _side_by_side(layer, key, value, attention_mask, sight)
 
     # The query heads of one kv head become more queries of it: keys and values need no copies.
+    rows, _, length, _ = query.shape
+    kv_heads = key.shape[1]
     group = heads // kv_heads
-    query = query.reshape(batch, kv_heads, group * tokens, head_dim)
-    mask = mask.repeat(1, 1, group, 1)
-    mixed = scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
-    )
-    return mixed.reshape(batch, heads, tokens, head_dim).transpose(1, 2).contiguous(), None
+    query = query.reshape(rows, kv_heads, group * length, head_dim)
+    if length > 1:
+        mask = mask.repeat(1, 1, group, 1)
+    witness = None if sight is None or memory is None else sight.witness
+    if softcap is None and witness is None:
+        mixed = scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
+        )
+    else:
+        scores = query @ key.transpose(2, 3) * (head_dim**-0.5 if scaling is None else scaling)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        weights = scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32)
+        if witness is not None and memory is not None:
+            width = memory.visible.shape[2]
+            witness(weights[..., :width].reshape(rows, heads, length, width), memory)
+        weights = torch.dropout(weights, dropout, module.training)
+        mixed = weights.to(value.dtype) @ value
+    mixed = mixed.reshape(rows, heads, length, head_dim).transpose(1, 2)
+    if stretches is not None:
+        mixed = mixed.reshape(rows * length, heads, head_dim)[stretches.places]
+        mixed = mixed.view(batch, tokens, heads, head_dim)
+    return mixed.contiguous(), None
 
 
-def _mask(*args: Any, **kwargs: Any) -> Tensor:
-    # transformers leaves a plain causal mask out; here it is joined with the memories'.
-    kwargs["allow_is_causal_skip"] = False
-    return sdpa_mask(*args, **kwargs)
+#: Keys, values, mask, and the memories that are the first of these keys.
+_Given = tuple[Tensor, Tensor, Tensor, LayerMemory | None]
+
+
+def _side_by_side(layer: int, key: Tensor, value: Tensor, rule: Rule, sight: Sight) -> _Given:
+    """What is attended to where each sequence has one set of memories at most."""
+    joined = None if sight.memories is None else sight.memories.joined(layer)
+    if joined is None:
+        return key, value, sight.mask(rule), None
+    if sight.sees_all(rule):
+        return joined.keys, joined.values, joined.visible, joined.memory
+    memory = joined.memory
+    context = sight.mask(rule)
+    visible = memory.visible[:, :, None]
+    if sight.windows is not None:
+        visible = visible & _windowed(rule, sight.queries, memory.token + sight.windows)
+    return joined.keys, joined.values, _beside(visible, context), memory
+
+
+def _in_stretches(layer: int, key: Tensor, value: Tensor, rule: Rule, sight: Sight) -> _Given:
+    """The same, a row for each stretch, which has the memories of its own before its sequence's
+    context: so all are one attention, and none is a loop."""
+    if sight.memories is None or sight.stretches is None:
+        raise ValueError("stretches without memories")
+    memory = sight.memories.sets(layer, key)
+    visible = memory.visible[:, :, None]
+    if sight.windows is not None:
+        queries = sight.queries.flatten()[sight.stretches.tokens]
+        visible = visible & _windowed(rule, queries, memory.token + sight.windows)
+    of = sight.stretches.sequence
+    keys = torch.cat([memory.keys, key[of]], 2)
+    values = torch.cat([memory.values, value[of]], 2)
+    return keys, values, _beside(visible, sight.mask(rule)), memory
+
+
+def _beside(memories: Tensor, context: Tensor) -> Tensor:
+    """Masks of memories (sets, kv heads, 1 or tokens, width) and context (sets, 1, tokens, keys) as
+    one."""
+    kv_heads, tokens = memories.shape[1], context.shape[2]
+    return torch.cat([memories.expand(-1, -1, tokens, -1), context.expand(-1, kv_heads, -1, -1)], 3)
+
+
+def _windowed(rule: Rule, queries: Tensor, memories: Tensor) -> Tensor:
+    """(sets, kv heads, tokens, width) bool: which memories a model with a window sees."""
+    sets, kv_heads, width = memories.shape
+    seen = rule.between(queries, memories.reshape(sets, kv_heads * width))
+    return seen.view(sets, -1, kv_heads, width).transpose(1, 2)
+
+
+def _rows(x: Tensor, stretches: Stretches) -> Tensor:
+    """(batch, tokens, ...) -> (stretches, length, ...)."""
+    return x.flatten(0, 1)[stretches.tokens]
+
+
+def _rule(*args: Any, **kwargs: Any) -> Rule:
+    return Rule(kwargs)
 
 
 AttentionInterface.register(NAME, memory_attention)
-AttentionMaskInterface.register(NAME, _mask)
+AttentionMaskInterface.register(NAME, _rule)

@@ -6,11 +6,16 @@ sharply). So the whole template up to the user's text is part of the prefix:
 
     plain:  <bos>Reference:        [memories]  \\n{prompt}
     chat:   {template}Reference:   [memories]  \\n\\n{prompt}{template's end}
+
+Of a conversation, the first message of the user is where the prompt is, and the template's end goes
+on with the other messages. What the system says stands before what the user says next, behind the
+memories, so that the prefix is the same for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from memdb import Framing, InvalidInputError
@@ -18,7 +23,11 @@ from model_adapter.catalog import first_line
 from model_adapter.language_model import LanguageModel
 
 REFERENCE = "Reference:"
-_MARK = "\x1aprompt\x1a"  # stands for the prompt while the template is rendered
+_ROLES = ("system", "user", "assistant")
+_MARK = re.compile("\x1a([0-9]+)\x1a")  # stands for a message while the template is rendered
+
+#: What somebody said: `role` (system, user or assistant) and `content`.
+Message = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class Frame:
         self, model: LanguageModel, framing: Framing, prefix: tuple[int, ...] | None = None
     ) -> None:
         self._model = model
+        self.framing = framing
         tokenizer = model.tokenizer
         if framing == "plain":
             self._head = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
@@ -55,7 +65,7 @@ class Frame:
                 raise InvalidInputError(
                     f"the model '{model.name}' has no chat template; use the framing 'plain'"
                 )
-            head, tail = _template(model)
+            head, tail = _template(model, [{"role": "user", "content": ""}])
             self._head = model.tokens(head, special=True)
             self._tail = model.tokens(tail, special=True)
             self._gap = "\n\n"
@@ -70,36 +80,89 @@ class Frame:
         """What stands before every reference, and before the memories."""
         return (*self._head, *self._model.tokens(REFERENCE))
 
-    def behind_memories(self, prompt: str) -> Prompt:
-        """A prompt that goes on behind the memories."""
-        return Prompt(self._model.tokens(self._gap + prompt), self._tail)
+    def behind_memories(self, prompt: str | Sequence[Message]) -> Prompt:
+        """A prompt that goes on behind the memories.
 
-    def alone(self, prompt: str) -> Prompt:
-        """A prompt without references."""
-        return Prompt([*self._head, *self._model.tokens(prompt)], self._tail)
+        Raises:
+            InvalidInputError: it is empty, or messages that are none of a conversation.
+        """
+        return self._framed(prompt, [], self._gap)
 
-    def with_text(self, references: Sequence[str], prompt: str) -> Prompt:
-        """A prompt with the references as text before it (RAG), where memories would stand."""
-        text = "\n\n".join(references)
-        return Prompt(
-            [*self.prefix, *self._model.tokens(text), *self.behind_memories(prompt).content],
-            self._tail,
-        )
+    def alone(self, prompt: str | Sequence[Message]) -> Prompt:
+        """A prompt without references; errors as above."""
+        return self._framed(prompt, self._head, "")
+
+    def with_text(self, references: Sequence[str], prompt: str | Sequence[Message]) -> Prompt:
+        """A prompt with the references as text before it (RAG), where memories would stand; errors
+        as above."""
+        text = self._model.tokens("\n\n".join(references))
+        return self._framed(prompt, [*self.prefix, *text], self._gap)
+
+    def _framed(self, prompt: str | Sequence[Message], before: list[int], gap: str) -> Prompt:
+        if isinstance(prompt, str):
+            if not prompt.strip():
+                raise InvalidInputError("the prompt is empty")
+            return Prompt([*before, *self._model.tokens(gap + prompt)], self._tail)
+        messages = _conversation(prompt)
+        if self.framing != "chat":
+            raise InvalidInputError(
+                "messages need the framing 'chat', and this database's is 'plain': give the prompt "
+                "as a text"
+            )
+        _, *between = _template(self._model, messages)
+        content = [*before, *self._model.tokens(gap + messages[0]["content"])]
+        for control, message in zip(between, messages[1:], strict=False):
+            content += self._model.tokens(control, special=True)
+            content += self._model.tokens(message["content"])
+        return Prompt(content, self._model.tokens(between[-1], special=True))
 
 
-def _template(model: LanguageModel) -> tuple[str, str]:
-    """What the chat template puts before and behind the user's text."""
+def _conversation(prompt: Sequence[Message]) -> list[dict[str, str]]:
+    """Messages by user and assistant in turn, those of the system within the user's."""
+    said: list[dict[str, str]] = []
+    before = ""
+    for number, message in enumerate(prompt, 1):
+        if not isinstance(message, Mapping):
+            raise InvalidInputError(
+                f"message {number} is no mapping with 'role' and 'content': {message!r:.60}"
+            )
+        role, content = message.get("role"), message.get("content")
+        if role not in _ROLES or not isinstance(content, str):
+            raise InvalidInputError(
+                f"message {number} needs a 'role' ({', '.join(_ROLES)}) and a text as 'content', "
+                f"got {message!r:.60}"
+            )
+        if role == "system":
+            before += content + "\n\n"
+            continue
+        if role != ("user", "assistant")[len(said) % 2]:
+            raise InvalidInputError(
+                f"message {number} is by the {role} again: user and assistant speak in turn, the "
+                "user first"
+            )
+        said.append({"role": role, "content": before + content if role == "user" else content})
+        before = "" if role == "user" else before
+    if not said or said[-1]["role"] != "user" or not said[-1]["content"].strip():
+        raise InvalidInputError("the last message has to be the user's, and to say something")
+    return said
+
+
+def _template(model: LanguageModel, messages: Sequence[Message]) -> list[str]:
+    """What the chat template puts before, between and behind the messages' texts."""
+    marked = [{**said, "content": f"\x1a{i}\x1a"} for i, said in enumerate(messages)]
     try:
         rendered = model.tokenizer.apply_chat_template(
-            [{"role": "user", "content": _MARK}], tokenize=False, add_generation_prompt=True
+            marked, tokenize=False, add_generation_prompt=True
         )
-        head, tail = str(rendered).split(_MARK)
+        parts = _MARK.split(str(rendered))
+        if parts[1::2] != [str(i) for i in range(len(messages))]:
+            raise ValueError("it does not print each message once")
     except Exception as error:  # templates are programs, and fail in every way
         raise InvalidInputError(
             f"the chat template of the model '{model.name}' cannot be used ({first_line(error)}); "
             "use the framing 'plain'"
         ) from error
-    return head, tail
+    return parts[::2]
 
 
 def default_framing(model: LanguageModel) -> Framing:

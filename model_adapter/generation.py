@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from memdb import InvalidInputError, MemDB, Retrieval, pack
-from model_adapter.attention import MemoryTensors, memory_tensors
-from model_adapter.framing import Frame, Prompt
-from model_adapter.language_model import LanguageModel
+from memdb import InvalidInputError, MemDB, Reference
+from model_adapter.detokenizing import Detokenizer
+from model_adapter.framing import Message
+from model_adapter.options import Mode, Options, options_of
+from model_adapter.reader import Chunk, Reader
 from model_adapter.sampling import Sampler
 from model_adapter.writer import Writer
 
-Mode = Literal["memory", "rag", "none"]
+#: A text, or the messages of a conversation.
+Prompt = str | Sequence[Message]
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """A stretch of tokens that was read or generated with one set of memories.
+class Source:
+    """A reference whose memory was used.
 
     Attributes:
-        start: its first token, counted from the prompt's first.
-        generated: whether it is answer (True) or prompt.
-        retrieval: what it was read with.
+        reference: which.
+        share: of the attention that all memories got while the answer was generated, 0 to 1.
+        attention: its share of all attention, the mean over the answer's tokens, layers and heads.
+        tokens: (reference length,) float32: `attention`, by token of the reference.
     """
 
-    start: int
-    generated: bool
-    retrieval: Retrieval
+    reference: Reference
+    share: float
+    attention: float
+    tokens: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -42,232 +46,242 @@ class Generation:
     Attributes:
         text: without control tokens.
         token_ids: the generated tokens, the one that ended the text included.
+        finished: why it ended: by the model (`end`), by a stop string (`stop`), or since
+            max_new_tokens were there (`length`).
         mode: `memory`, `rag` (the references as text in the prompt) or `none`.
         chunks: what was retrieved for each stretch; one for `rag`, empty for `none`.
         prompt_tokens: tokens that were read for this prompt; with memories, the prefix is not
             among them, since it is read once for all.
-        seconds: `retrieve` (embed, search, load, and write where cold), `read` (the prompt) and
-            `decode`.
+        seconds: `retrieve` (embed, search, load, decode, pack, and write where cold), `read` (the
+            prompt), `decode`, and `first_token`, from the call to the first token; of all prompts
+            that were given together.
     """
 
     text: str
     token_ids: list[int]
+    finished: Literal["end", "stop", "length"]
     mode: Mode
     chunks: list[Chunk]
     prompt_tokens: int
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def sources(self) -> list[Source]:
+        """What the answer rests on, the most used first: the references whose memories were seen
+        while it was generated. Needs `cite=True`; empty else."""
+        found: dict[int, Reference] = {}
+        attention: dict[int, Any] = {}
+        for chunk in self.chunks:
+            if chunk.token_attention is None:
+                continue
+            for hit, tokens in zip(chunk.retrieval.hits, chunk.token_attention, strict=True):
+                found[hit.id] = hit.reference
+                attention[hit.id] = attention.get(hit.id, 0.0) + tokens
+        total = sum(float(tokens.sum()) for tokens in attention.values()) or 1.0
+        sources = [
+            Source(
+                found[number],
+                float(tokens.sum()) / total,
+                float(tokens.sum()) / len(self.token_ids),
+                (tokens / len(self.token_ids)).astype(np.float32),
+            )
+            for number, tokens in attention.items()
+        ]
+        return sorted(sources, key=lambda source: -source.share)
+
+
+@overload
+def generate(prompt: str, db: MemDB, **options: Any) -> Generation: ...
+@overload
+def generate(prompt: Sequence[Message], db: MemDB, **options: Any) -> Generation: ...
+@overload
+def generate(prompt: Sequence[Prompt], db: MemDB, **options: Any) -> list[Generation]: ...
+
 
 def generate(
-    prompt: str,
-    db: MemDB,
-    *,
-    mode: Mode = "memory",
-    max_new_tokens: int = 64,
-    memories: int = 5,
-    retrieve_every: int = 64,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float = 1.0,
-    seed: int | None = None,
-    on_text: Callable[[str], None] | None = None,
-) -> Generation:
-    """Answer a prompt with the explicit memories of a database.
+    prompt: Prompt | Sequence[Prompt], db: MemDB, **options: Any
+) -> Generation | list[Generation]:
+    """Answer a prompt, or several side by side, with the explicit memories of a database.
 
-    The prompt is cut into chunks of `retrieve_every` tokens; each retrieves for itself and sees its
-    own memories alone (a last, shorter chunk looks for the `retrieve_every` tokens up to its end).
-    While decoding, after each `retrieve_every` tokens the memories are dropped and new ones
-    retrieved with those tokens. A reference without a memory is encoded and stored when it is first
-    retrieved.
+    Each chunk of 64 tokens of a prompt retrieves 5 memories for itself, and sees no others. While
+    generating, after every 64 tokens the memories are dropped and new ones retrieved with those
+    tokens as the query. A chunk that says nothing in words (blanks) keeps the memories in use. All
+    chunks of all prompts are read in one pass.
 
     Args:
-        prompt: the user's text; the database's framing is put around it.
+        prompt: plain text, or messages (`{"role": ..., "content": ...}`) of a conversation in the
+            chat framing, which is put around either; or a list of such prompts. What one prompt
+            gets for an answer does not depend on the others, but for rounding.
         db: opened with its model (`open_database`); the model that wrote the memories generates.
-        mode: `memory`; for comparison, `rag` puts the same references into the prompt as text, and
-            `none` does without.
-        max_new_tokens: at least 1.
-        memories: references per chunk, at least 1.
-        retrieve_every: tokens of a chunk, at least 1.
-        temperature: 0: the likeliest token; else the logits are divided by it and one is drawn.
-        top_k: draw among so many of the likeliest; None: all.
-        top_p: draw among the likeliest that together have this probability.
-        seed: the same seed draws the same tokens; None: another each time.
-        on_text: called with each new piece of text.
+        options: see `Options`.
 
     Raises:
-        InvalidInputError: naming the argument, or that the prompt is too long for the model.
+        InvalidInputError: naming the option, or that a prompt is too long for the model.
         MissingPartError: the database was opened without its model.
     """
-    for name, number in (
-        ("max_new_tokens", max_new_tokens),
-        ("memories", memories),
-        ("retrieve_every", retrieve_every),
-    ):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise InvalidInputError(f"{name} must be a whole number of at least 1, got {number!r}")
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise InvalidInputError("the prompt is empty, or no text")
-    if mode not in ("memory", "rag", "none"):
-        raise InvalidInputError(f"mode is 'memory', 'rag' or 'none', not {mode!r}")
+    prompts, several = _prompts(prompt)
+    run = Run(prompts, db, options_of(options))
+    for _ in run:
+        pass
+    results = run.results()
+    return results if several else results[0]
+
+
+class Stream:
+    """An answer while it comes: iterate over its pieces of text. See `stream`."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def __iter__(self) -> Iterator[str]:
+        for _, piece in self._run:
+            yield piece
+
+    @property
+    def result(self) -> Generation:
+        """The whole answer; what has not come yet is waited for."""
+        for _ in self._run:
+            pass
+        return self._run.results()[0]
+
+
+def stream(prompt: Prompt, db: MemDB, **options: Any) -> Stream:
+    """`generate` for one prompt, piece by piece:
+
+        answer = stream("Who keeps the lighthouse?", db)
+        for piece in answer:
+            print(piece, end="", flush=True)
+        print(answer.result.seconds)
+
+    Args and errors: as `generate`. Nothing is computed before the first piece is asked for.
+    """
+    prompts, several = _prompts(prompt)
+    if several:
+        raise InvalidInputError("only one prompt can be streamed; `generate` takes several")
+    return Stream(Run(prompts, db, options_of(options)))
+
+
+def _prompts(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
+    """Prompts, and whether a list of them was given."""
+    if isinstance(prompt, str):
+        return [prompt], False
+    if not isinstance(prompt, Sequence):
+        raise InvalidInputError(
+            f"a prompt is a text, a list of messages, or a list of such prompts, not {prompt!r:.60}"
+        )
+    prompts: list[Any] = list(prompt)
+    if prompts and all(isinstance(part, dict) for part in prompts):
+        return [prompts], False
+    if not prompts or any(not isinstance(part, (str, list, tuple)) for part in prompts):
+        raise InvalidInputError(
+            "a prompt is a text, a list of messages, or a list of such prompts; this one is "
+            + ("empty" if not prompts else f"{prompts!r:.60}")
+        )
+    return prompts, True
+
+
+def new_reader(db: MemDB, options: Options) -> Reader:
+    """A reader for a database that was opened with its model."""
     writer = db.writer
     if not isinstance(writer, Writer):
         raise InvalidInputError(
             f"generate needs a database whose writer is a model_adapter.Writer, not a "
             f"{type(writer).__name__}"
         )
-    if mode != "none":
+    if options.mode != "none":
         db.embedder  # noqa: B018 - loaded here, so that the timings are those of the work
-    sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    reader = _Reader(writer.model, writer.frame, db, memories, retrieve_every, max_new_tokens)
-    logits = reader.read(prompt, mode)
-    token_ids, text = _decode(reader, logits, sampler, max_new_tokens, mode == "memory", on_text)
-    return Generation(text, token_ids, mode, reader.chunks, reader.prompt_tokens, reader.seconds)
+    return Reader(db, writer, options)
 
 
-class _Reader:
-    """The state of one generation: cache, position, and the memories in use."""
+class Run:
+    """One generation: iterate over (number of the prompt, piece of its answer).
+
+    Args:
+        prompts: read side by side.
+        db: where memories are.
+        options: see `Options`.
+        reader: that goes on reading; default: one of its own.
+    """
 
     def __init__(
-        self,
-        model: LanguageModel,
-        frame: Frame,
-        db: MemDB,
-        memories: int,
-        retrieve_every: int,
-        max_new_tokens: int,
+        self, prompts: list[Prompt], db: MemDB, options: Options, reader: Reader | None = None
     ) -> None:
-        self.model = model
-        self.frame = frame
-        self.db = db
-        self.memories = memories
-        self.retrieve_every = retrieve_every
-        self.max_new_tokens = max_new_tokens
-        self.chunks: list[Chunk] = []
-        self.prompt_tokens = 0
-        self.seconds = {"retrieve": 0.0, "read": 0.0, "decode": 0.0}
-        self._position = 0
-        self._cache: Any = None
-        self._memory: MemoryTensors | None = None
+        self._prompts = prompts
+        self._options = options
+        self._db = db
+        self._reader = reader
+        self._sampler = Sampler(
+            len(prompts),
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            repetition_penalty=options.repetition_penalty,
+            seed=options.seed,
+        )
+        self._finished: list[Literal["end", "stop", "length"] | None] = [None] * len(prompts)
+        self._texts: list[Detokenizer] = []
+        self._first_token = 0.0
+        self._pieces = self._generated()
 
-    def read(self, prompt: str, mode: Mode) -> Tensor:
-        """Read the prompt; (vocabulary,) logits of its last token."""
-        if mode == "memory":
-            return self._read_with_memories(self.frame.behind_memories(prompt))
-        if mode == "rag":
-            (retrieval,) = self._retrieve([prompt], memories=False)
-            self.chunks.append(Chunk(0, False, retrieval))
-            texts = [hit.reference.content for hit in retrieval.hits]
-            framed = self.frame.with_text(texts, prompt)
-        else:
-            framed = self.frame.alone(prompt)
-        self._require_room(framed)
-        self._cache = self.model.prefix_cache(())
-        return self.step([*framed.content, *framed.tail], "read")
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        return self._pieces
 
-    def _read_with_memories(self, prompt: Prompt) -> Tensor:
-        prefix = self.frame.prefix
-        self._cache = self.model.prefix_cache(prefix)
-        self._position = len(prefix) + self.db.shape.reference_length
-        self._require_room(prompt)
-        size, content = self.retrieve_every, prompt.content
-        ends = [min(start + size, len(content)) for start in range(0, len(content), size)]
-        queries = {end: content[max(0, end - size) : end] for end in ends}
-        asking = [end for end in ends if self._says_something(queries[end])]
-        found = self._retrieve([queries[end] for end in asking])
-        retrievals = dict(zip(asking, found, strict=True))
-        logits = torch.empty(0)
-        for end in ends:
-            start = self.prompt_tokens
-            if end in retrievals:  # else the memories in use stay
-                self.remember(retrievals[end], generated=False)
-            tail = prompt.tail if end == len(content) else []
-            logits = self.step([*content[start:end], *tail], "read")
-        return logits
-
-    def step(self, tokens: list[int], phase: str) -> Tensor:
-        """Read tokens with the memories in use; (vocabulary,) logits of the last."""
-        began = time.perf_counter()
-        logits = self.model.forward(tokens, self._position, self._cache, self._memory)[-1]
-        self._position += len(tokens)
-        if phase == "read":
-            self.prompt_tokens += len(tokens)
-        self.seconds[phase] += time.perf_counter() - began
-        return logits
-
-    def remember(self, retrieval: Retrieval, *, generated: bool, start: int | None = None) -> None:
-        """Put the retrieval's memories in the place of those in use."""
-        began = time.perf_counter()
-        packed = pack(retrieval.stored, self.db.shape)
-        self._memory = memory_tensors(packed, self.db.shape, self.model.device)
-        place = self.prompt_tokens if start is None else start
-        self.chunks.append(Chunk(place, generated, retrieval))
-        self.seconds["retrieve"] += time.perf_counter() - began
-
-    def retrieve_again(self, generated: list[int]) -> None:
-        """New memories for the tokens just generated; the old ones stay if these say nothing."""
-        query = generated[-self.retrieve_every :]
-        if self._says_something(query):
-            (retrieval,) = self._retrieve([query])
-            self.remember(retrieval, generated=True, start=self.prompt_tokens + len(generated))
-
-    def _says_something(self, tokens: list[int]) -> bool:
-        return bool(self.model.tokenizer.decode(tokens, skip_special_tokens=True).strip())
-
-    def _require_room(self, prompt: Prompt) -> None:
-        """Refuse a prompt whose answer would run past the model's end, before anything is read."""
-        tokens = len(prompt.content) + len(prompt.tail)
-        room = self.model.max_positions - self._position - tokens
-        if room < self.max_new_tokens:
-            raise InvalidInputError(
-                f"the prompt has {tokens} tokens (with references that stand in it as text), which "
-                f"leaves room for {max(0, room)} new ones before the end of the model "
-                f"'{self.model.name}' at {self.model.max_positions}; {self.max_new_tokens} are "
-                "asked for. Shorten the prompt, or ask for fewer."
+    def results(self) -> list[Generation]:
+        """The answers, as far as they came."""
+        if self._reader is None or not self._texts:  # it has not begun
+            return []
+        seconds = {**self._reader.seconds, "first_token": self._first_token}
+        return [
+            Generation(
+                text.text,
+                reading.tokens,
+                finished or "length",
+                self._options.mode,
+                reading.chunks,
+                reading.prompt_tokens,
+                seconds,
             )
+            for text, reading, finished in zip(
+                self._texts, self._reader.readings, self._finished, strict=True
+            )
+        ]
 
-    def _retrieve(self, queries: list[Any], *, memories: bool = True) -> list[Retrieval]:
+    def _generated(self) -> Iterator[tuple[int, str]]:
+        own = self._reader is None
+        reader = self._reader = self._reader or new_reader(self._db, self._options)
+        try:
+            yield from self._decoded(reader)
+        finally:
+            if own:
+                reader.close()
+
+    def _decoded(self, reader: Reader) -> Iterator[tuple[int, str]]:
         began = time.perf_counter()
-        found = self.db.retrieve_batch(queries, self.memories, memories=memories)
-        self.seconds["retrieve"] += time.perf_counter() - began
-        return found
-
-
-def _decode(
-    reader: _Reader,
-    logits: Tensor,
-    sampler: Sampler,
-    max_new_tokens: int,
-    retrieve: bool,
-    on_text: Callable[[str], None] | None,
-) -> tuple[list[int], str]:
-    stops = reader.model.stop_tokens()
-    tokens: list[int] = []
-    text = ""
-    for token in _tokens(reader, logits, sampler, max_new_tokens, retrieve):
-        tokens.append(token)
-        if token in stops:
-            break
-        whole = reader.model.tokenizer.decode(tokens, skip_special_tokens=True)
-        # A character may take several tokens; until the last is there it shows as U+FFFD.
-        if on_text is not None and not whole.endswith("\ufffd"):
-            on_text(whole[len(text) :])
-            text = whole
-    whole = reader.model.tokenizer.decode(tokens, skip_special_tokens=True)
-    if on_text is not None and len(whole) > len(text):
-        on_text(whole[len(text) :])
-    return tokens, whole
-
-
-def _tokens(
-    reader: _Reader, logits: Tensor, sampler: Sampler, max_new_tokens: int, retrieve: bool
-) -> Iterator[int]:
-    tokens: list[int] = []
-    while True:
-        token = sampler.choose(logits)
-        tokens.append(token)
-        yield token
-        if len(tokens) == max_new_tokens:
-            return
-        if retrieve and len(tokens) % reader.retrieve_every == 0:
-            reader.retrieve_again(tokens)
-        logits = reader.step([token], "decode")
+        logits = reader.read(self._prompts)
+        readings = reader.readings
+        stops = reader.stop_tokens
+        self._texts = [reader.detokenizer() for _ in readings]
+        for number in range(self._options.max_new_tokens):
+            chosen = self._sampler.choose(logits, [reading.all_tokens for reading in readings])
+            if number == 0:
+                self._first_token = time.perf_counter() - began
+            for i, (token, reading, text) in enumerate(
+                zip(chosen, readings, self._texts, strict=True)
+            ):
+                if reading.finished:
+                    continue
+                reading.tokens.append(token)
+                piece = text.add(token)
+                if token in stops:
+                    self._finished[i] = "end"
+                elif text.stopped:
+                    self._finished[i] = "stop"
+                reading.finished = self._finished[i] is not None or (
+                    number + 1 == self._options.max_new_tokens
+                )
+                if reading.finished:
+                    piece += text.end()
+                if piece:
+                    yield i, piece
+            if all(reading.finished for reading in readings):
+                return
+            logits = reader.step(chosen)

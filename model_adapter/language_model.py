@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -17,10 +17,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from memdb import DType, InvalidInputError, Rope, UnsupportedModelError, text_tokenizer
 from model_adapter import attention
-from model_adapter.attention import MemoryTensors, Observer
+from model_adapter.attention import Observer, Sight
 from model_adapter.catalog import CATALOG, Notify, first_line, pull, source_key
 from model_adapter.fingerprint import weights_fingerprint
 from model_adapter.probe import turning_layers, unrotation_is_right
+
+
+class _SeenEnough(Exception):  # noqa: N818 (no error: what comes is not needed)
+    """Nobody looks at the layers behind."""
 
 
 class LanguageModel:
@@ -46,7 +50,8 @@ class LanguageModel:
         self.config = model.config
         self._require_supported()
         model.set_attn_implementation(attention.NAME)
-        self._prefix_caches: dict[tuple[int, ...], Any] = {}
+        self._prefixes: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+        self._guard = threading.Lock()
         # Two tokenizers of our own: transformers' switches between text and control tokens by a
         # state that all threads share.
         self.tokenizer_json = str(tokenizer.backend_tokenizer.to_str())
@@ -194,67 +199,104 @@ class LanguageModel:
         ids: list[int] = encoding.ids
         return ids
 
-    @torch.no_grad()
-    def forward(
-        self,
-        tokens: Sequence[int],
-        start: int,
-        cache: Any,
-        memory: MemoryTensors | None = None,
-        *,
-        last: bool = True,
-    ) -> Tensor:
-        """One forward pass of one sequence.
-
-        Args:
-            tokens: token ids behind what the cache holds.
-            start: position of the first; it need not be the cache's length.
-            cache: from `prefix_cache`; the tokens are added to it.
-            memory: what every token sees beside the context.
-            last: logits of the last token only.
-
-        Returns:
-            (1 or len(tokens), vocabulary) logits.
-        """
-        end = start + len(tokens)
+    def require_position(self, end: int) -> None:
+        """Raise `InvalidInputError` if a text that ends before this position is too long."""
         if end > self.max_positions:
             raise InvalidInputError(
                 f"the text reaches position {end}; the model '{self.name}' ends at "
                 f"{self.max_positions}. Shorten the prompt, or generate fewer tokens."
             )
-        out = self.model(
-            torch.tensor([list(tokens)], device=self.device),
-            position_ids=torch.arange(start, end, device=self.device)[None],
+
+    @torch.no_grad()
+    def run(
+        self, tokens: Tensor, positions: Tensor, cache: Any, sight: Sight, keep: Sequence[int]
+    ) -> Tensor:
+        """One forward pass; `model_adapter.Context` is what to read with.
+
+        Args:
+            tokens: (batch, tokens) ids.
+            positions: (batch, tokens).
+            cache: a cache of transformers; the tokens are added to it.
+            sight: what they see.
+            keep: which tokens' logits are wanted.
+
+        Returns:
+            (batch, len(keep), vocabulary) logits.
+        """
+        one = list(keep) == [tokens.shape[1] - 1]
+        logits: Tensor = self.model(
+            tokens,
+            position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            explicit_memory=memory,
-            logits_to_keep=1 if last else 0,
-        )
-        return out.logits[0]
+            explicit_memory=sight,
+            logits_to_keep=1 if one else torch.tensor(keep, device=tokens.device),
+        ).logits
+        return logits
 
-    def prefix_cache(self, prefix: tuple[int, ...]) -> Any:
-        """A new cache that holds the prefix at positions 0 and on. Computed once: the prefix's own
-        queries see no memory, so it is the same for every prompt."""
-        if prefix not in self._prefix_caches:
-            cache = DynamicCache(config=self.config)
-            if prefix:
-                self.forward(prefix, 0, cache)
-            self._prefix_caches[prefix] = cache
-        return copy.deepcopy(self._prefix_caches[prefix])
+    @torch.no_grad()
+    def prefix(self, tokens: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of a prefix at positions 0 and on, (1, kv heads, tokens, head_dim), layer
+        by layer. Computed once: no memory is seen there, so they are the same for every text."""
+        key = tuple(tokens)
+        if not key:
+            return []
+        with self._guard:
+            if key not in self._prefixes:
+                cache = DynamicCache()  # without the configuration: a window would cut it
+                self.model.base_model(
+                    torch.tensor([key], device=self.device), past_key_values=cache, use_cache=True
+                )
+                self._prefixes[key] = [(layer.keys, layer.values) for layer in cache.layers]
+        return self._prefixes[key]
 
     @torch.no_grad()
     def observe(
-        self, sequences: Sequence[Sequence[int]], observer: Observer, start: int = 0
+        self,
+        sequences: Sequence[Sequence[int]],
+        observer: Observer,
+        *,
+        prefix: Sequence[int] = (),
+        start: int | None = None,
+        last_layer: int | None = None,
     ) -> None:
-        """Run several sequences from position `start`, side by side, padded at their ends (which no
-        token before sees), and show every layer's queries, keys and values to the observer."""
+        """Run several sequences behind a prefix, side by side, padded at their ends (which no token
+        before sees), and show each layer's queries, keys and values to the observer. The prefix
+        has keys and values, but no queries: it is computed once.
+
+        Args:
+            sequences: token ids, without the prefix.
+            observer: see `Observer`.
+            prefix: what stands before each of them.
+            start: position of the first token; default: right behind the prefix.
+            last_layer: behind it nothing is computed; default: the last one.
+        """
         length = max(map(len, sequences))
         padded = [[*tokens, *[0] * (length - len(tokens))] for tokens in sequences]
         ids = torch.tensor(padded, device=self.device)
+        start = len(prefix) if start is None else start
         positions = torch.arange(start, start + length, device=self.device)
         positions = positions.expand(len(sequences), -1)
-        # The layers alone, without the output head.
-        self.model.base_model(ids, position_ids=positions, use_cache=False, observer=observer)
+        last = self.layers - 1 if last_layer is None else last_layer
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(self.prefix(prefix)):
+            several = (len(sequences), -1, -1, -1)
+            cache.update(keys.expand(several), values.expand(several), layer)
+
+        def observe(layer: int, *seen: Any) -> None:
+            observer(layer, *seen)
+            if layer == last:
+                raise _SeenEnough
+
+        with suppress(_SeenEnough):
+            # The layers alone, without the output head.
+            self.model.base_model(
+                ids,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                observer=observe,
+            )
 
     @cached_property
     def can_unrotate(self) -> bool:

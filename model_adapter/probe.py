@@ -42,7 +42,7 @@ class Probed(Protocol):
         """Length of a key."""
 
     def observe(
-        self, sequences: Sequence[Sequence[int]], observer: Observer, start: int = 0
+        self, sequences: Sequence[Sequence[int]], observer: Observer, *, start: int | None = None
     ) -> None:
         """Run sequences and look on."""
 
@@ -112,7 +112,7 @@ def _keys(model: Probed, start: int) -> dict[int, Tensor]:
         found[layer] = key[0]
 
     ids = [token % model.model.config.vocab_size for token in range(3, 3 + _TOKENS)]
-    model.observe([ids], observe, start)
+    model.observe([ids], observe, start=start)
     return found
 
 

@@ -15,6 +15,7 @@ from transformers import (
     MistralConfig,
     NemotronConfig,
     Olmo2Config,
+    Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
@@ -28,12 +29,14 @@ ARCHITECTURES = {
     "mistral": MistralConfig,
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
-    "gemma3": Gemma3TextConfig,
+    "gemma2": Gemma2Config,  # soft-capped scores
+    "gemma3": Gemma3TextConfig,  # two kinds of RoPE
+    "phi3": Phi3Config,  # queries, keys and values by one projection
     "olmo2": Olmo2Config,
     "smollm3": SmolLM3Config,  # every fourth layer has no position encoding
     "glm": GlmConfig,  # another kind of rotation
 }
-UNSUPPORTED = {"gemma2": Gemma2Config, "nemotron": NemotronConfig}
+UNSUPPORTED = {"nemotron": NemotronConfig}
 
 SAMPLE = """The harbour of Veldmoor is old. Ships from many countries come to the harbour, and the
 lighthouse shows them the way. In winter the river Quill freezes, and nobody can leave the town.

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from transformers import RepetitionPenaltyLogitsProcessor
 
-from memdb import InvalidInputError, MemDB, pack
+from memdb import InvalidInputError, MemDB
 from model_adapter import (
     Frame,
     LanguageModel,
     SentenceEmbedder,
     create_database,
     generate,
-    memory_tensors,
     open_database,
+    overlap,
+    stream,
 )
+from model_adapter.detokenizing import Detokenizer
 from model_adapter.sampling import Sampler
+from tests.adapter.slow import Part, slow_logits
 from tests.helpers import FACTS, SAMPLE, tiny_model
 
 
@@ -74,7 +80,7 @@ def test_a_blank_stretch_keeps_the_memories_in_use(db: MemDB) -> None:
     assert generate("Hi.", db, max_new_tokens=3, retrieve_every=1, memories=1).token_ids
 
 
-def test_logits_are_those_of_an_obvious_loop(db: MemDB) -> None:
+def test_answers_are_those_of_an_obvious_loop(db: MemDB) -> None:
     """Prefix without memories, then chunk by chunk, each token at its place behind P + 128."""
     model, shape = db.writer.model, db.shape
     frame = Frame(model, "chat")
@@ -83,28 +89,19 @@ def test_logits_are_those_of_an_obvious_loop(db: MemDB) -> None:
     result = generate(
         FACTS[2].question, db, max_new_tokens=size + 4, memories=2, retrieve_every=size
     )
-    cache = model.prefix_cache(frame.prefix)
-    position = len(frame.prefix) + 128
     content = prompt.content
-    stretches = [content[i : i + size] for i in range(0, len(content), size)]
-    queries = [content[max(0, e - size) : e] for e in range(size, len(content) + size, size)]
-    queries[-1] = content[-size:]
-    stretches[-1] = stretches[-1] + prompt.tail
-    tokens: list[int] = []
-    logits = torch.empty(0)
-    for stretch, query in zip(stretches, queries, strict=True):
-        memories = db.retrieve(query, 2).memories
-        memory = memory_tensors(pack(memories, shape), shape, model.device)
-        logits = model.forward(stretch, position, cache, memory)[-1]
-        position += len(stretch)
-    while len(tokens) < size + 4:
-        tokens.append(int(logits.argmax()))
-        if len(tokens) == size:
-            memories = db.retrieve(tokens, 2).memories
-            memory = memory_tensors(pack(memories, shape), shape, model.device)
-        logits = model.forward(tokens[-1:], position, cache, memory)[-1]
-        position += 1
-    assert result.token_ids == tokens
+    ends = [*range(size, len(content), size), len(content)]
+    parts: list[Part] = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        tokens = content[start:end] + (prompt.tail if end == len(content) else [])
+        parts.append((tokens, db.retrieve(content[max(0, end - size) : end], 2).memories))
+    start = len(frame.prefix) + 128
+    said: list[int] = []
+    while len(said) < size + 4:
+        said.append(int(slow_logits(model, shape, parts, start=start)[-1].argmax()))
+        memories = parts[-1][1] if len(said) != size else db.retrieve(said, 2).memories
+        parts.append(([said[-1]], memories))
+    assert result.token_ids == said
 
 
 def test_cold_references_are_written_once_and_answer_as_warm_ones(db: MemDB) -> None:
@@ -143,12 +140,12 @@ def test_modes(db: MemDB) -> None:
 
 
 def test_text_comes_in_pieces_that_join_to_the_whole(db: MemDB) -> None:
-    pieces: list[str] = []
-    result = generate(
-        "Tell me.", db, max_new_tokens=40, temperature=1.5, seed=3, on_text=pieces.append
-    )
-    assert "".join(pieces) == result.text
+    options = {"max_new_tokens": 40, "temperature": 1.5, "seed": 3}
+    answer = stream("Tell me.", db, **options)
+    pieces = list(answer)
     assert len(pieces) > 5
+    assert "".join(pieces) == answer.result.text == generate("Tell me.", db, **options).text
+    assert stream("Tell me.", db, **options).result.text == answer.result.text
 
 
 def test_a_stop_token_ends_the_text(tmp_path: Path, minilm: SentenceEmbedder) -> None:
@@ -166,12 +163,11 @@ def test_the_same_seed_draws_the_same_tokens(db: MemDB) -> None:
 
 
 def test_sampling_keeps_to_top_k_and_top_p() -> None:
-    logits = torch.tensor([0.0, 3.0, 2.0, 1.0, -9.0])
+    logits = torch.tensor([[0.0, 3.0, 2.0, 1.0, -9.0]])
 
-    def drawn(**options: float) -> set[int]:
-        settings = {"temperature": 1.0, "top_k": None, "top_p": 1.0, "seed": 0, **options}
-        sampler = Sampler(**settings)  # type: ignore[arg-type]
-        return {sampler.choose(logits) for _ in range(300)}
+    def drawn(**options: Any) -> set[int]:
+        sampler = Sampler(**{"temperature": 1.0, "seed": 0, **options})
+        return {sampler.choose(logits, [[]])[0] for _ in range(300)}
 
     assert drawn() >= {0, 1, 2, 3}
     assert drawn(top_k=2) == {1, 2}
@@ -179,6 +175,16 @@ def test_sampling_keeps_to_top_k_and_top_p() -> None:
     assert drawn(top_p=0.8) == {1, 2}
     assert drawn(temperature=0.0) == {1}
     assert drawn(temperature=0.01) == {1}
+
+
+def test_the_repetition_penalty_is_that_of_transformers() -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    before = [[3, 4, 4], [1, 2, 49], [7, 8, 9]]
+    expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor(before), logits.clone())
+    chosen = Sampler(3, repetition_penalty=1.7).choose(logits, before)
+    assert chosen == expected.argmax(-1).tolist()
+    liked = int(logits[0].argmax())
+    assert Sampler(1, repetition_penalty=100.0).choose(logits[:1], [[liked]]) != [liked]
 
 
 @pytest.mark.parametrize(
@@ -194,11 +200,18 @@ def test_sampling_keeps_to_top_k_and_top_p() -> None:
         ({"top_k": 0}, "top_k must be at least 1"),
         ({"top_p": 0.0}, "top_p must be above 0"),
         ({"mode": "magic"}, "'memory', 'rag' or 'none'"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be finite and above 0"),
+        ({"stop": ["a", ""]}, "none empty"),
+        ({"prefetch": 64}, "prefetch must be less than retrieve_every"),
+        ({"prefetch": -1}, "prefetch must be a whole number of at least 0"),
+        ({"max_overlap": 0.0}, "max_overlap must be above 0"),
+        ({"max_tokens": 9}, "no option 'max_tokens'; there are: mode, max_new_tokens"),
+        ({"where": {"year": {"$near": 3}}}, "near"),
     ],
 )
 def test_wrong_options_are_named(db: MemDB, options: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
-        generate("Hello?", db, **options)  # type: ignore[arg-type]
+        generate("Hello?", db, **options)
 
 
 def test_an_empty_or_too_long_prompt_is_refused(db: MemDB) -> None:
@@ -210,6 +223,248 @@ def test_an_empty_or_too_long_prompt_is_refused(db: MemDB) -> None:
         generate("Go on.", db, max_new_tokens=1000, memories=1)
     with pytest.raises(InvalidInputError, match="before the end of the model 'tiny-llama' at 1024"):
         generate(SAMPLE * 10, db, memories=1)
+
+    with pytest.raises(InvalidInputError, match="prompt 2 has"):
+        generate(["Go on.", SAMPLE * 10], db, memories=1)
+
+
+@pytest.mark.parametrize("prompt", [[], [3], 7, None, ["Hi.", None], [["Hi."]]])
+def test_what_is_no_prompt_is_refused(db: MemDB, prompt: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"a prompt is|needs a 'role'|is no mapping"):
+        generate(prompt, db)
+    with pytest.raises(InvalidInputError, match="only one prompt can be streamed"):
+        stream(["One?", "Two?"], db)  # type: ignore[list-item]
+
+
+# --- several prompts ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["memory", "rag", "none"])
+def test_prompts_side_by_side_are_answered_as_alone(db: MemDB, mode: str) -> None:
+    prompts = [
+        "Hm?",
+        " ".join(fact.question for fact in FACTS),
+        [{"role": "user", "content": FACTS[1].question}],
+        FACTS[2].question,
+    ]
+    options = {"max_new_tokens": 40, "memories": 2, "retrieve_every": 16, "mode": mode}
+    together = generate(prompts, db, **options)
+    for prompt, answer in zip(prompts, together, strict=True):
+        alone = generate(prompt, db, **options)
+        assert answer.token_ids == alone.token_ids
+        assert answer.text == alone.text
+        assert answer.prompt_tokens == alone.prompt_tokens
+        assert [chunk.start for chunk in answer.chunks] == [chunk.start for chunk in alone.chunks]
+        for chunk, expected in zip(answer.chunks, alone.chunks, strict=True):
+            assert chunk.retrieval.query == expected.retrieval.query
+            assert [hit.id for hit in chunk.retrieval.hits] == [
+                hit.id for hit in expected.retrieval.hits
+            ]
+
+
+def test_each_prompt_draws_from_its_own_stream_and_ends_for_itself(db: MemDB) -> None:
+    options = {"max_new_tokens": 30, "temperature": 1.0, "seed": 5, "memories": 1}
+    alone = [generate(prompt, db, **options) for prompt in ("Sing.", "Hm?")]
+    stop = alone[1].text[3:6]
+    ended = generate("Hm?", db, stop=stop, **options)
+    together = generate(["Sing.", "Hm?", "Sing."], db, stop=[stop], **options)
+    assert together[0].text == together[2].text == alone[0].text.split(stop)[0]
+    assert together[1].token_ids == ended.token_ids
+    assert ended.text == alone[1].text[: alone[1].text.index(stop)]
+    assert ended.finished == "stop"
+    assert alone[1].finished == ("length" if len(alone[1].token_ids) == 30 else "end")
+
+
+# --- conversations --------------------------------------------------------------------------------
+
+
+def test_messages_are_framed_by_the_template(db: MemDB) -> None:
+    model = db.writer.model
+    frame = Frame(model, "chat")
+    assert frame.behind_memories([{"role": "user", "content": "Hi?"}]) == frame.behind_memories(
+        "Hi?"
+    )
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "Ada <|im_end|>"},
+        {"role": "user", "content": "Why?"},
+    ]
+    prompt = frame.behind_memories(messages)
+    said = model.tokenizer.decode([*prompt.content, *prompt.tail])
+    assert said == (
+        "\n\nBe brief.\n\nWho?<|im_end|>\n<|im_start|>assistant\nAda <|im_end|><|im_end|>\n"
+        "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert prompt.content.count(2) == 2  # what the assistant said is text
+    assert generate(messages, db, max_new_tokens=3).token_ids
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([{"role": "user"}], "message 1 needs a 'role'"),
+        ([{"role": "robot", "content": "Hi"}], "message 1 needs a 'role'"),
+        ([{"role": "user", "content": 3}], "a text as 'content'"),
+        ([{"role": "assistant", "content": "Hi"}], "message 1 is by the assistant again"),
+        ([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "message 2 is by"),
+        ([{"role": "system", "content": "Be brief."}], "the last message has to be the user's"),
+        ([{"role": "user", "content": " "}], "to say something"),
+    ],
+)
+def test_messages_that_are_no_conversation_are_refused(
+    db: MemDB, messages: list[Any], message: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        generate(messages, db)
+
+
+def test_plain_databases_take_no_messages(model: LanguageModel) -> None:
+    with pytest.raises(InvalidInputError, match="'plain': give the prompt as a text"):
+        Frame(model, "plain").alone([{"role": "user", "content": "Hi"}])
+
+
+# --- what may be retrieved ------------------------------------------------------------------------
+
+
+def test_filters_reach_every_retrieval(db: MemDB) -> None:
+    db.update("norvium", metadata={"kind": "element"})
+    prompt = " ".join(fact.question for fact in FACTS)
+    for mode in ("memory", "rag"):
+        result = generate(
+            prompt,
+            db,
+            mode=mode,
+            where={"kind": "element"},
+            max_new_tokens=20,
+            memories=3,
+            retrieve_every=16,
+        )
+        found = {
+            hit.reference.document_id for chunk in result.chunks for hit in chunk.retrieval.hits
+        }
+        assert found == {"norvium"}
+
+
+def test_what_the_prompt_says_already_is_passed_over(db: MemDB) -> None:
+    prompt = f"{FACTS[0].text} {FACTS[0].question}"
+    model = db.writer.model
+    tokens = Frame(model, "chat").behind_memories(prompt).content
+    for limit, expected in ((None, True), (0.9, False)):
+        result = generate(prompt, db, max_new_tokens=2, memories=4, max_overlap=limit)
+        found = {
+            hit.reference.document_id for chunk in result.chunks for hit in chunk.retrieval.hits
+        }
+        assert ("pellonia" in found) == expected
+        assert len(found) >= 3
+    assert overlap(tokens, model.tokens(FACTS[0].text)) > 0.9
+    assert db.stats()["memories"] == 4
+
+
+# --- how much was used ----------------------------------------------------------------------------
+
+
+def test_citations_say_what_the_attention_was(db: MemDB) -> None:
+    prompt = " ".join(fact.question for fact in FACTS[:2])
+    options = {"max_new_tokens": 20, "memories": 2, "retrieve_every": 16}
+    cited, plain = generate(prompt, db, cite=True, **options), generate(prompt, db, **options)
+    assert cited.token_ids == plain.token_ids
+    assert plain.sources() == []
+    of_answer = [chunk for chunk in cited.chunks if chunk.attention is not None]
+    assert [len(chunk.attention) for chunk in of_answer] == [16, 4]
+    assert of_answer[0] is [chunk for chunk in cited.chunks if not chunk.generated][-1]
+    for chunk in of_answer:
+        assert chunk.token_attention.shape == (2, 128)
+        np.testing.assert_allclose(chunk.attention.sum(0), chunk.token_attention.sum(1), rtol=1e-4)
+        assert (chunk.attention > 0).all()
+        assert (chunk.attention.sum(1) < 1).all()
+        for hit, tokens in zip(chunk.retrieval.hits, chunk.token_attention, strict=True):
+            kept = np.zeros(128, bool)
+            kept[hit.memory.positions] = True
+            assert (tokens[~kept] == 0).all()
+            assert (tokens[kept] > 0).all()
+    sources = cited.sources()
+    assert sum(source.share for source in sources) == pytest.approx(1)
+    assert [s.share for s in sources] == sorted((s.share for s in sources), reverse=True)
+    total = sum(chunk.attention.sum() for chunk in of_answer)
+    assert sum(source.attention for source in sources) == pytest.approx(total / 20, rel=1e-4)
+    assert sum(source.tokens.sum() for source in sources) == pytest.approx(total / 20, rel=1e-4)
+
+
+def test_citations_of_prompts_side_by_side(db: MemDB) -> None:
+    prompts = [" ".join(fact.question for fact in FACTS), "Hm?"]
+    options = {"max_new_tokens": 20, "memories": 2, "retrieve_every": 16, "cite": True}
+    for prompt, answer in zip(prompts, generate(prompts, db, **options), strict=True):
+        alone = generate(prompt, db, **options)
+        for source, expected in zip(answer.sources(), alone.sources(), strict=True):
+            assert source.reference.id == expected.reference.id
+            np.testing.assert_allclose(source.tokens, expected.tokens, atol=1e-5)
+
+
+# --- prefetching ----------------------------------------------------------------------------------
+
+
+def test_the_next_memories_are_looked_for_before_the_chunk_ends(db: MemDB) -> None:
+    options = {"max_new_tokens": 40, "memories": 2, "retrieve_every": 16}
+    result = generate(FACTS[0].question, db, prefetch=4, **options)
+    model = db.writer.model
+    said = Frame(model, "chat").behind_memories(FACTS[0].question).content + result.token_ids
+    queries = [chunk.retrieval.query for chunk in result.chunks if chunk.generated]
+    before = len(said) - len(result.token_ids)
+    assert queries == [
+        model.tokenizer.decode(said[before + end - 20 : before + end - 4], skip_special_tokens=True)
+        for end in (16, 32)
+    ]
+
+
+def test_an_error_in_prefetching_comes_out(db: MemDB, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    retrieve = db.retrieve_batch
+
+    def broken(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise InvalidInputError("the disk is gone")
+        return retrieve(*arguments, **options)
+
+    monkeypatch.setattr(db, "retrieve_batch", broken)
+    with pytest.raises(InvalidInputError, match="the disk is gone"):
+        generate("Hm?", db, prefetch=4, retrieve_every=16, max_new_tokens=40)
+
+
+# --- from tokens to text --------------------------------------------------------------------------
+
+
+def pieces_of(text: str, stop: tuple[str, ...], model: LanguageModel) -> list[str]:
+    detokenizer = Detokenizer(model.tokenizer, stop)
+    pieces = [detokenizer.add(token) for token in model.tokens(text)]
+    assert detokenizer.stopped == any(s in text for s in stop)
+    pieces.append(detokenizer.end())
+    assert "".join(pieces) == detokenizer.text
+    return pieces
+
+
+def test_no_piece_holds_half_a_character(model: LanguageModel) -> None:
+    text = "Ships: 船が来る。 Ærø, naïve 🐋!"
+    pieces = pieces_of(text, (), model)
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert sum(map(bool, pieces)) > 10
+    detokenizer = Detokenizer(model.tokenizer)
+    whale = model.tokens("🐋")
+    assert [detokenizer.add(token) for token in whale[:-1]] == [""] * (len(whale) - 1)
+    assert detokenizer.end() == "\ufffd"  # the answer ended within it
+
+
+def test_text_ends_before_the_first_stop_string(model: LanguageModel) -> None:
+    assert "".join(pieces_of("one two three two", ("two", "three"), model)) == "one "
+    assert "".join(pieces_of("one twofold", ("two times",), model)) == "one twofold"
+    assert "".join(pieces_of("aab", ("ab",), model)) == "a"
+    assert "".join(pieces_of("the twot", ("two!",), model)) == "the twot"
+    assert "two" not in "".join(pieces_of("so two", ("two",), model)[:-1])
+
+
+# --- databases and models -------------------------------------------------------------------------
 
 
 def test_databases_open_with_the_model_they_record(

@@ -1,0 +1,382 @@
+"""The read path of one generation: retrieves memories, and reads tokens with them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from memdb import InvalidInputError, MemDB, PackedMemories, Reference, Retrieval, pack
+from model_adapter.citations import Watch
+from model_adapter.context import Context, Stretch
+from model_adapter.detokenizing import Detokenizer
+from model_adapter.framing import Message, Prompt
+from model_adapter.options import Options
+from model_adapter.overlap import overlaps
+from model_adapter.writer import Writer
+
+
+@dataclass
+class Chunk:
+    """A stretch of tokens that was read or generated with one set of memories.
+
+    Attributes:
+        start: its first token, counted from the prompt's first.
+        generated: whether it is answer (True) or prompt.
+        retrieval: what it was read with.
+        attention: if citations were asked for: for each token that was generated with it, how much
+            of its attention each hit's memory got, (tokens, hits) float32, the mean over all layers
+            and heads. What is missing to 1 went to the context.
+        token_attention: the same by token of the reference, summed over the generated tokens,
+            (hits, reference length) float32.
+    """
+
+    start: int
+    generated: bool
+    retrieval: Retrieval
+    attention: NDArray[np.float32] | None = None
+    token_attention: NDArray[np.float32] | None = None
+
+    def watched(self, attention: NDArray[np.float32]) -> None:
+        """Add what one token's attention was, (memories, reference length)."""
+        hits = self.retrieval.hits
+        of_hits = np.zeros((len(hits), attention.shape[1]), np.float32)
+        stored = [place for place, hit in enumerate(hits) if hit.stored is not None]
+        of_hits[stored] = attention[: len(stored)]
+        if self.attention is None or self.token_attention is None:
+            self.attention = np.zeros((0, len(hits)), np.float32)
+            self.token_attention = np.zeros_like(of_hits)
+        self.attention = np.concatenate([self.attention, of_hits.sum(1)[None]])
+        self.token_attention = self.token_attention + of_hits
+
+
+@dataclass
+class Reading:
+    """One prompt, and what is said to it.
+
+    Attributes:
+        content: the prompt's tokens that queries are made of.
+        prompt_tokens: how many tokens were read for it.
+        tokens: generated so far.
+        chunks: what was retrieved.
+        finished: whether no more will be generated.
+    """
+
+    content: list[int] = field(default_factory=list)
+    prompt_tokens: int = 0
+    tokens: list[int] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
+    finished: bool = False
+
+    @property
+    def all_tokens(self) -> list[int]:
+        """Prompt and answer."""
+        return [*self.content, *self.tokens]
+
+
+#: What a query found, and its memories as attention reads them.
+_Found = tuple[Retrieval, PackedMemories]
+
+
+class Reader:
+    """Reads prompts side by side, and then what is generated.
+
+    Args:
+        db: where memories are.
+        writer: the one that wrote them.
+        options: of the generation.
+
+    Attributes:
+        readings: of the prompts.
+        seconds: `retrieve`, `read` and `decode`.
+    """
+
+    def __init__(self, db: MemDB, writer: Writer, options: Options) -> None:
+        self.readings: list[Reading] = []
+        self.seconds = {"retrieve": 0.0, "read": 0.0, "decode": 0.0}
+        self._db = db
+        self._options = options
+        self._model = writer.model
+        self._frame = writer.frame
+        self._context: Context | None = None
+        self._held: list[int] = []  # tokens of a single prompt that the context has
+        self._watch: Watch | None = None
+        self._thread = ThreadPoolExecutor(1, "memdb-prefetch")
+        self._coming: Future[list[_Found | None]] | None = None
+        self._said = 0  # tokens of the answer
+
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        """Token ids that end an answer."""
+        return self._model.stop_tokens()
+
+    def detokenizer(self) -> Detokenizer:
+        """For one answer."""
+        return Detokenizer(self._model.tokenizer, self._options.stops)
+
+    def close(self) -> None:
+        """Give up what is being retrieved."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    # --- the prompt ---
+
+    def read(self, prompts: Sequence[str | Sequence[Message]]) -> Tensor:
+        """Read prompts; (prompts, vocabulary) logits of their last tokens. If this reader read a
+        single prompt before and this one begins like it, only the rest is read."""
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
+        self.readings = [Reading() for _ in prompts]
+        mode = self._options.mode
+        if mode == "memory":
+            framed = [self._frame.behind_memories(prompt) for prompt in prompts]
+        elif mode == "none":
+            framed = [self._frame.alone(prompt) for prompt in prompts]
+        else:
+            framed = self._with_text(prompts)
+        whole = [[*prompt.content, *prompt.tail] for prompt in framed]
+        for reading, prompt in zip(self.readings, framed, strict=True):
+            reading.content = prompt.content
+        self._said = 0
+        known = self._known(whole)
+        if known == 0:
+            self._context = self._new_context(whole)
+            self._held = []
+        context = self._require_room(whole, known)
+        if mode == "memory":
+            sequences = self._with_memories(framed, known)
+        else:
+            sequences = [[Stretch(tokens[known:])] for tokens in whole]
+        for reading, tokens in zip(self.readings, whole, strict=True):
+            reading.prompt_tokens = len(tokens) - known
+        self._look_at(sequences)
+        with self._timed("read"), self._whole():
+            logits = context.read(sequences, witness=self._watch)
+            self._note_attention()
+        self._held = whole[0] if len(whole) == 1 else []
+        return torch.cat(logits)
+
+    def _with_text(self, prompts: Sequence[str | Sequence[Message]]) -> list[Prompt]:
+        """The prompts, each with what it retrieves as text before it."""
+        queries = [
+            prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts
+        ]
+        framed = []
+        with self._timed("retrieve"):
+            found = self._db.retrieve_batch(
+                queries,
+                self._options.memories,
+                where=self._options.where,
+                memories=False,
+                accept=self._acceptance([self._model.tokens(query) for query in queries]),
+            )
+        for prompt, reading, retrieval in zip(prompts, self.readings, found, strict=True):
+            reading.chunks.append(Chunk(0, False, retrieval))
+            texts = [hit.reference.content for hit in retrieval.hits]
+            framed.append(self._frame.with_text(texts, prompt))
+        return framed
+
+    def _with_memories(self, framed: Sequence[Prompt], known: int) -> list[list[Stretch]]:
+        """The prompts cut into chunks, each with memories of its own (paper, 3.1): those that are
+        nearest to as many tokens as a chunk has, up to its end."""
+        size = self._options.retrieve_every
+        asked: list[tuple[int, int]] = []  # which prompt, up to where
+        ends = []
+        for number, prompt in enumerate(framed):
+            length = len(prompt.content)
+            ends.append([*range(known + size, length, size), length])
+            asked.extend((number, end) for end in ends[-1])
+        queries = [framed[number].content[max(0, end - size) : end] for number, end in asked]
+        found = dict(zip(asked, self._retrieve(queries, [n for n, _ in asked]), strict=True))
+        sequences = []
+        for number, (prompt, reading) in enumerate(zip(framed, self.readings, strict=True)):
+            start = known
+            in_use: PackedMemories | None = None
+            stretches = []
+            for end in ends[number]:
+                new = found[number, end]
+                if new is not None:  # else the memories in use stay
+                    reading.chunks.append(Chunk(start - known, False, new[0]))
+                    in_use = new[1]
+                tail = prompt.tail if end == len(prompt.content) else []
+                tokens = [*prompt.content[start:end], *tail]
+                if tokens:
+                    stretches.append(Stretch(tokens, in_use))
+                start = end
+            sequences.append(stretches)
+        return sequences
+
+    def _known(self, whole: list[list[int]]) -> int:
+        """How many tokens of the only prompt the context has already; the rest of what it has is
+        taken back. At least one is always read: its logits are wanted."""
+        if self._context is None or len(whole) != 1:
+            return 0
+        held, tokens = self._held, whole[0]
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(held, tokens, strict=False)) if a != b),
+            min(len(held), len(tokens)),
+        )
+        shared = min(shared, len(tokens) - 1)
+        self._context.take_back(len(held) - shared)
+        self._held = held[:shared]
+        return shared
+
+    def _new_context(self, whole: list[list[int]]) -> Context:
+        capacity = max(map(len, whole)) + self._options.max_new_tokens
+        batch = len(whole)
+        if self._options.mode != "memory":
+            return Context(self._model, batch=batch, capacity=capacity)
+        prefix, shape = self._frame.prefix, self._db.shape
+        if self._options.cite:
+            self._watch = Watch(
+                batch,
+                self._options.memories,
+                shape.reference_length,
+                self._model.layers * self._model.heads,
+                self._model.device,
+            )
+        start = len(prefix) + shape.reference_length
+        return Context(self._model, prefix, start, batch=batch, capacity=capacity)
+
+    def _require_room(self, whole: list[list[int]], known: int) -> Context:
+        """Refuse a prompt whose answer would run past the model's end, before it is read."""
+        assert self._context is not None
+        asked = self._options.max_new_tokens
+        for number, (tokens, position) in enumerate(
+            zip(whole, self._context.positions, strict=True)
+        ):
+            room = self._model.max_positions - position - (len(tokens) - known)
+            if room < asked:
+                which = "the prompt" if len(whole) == 1 else f"prompt {number + 1}"
+                raise InvalidInputError(
+                    f"{which} has {len(tokens)} tokens (with references that stand in it as text), "
+                    f"which leaves room for {max(0, room)} new ones before the end of the model "
+                    f"'{self._model.name}' at {self._model.max_positions}; {asked} are asked for. "
+                    "Shorten the prompt, or ask for fewer."
+                )
+        return self._context
+
+    # --- the answer ---
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Read the next token of each sequence; (sequences, vocabulary) logits. They were added to
+        the readings; after each chunk of them, new memories take the place of the old ones."""
+        assert self._context is not None
+        size = self._options.retrieve_every
+        self._said += 1
+        if self._options.mode == "memory":
+            if self._said % size == 0:
+                self._remember_again()
+            elif (self._said + self._options.prefetch) % size == 0:
+                self._prefetch()
+        self._look_at(None)
+        with self._timed("decode"), self._whole():
+            ids = torch.tensor(list(tokens), device=self._model.device)
+            logits = self._context.step(ids, witness=self._watch)
+            self._note_attention()
+        self._held.extend(tokens if self._held else [])
+        return logits
+
+    def _prefetch(self) -> None:
+        """Begin to retrieve for the next chunk, beside the decoding of this one's last tokens."""
+        queries = self._queries()
+        self._coming = self._thread.submit(self._found, queries, range(len(queries)))
+
+    def _remember_again(self) -> None:
+        """New memories for what was just generated; where that says nothing, the old ones stay."""
+        assert self._context is not None
+        with self._timed("retrieve"):
+            if self._coming is not None:
+                found, self._coming = self._coming.result(), None
+            else:
+                found = self._found(self._queries(), range(len(self.readings)))
+        in_use = self._context.memories
+        for number, (reading, new) in enumerate(zip(self.readings, found, strict=True)):
+            if new is not None:
+                start = reading.prompt_tokens + len(reading.tokens)
+                reading.chunks.append(Chunk(start, True, new[0]))
+                in_use[number] = new[1]
+        self._context.remember(in_use)
+
+    def _queries(self) -> list[list[int]]:
+        """The newest tokens of each sequence that goes on."""
+        size = self._options.retrieve_every
+        return [[] if reading.finished else reading.all_tokens[-size:] for reading in self.readings]
+
+    # --- retrieving ---
+
+    def _retrieve(self, queries: Sequence[list[int]], whose: Sequence[int]) -> list[_Found | None]:
+        with self._timed("retrieve"):
+            return self._found(queries, whose)
+
+    def _found(self, queries: Sequence[list[int]], whose: Sequence[int]) -> list[_Found | None]:
+        """What token ids find, and its memories packed; None for those that say nothing."""
+        tokenizer = self._model.tokenizer
+        asking = [
+            number
+            for number, tokens in enumerate(queries)
+            if tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        ]
+        texts = [self.readings[whose[number]].all_tokens for number in asking]
+        retrievals = self._db.retrieve_batch(
+            [queries[number] for number in asking],
+            self._options.memories,
+            where=self._options.where,
+            accept=self._acceptance(texts),
+        )
+        found: list[_Found | None] = [None] * len(queries)
+        for number, retrieval in zip(asking, retrievals, strict=True):
+            found[number] = (retrieval, pack(retrieval.stored, self._db.shape))
+        return found
+
+    def _acceptance(self, texts: Sequence[list[int]]) -> Callable[[int, Reference], bool] | None:
+        """Whether a reference may be a hit: not if it overlaps the text too much."""
+        limit = self._options.max_overlap
+        if limit is None:
+            return None
+
+        def accept(number: int, reference: Reference) -> bool:
+            tokens = self._model.tokens(reference.content)
+            return not overlaps(texts[number], tokens, limit)
+
+        return accept
+
+    # --- watching ---
+
+    def _look_at(self, sequences: list[list[Stretch]] | None) -> None:
+        if self._watch is None:
+            return
+        batch = len(self.readings)
+        if sequences is None:
+            self._watch.look_at(list(range(batch)), [0] * batch)
+            return
+        ends = np.cumsum([len(stretches) for stretches in sequences])
+        last = [len(stretches[-1].tokens) - 1 for stretches in sequences]
+        self._watch.look_at((ends - 1).tolist(), last)
+
+    def _note_attention(self) -> None:
+        if self._watch is None:
+            return
+        for reading, attention in zip(self.readings, self._watch.take().numpy(), strict=True):
+            if reading.chunks and not reading.finished:
+                reading.chunks[-1].watched(attention)
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """After a pass that was interrupted some layers are longer than others: begin anew."""
+        try:
+            yield
+        except BaseException:
+            self._context, self._held = None, []
+            raise
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[phase] += time.perf_counter() - began

@@ -1,0 +1,110 @@
+"""What attention over memories means, said as slowly and obviously as possible: one token at a
+time, one head at a time, each over a list of the keys that it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, DynamicCache
+
+from memdb import ExplicitMemory, MemoryShape, to_float32
+from model_adapter import LanguageModel
+
+#: Tokens, and the memories that they see.
+Part = tuple[Sequence[int], Sequence[ExplicitMemory]]
+
+
+def slow_logits(
+    model: LanguageModel,
+    shape: MemoryShape,
+    parts: Sequence[Part],
+    *,
+    start: int,
+    windows: bool = False,
+) -> Tensor:
+    """(tokens, vocabulary) logits of one sequence behind the prefix."""
+    cache = DynamicCache()
+    places: list[int] = []
+    logits = []
+
+    def read(token: int, place: int, memories: Sequence[ExplicitMemory]) -> Tensor:
+        places.append(place)
+        sees = {"memories": memories, "shape": shape, "places": places, "windows": windows}
+        out = model.model(
+            torch.tensor([[token]]),
+            position_ids=torch.tensor([[place]]),
+            past_key_values=cache,
+            use_cache=True,
+            sees=sees,
+        )
+        return out.logits[0, 0]
+
+    model.model.set_attn_implementation("slow")
+    try:
+        with torch.no_grad():
+            for place, token in enumerate(shape.prefix):
+                read(token, place, [])
+            place = start
+            for tokens, memories in parts:
+                for token in tokens:
+                    logits.append(read(token, place, memories))
+                    place += 1
+    finally:
+        model.model.set_attn_implementation("memdb")
+    return torch.stack(logits)
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: object,
+    *,
+    sees: dict[str, Any],
+    scaling: float | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    _, heads, _, head_dim = query.shape
+    kv_heads = key.shape[1]
+    place = sees["places"][-1]
+    mixed = torch.zeros(1, 1, heads, head_dim)
+    for head in range(heads):
+        group = head // (heads // kv_heads)
+        keys, values = [], []
+        for at, k, v in zip(sees["places"], key[0, group], value[0, group], strict=True):
+            if sliding_window is None or place - at < sliding_window:
+                keys.append(k)
+                values.append(v)
+        for memory in sees["memories"]:
+            for at, k, v in pairs(memory, sees["shape"], module.layer_idx, group):
+                far = place - len(sees["shape"].prefix) - at
+                if not sees["windows"] or sliding_window is None or far < sliding_window:
+                    keys.append(k)
+                    values.append(v)
+        scores = torch.stack(keys) @ query[0, head, 0] * (scaling or head_dim**-0.5)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        mixed[0, 0, head] = scores.softmax(0) @ torch.stack(values)
+    return mixed, None
+
+
+def pairs(
+    memory: ExplicitMemory, shape: MemoryShape, layer: int, kv_head: int
+) -> list[tuple[int, Tensor, Tensor]]:
+    """Token, key and value of what a memory keeps of one head."""
+    if layer not in shape.layers:
+        return []
+    row = shape.layers.index(layer) * shape.kv_heads + kv_head
+    own = slice(memory.offsets[row], memory.offsets[row + 1])
+    keys = torch.from_numpy(to_float32(memory.keys[own], shape.dtype).copy())
+    values = torch.from_numpy(to_float32(memory.values[own], shape.dtype).copy())
+    return list(zip(memory.positions[own].tolist(), keys, values, strict=True))
+
+
+AttentionInterface.register("slow", _attention)
