@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import torch
 from tokenizers import Tokenizer
@@ -68,14 +68,17 @@ class LanguageModel:
         *,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
+        device_map: str | dict[str, Any] | None = None,
         notify: Notify = lambda _: None,
-    ) -> LanguageModel:
+    ) -> Self:
         """Load a model by a name of the catalogue, by folder, or by Hugging Face id.
 
         Args:
             name: e.g. `smollm2-135m`.
             dtype: default: float32 on a CPU, else as the weights are stored.
             device: default: the GPU if there is one.
+            device_map: spread its layers over several devices, as transformers and accelerate do
+                (`auto`, or layers by name); in the place of `device`.
             notify: told when a model of the catalogue has to be pulled.
 
         Raises:
@@ -90,11 +93,13 @@ class LanguageModel:
             source = name = str(Path(name).resolve())
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if dtype is None and torch.device(device).type == "cpu":
+        if dtype is None and device_map is None and torch.device(device).type == "cpu":
             dtype = torch.float32
+        where = {} if device_map is None else {"device_map": device_map}
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto").to(device)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", **where)
+            model = model.to(device) if device_map is None else model
         except Exception as error:  # hub, file and configuration errors have no common base
             raise InvalidInputError(
                 f"the model '{name}' cannot be loaded: {first_line(error)}"
@@ -180,6 +185,8 @@ class LanguageModel:
             lacking = "has no rotary position embedding"
         elif self.dtype not in get_args(DType):
             lacking = f"computes in {self.dtype}; memories are {', '.join(get_args(DType))}"
+        elif any(weight.is_meta for weight in self.model.parameters()):
+            lacking = "keeps weights out of memory (offloading); map it onto devices that hold all"
         elif not getattr(self.tokenizer, "is_fast", False):
             lacking = "has a slow tokenizer; memdb stores the fast one's tokenizer.json"
         if lacking:

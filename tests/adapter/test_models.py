@@ -6,11 +6,12 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import accelerate
 import numpy as np
 import pytest
 import torch
 
-from memdb import InvalidInputError, MismatchError, StorageError
+from memdb import InvalidInputError, MismatchError, StorageError, UnsupportedModelError
 from model_adapter import (
     CATALOG,
     LanguageModel,
@@ -50,6 +51,43 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
         LanguageModel.load(str(tmp_path))
     with pytest.raises(InvalidInputError, match="the embedder 'no/such' cannot be loaded"):
         SentenceEmbedder("no/such")
+
+
+def saved(folder: Path) -> Path:
+    made = tiny_model(num_hidden_layers=4)
+    made.model.save_pretrained(folder)
+    made.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_whose_layers_are_spread_over_devices_answers_the_same(
+    tmp_path: Path, minilm: SentenceEmbedder
+) -> None:
+    """The one device that every machine has, but with all that moves tensors between devices."""
+    folder = str(saved(tmp_path / "model"))
+    parts = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
+    spread = dict.fromkeys([*parts, *(f"model.layers.{n}" for n in range(4))], "cpu")
+    model = LanguageModel.load(folder, device_map=spread)
+    accelerate.dispatch_model(model.model, spread, main_device="cpu", force_hooks=True)
+    assert hasattr(model.model.model.layers[1], "_hf_hook")
+    with create_database(tmp_path / "db", model=folder, embedder=minilm) as database:
+        for fact in FACTS:
+            database.insert(fact.text, id=fact.id)
+        options = {"max_new_tokens": 20, "memories": 2, "retrieve_every": 8, "cite": True}
+        expected = generate(FACTS[0].question, database, **options)
+    with open_database(tmp_path / "db", model=model) as database:
+        got = generate(FACTS[0].question, database, **options)
+    assert got.token_ids == expected.token_ids
+
+
+def test_a_model_that_is_not_whole_in_memory_is_refused(tmp_path: Path) -> None:
+    where = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
+    where |= {"model.rotary_emb": "cpu"} | {f"model.layers.{n}": "cpu" for n in range(3)}
+    with pytest.raises(UnsupportedModelError, match="keeps weights out of memory"):
+        LanguageModel.load(
+            str(saved(tmp_path / "model")),
+            device_map=where | {"model.layers.3": "disk"},
+        )
 
 
 def test_pull_knows_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,208 @@
+"""How fast a model reads memories, decodes with them and writes them, against what it does without.
+
+Everything that is compared runs side by side in the same process, in turns; figures are medians and
+their ratios. The database is warm, and keeps no decoded memories: each retrieval loads and decodes
+what it finds. Prompts and references are the texts of a corpus.
+
+    python benchmarks/generation.py                     # Python's own documentation
+    python benchmarks/generation.py --corpus corpus.jsonl --questions questions.jsonl
+    python benchmarks/generation.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf   # and llama.cpp
+
+With `--questions` (lines of `question`, `answers`, `document`) it also measures what fast weights
+change in the answer NLL. With `--gguf` it asks the same of llama.cpp, with the references as text
+in the prompt (`pip install llama-cpp-python`).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import click
+import generation_llama as llama
+import generation_run as run
+import torch
+from quality import read
+from rich.console import Console
+from rich.table import Table
+
+from memdb import MemDBError, read_corpus
+from model_adapter import DEFAULT_MODEL, create_database, open_database
+
+
+@click.command()
+@click.option("--corpus", type=click.Path(exists=True, path_type=Path))
+@click.option("--questions", type=click.Path(exists=True, path_type=Path))
+@click.option("--limit", default=60, show_default=True, help="Questions, spread over the file.")
+@click.option("--model", default=DEFAULT_MODEL, show_default=True)
+@click.option("--references", default=48, show_default=True, help="In the database.")
+@click.option("--rounds", default=5, show_default=True, help="Medians are of so many.")
+@click.option("--gguf", type=click.Path(exists=True, path_type=Path), help="For llama.cpp.")
+@click.option("--quick", is_flag=True, help="Few references and rounds, batch 1: two minutes.")
+@click.option("--json", "output", type=click.Path(path_type=Path), help="Write figures here.")
+def main(
+    corpus: Path | None,
+    questions: Path | None,
+    limit: int,
+    model: str,
+    references: int,
+    rounds: int,
+    gguf: Path | None,
+    quick: bool,
+    output: Path | None,
+) -> None:
+    """Time to the first token, decoding, retrieving and writing, with memory and without."""
+    if quick:
+        references, rounds, limit = 12, 1, 6
+    console = Console(width=110)
+    texts = list(topics.values())
+    if corpus is not None:
+        texts = [document.text for _, _, document in read_corpus(corpus)]
+    try:
+        loaded, fast = (run.Endless.load(model, weights=w) for w in ("exact", "int8"))
+        device = f"{loaded.device}, {torch.get_num_threads()} threads"
+        console.print(f"{model}, {loaded.dtype}, {device}; writing {references} references")
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+            path = Path(folder) / "db"
+            texts = _written(path, loaded, texts, references)
+            benches = [
+                run.Bench(
+                    stack.enter_context(open_database(path, model=either, cache_bytes=0)),
+                    either,
+                    texts,
+                    rounds,
+                )
+                for either in (loaded, fast)
+            ]
+            tables, figures = _measured(benches[0], benches[1], (1,) if quick else (1, 8))
+            if gguf is not None:
+                tables.append(llama.compare(benches[1], gguf, figures))
+        if corpus is not None and questions is not None:
+            asked = read(corpus, questions, limit)
+            tables.append(_quality(run.quality(loaded, fast, *asked)))
+    except MemDBError as error:
+        raise click.ClickException(str(error)) from error
+    for table in tables:
+        console.print(table)
+    if output is not None:
+        rounded = {name: round(value, 4) for name, value in figures.items()}
+        output.write_text(json.dumps(rounded, indent=1) + "\n")
+
+
+def _written(path: Path, model: run.Endless, texts: list[str], references: int) -> list[str]:
+    """Make the database, of as many whole documents as have so many references; the texts that are
+    long enough for prompts."""
+    long = [text for text in texts if len(text) > 1200]
+    with create_database(path, model=model) as db:
+        count = 0
+        for number, text in enumerate(long):
+            if count >= references:
+                break
+            count += len(db.insert(text, id=f"{number}").references)
+    return long
+
+
+def _measured(
+    bench: run.Bench, fast: run.Bench, batches: tuple[int, ...]
+) -> tuple[list[Table], dict[str, float]]:
+    figures: dict[str, float] = {}
+    tables = [_first_token(run.first_token(bench), figures)]
+    limit = run.bandwidth(bench.model.device) / run.weight_bytes(bench.model)
+    speeds = {batch: run.decoding(bench, fast, batch) for batch in batches}
+    tables += [_decoding(batch, by_name, limit, figures) for batch, by_name in speeds.items()]
+    tables.append(_retrieving(run.retrieving(bench), speeds[1], figures))
+    tables.append(_encoding(run.encoding(bench), figures))
+    return tables, figures
+
+
+def _first_token(seconds: dict[str, float], figures: dict[str, float]) -> Table:
+    figures["ttft_over_rag"] = seconds["memory"] / seconds["rag"]
+    table = _table(
+        f"first token of a prompt of {run.CHUNK} tokens, {run.MEMORIES} references",
+        "with",
+        "s",
+        "of RAG",
+    )
+    names = {"memory": "explicit memory", "rag": "RAG: the same as text", "none": "neither"}
+    for name, value in seconds.items():
+        table.add_row(names[name], f"{value:.3f}", f"{value / seconds['rag']:.2f}")
+    return table
+
+
+def _decoding(
+    batch: int, speeds: dict[str, run.Speed], limit: float, figures: dict[str, float]
+) -> Table:
+    plain = speeds["none"]
+    peer = speeds["transformers"]
+    figures[f"decode_over_no_memory_batch{batch}"] = speeds["memory"].decoding / plain.decoding
+    if batch == 1:
+        figures["tokens_per_s_over_transformers"] = speeds["memory"].whole / peer.whole
+        figures["fast_tokens_per_s_over_transformers"] = speeds["memory, fast"].whole / peer.whole
+    table = _table(
+        f"{run.LENGTH} tokens in, {run.LENGTH} out, batch {batch}, tokens/s",
+        "with",
+        "decoding",
+        "of no memory",
+        "of the limit",
+        "whole",
+        "of transformers",
+    )
+    for name, speed in speeds.items():
+        table.add_row(
+            name,
+            f"{speed.decoding:.1f}",
+            f"{speed.decoding / plain.decoding:.2f}",
+            f"{speed.decoding / (batch * limit):.2f}",
+            f"{speed.whole:.1f}",
+            f"{speed.whole / peer.whole:.2f}",
+        )
+    table.caption = (
+        f"limit: each token reads all weights, in float32 {limit:.0f} times a second here"
+    )
+    return table
+
+
+def _retrieving(
+    seconds: dict[str, float], speeds: dict[str, run.Speed], figures: dict[str, float]
+) -> Table:
+    table = _table(f"one retrieval, for {run.CHUNK} tokens", "part", "ms", "share", "share, fast")
+    total = sum(seconds.values())
+    chunk = run.CHUNK / speeds["memory"].decoding  # with its retrieval
+    fast = run.CHUNK / speeds["memory, fast"].decoding
+    figures["retrieval_share"] = total / chunk
+    for name, value in (*seconds.items(), ("all", total)):
+        table.add_row(name, f"{value * 1e3:.1f}", f"{value / chunk:.1%}", f"{value / fast:.1%}")
+    return table
+
+
+def _encoding(rates: dict[str, float], figures: dict[str, float]) -> Table:
+    table = _table("writing memories: model and selection", "what", "references/s", "of prefill")
+    for name, value in rates.items():
+        ratio = value / rates["prefill"]
+        table.add_row(name, f"{value:.2f}", f"{ratio:.2f}")
+        if name != "prefill":
+            figures[f"encode_over_prefill_{name}"] = ratio
+    return table
+
+
+def _quality(changes: dict[str, tuple[float, float, float, float]]) -> Table:
+    table = _table("answer NLL, answers read token by token", "with", "exact", "fast", "change")
+    for name, (exact, fast, low, high) in changes.items():
+        percent = f"{fast / exact - 1:+.1%} ({low:+.1%} to {high:+.1%})"
+        table.add_row(name, f"{exact:.3f}", f"{fast:.3f}", percent)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(columns[0])
+    for column in columns[1:]:
+        table.add_column(column, justify="right")
+    return table
+
+
+if __name__ == "__main__":
+    main()
