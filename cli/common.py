@@ -6,11 +6,12 @@ import importlib.metadata
 import importlib.util
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 from rich.console import Console
@@ -106,6 +107,13 @@ def busy(what: str) -> Iterator[Callable[[], None]]:
         return
     with console.status(what) as status:
         yield status.stop
+
+
+def standard_input() -> BinaryIO:
+    """Standard input's bytes."""
+    if sys.stdin is None:  # closed, as by `<&-`
+        raise click.UsageError("there is no standard input")
+    return sys.stdin.buffer
 
 
 def print_json(value: object) -> None:

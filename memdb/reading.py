@@ -14,7 +14,7 @@ from memdb.filters import Filter, Where, parse
 from memdb.index import Pinned
 from memdb.layout import DocumentEntry
 from memdb.records import Reference, StoredDocument
-from memdb.remembering import Rememberer
+from memdb.remembering import Rememberer, StoredMemory
 from memdb.retrieval import Query, Retrieval, Retriever
 from memdb.transaction import Transaction
 
@@ -43,6 +43,21 @@ class Readable(ABC):
         """
         with self._reading() as transaction:
             return self._stored(transaction, known(id), entry_of(transaction, known(id)))
+
+    def memories(self, id: str) -> list[tuple[Reference, StoredMemory | None]]:
+        """The references of a document, in the order of its text, each with its memory as it is
+        stored; None where it is cold. Nothing is written, and none of them counts as used.
+
+        Raises:
+            UnknownDocumentError: no document has this id.
+            CorruptRecordError: a reference is damaged. A memory is checked when it is first asked
+                for what it holds.
+        """
+        with self._reading() as transaction:
+            return [
+                (transaction.reference(number), self._rememberer.stored(transaction, number))
+                for number in entry_of(transaction, known(id)).references
+            ]
 
     def documents(self, where: Where | None = None) -> Iterator[StoredDocument]:
         """All documents in the order of their ids' bytes; `where` keeps those whose metadata it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, overload
 
@@ -14,7 +14,7 @@ from memdb import InvalidInputError, MemDB, Reference
 from model_adapter.detokenizing import Detokenizer
 from model_adapter.framing import Message
 from model_adapter.options import Mode, Options, options_of
-from model_adapter.reader import Chunk, Reader
+from model_adapter.reader import Chunk, Reader, Reading
 from model_adapter.sampling import Sampler
 from model_adapter.writer import Writer
 
@@ -138,10 +138,14 @@ class Stream:
 
     @property
     def result(self) -> Generation:
-        """The whole answer; what has not come yet is waited for."""
+        """The whole answer; what has not come yet is waited for, unless it was given up."""
         for _ in self._run:
             pass
         return self._run.results()[0]
+
+    def close(self) -> None:
+        """Give up what has not come yet."""
+        self._run.close()
 
 
 def stream(prompt: Prompt, db: MemDB, **options: Any) -> Stream:
@@ -192,6 +196,18 @@ def new_reader(db: MemDB, options: Options) -> Reader:
     return Reader(db, writer, options)
 
 
+def new_sampler(options: Options, batch: int = 1) -> Sampler:
+    """What chooses tokens; `InvalidInputError` for an option that it refuses."""
+    return Sampler(
+        batch,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        repetition_penalty=options.repetition_penalty,
+        seed=options.seed,
+    )
+
+
 class Run:
     """One generation: iterate over (number of the prompt, piece of its answer).
 
@@ -209,30 +225,28 @@ class Run:
         self._options = options
         self._db = db
         self._reader = reader
-        self._sampler = Sampler(
-            len(prompts),
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            repetition_penalty=options.repetition_penalty,
-            seed=options.seed,
-        )
+        self._sampler = new_sampler(options, len(prompts))
         self._finished: list[Literal["end", "stop", "length"] | None] = [None] * len(prompts)
+        self._readings = [Reading() for _ in prompts]
         self._texts: list[Detokenizer] = []
+        self._seconds: dict[str, float] = {}
         self._first_token = 0.0
         self._pieces = self._generated()
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         return self._pieces
 
+    def close(self) -> None:
+        """Give the answers up: no more of them comes."""
+        self._pieces.close()
+
     def results(self) -> list[Generation]:
         """The answers, as far as they came."""
-        if self._reader is None or not self._texts:  # it has not begun
-            return []
-        seconds = {**self._reader.seconds, "first_token": self._first_token}
+        seconds = {**self._seconds, "first_token": self._first_token}
+        texts = [text.text for text in self._texts] or [""] * len(self._prompts)
         return [
             Generation(
-                text.text,
+                text,
                 reading.tokens,
                 finished or "length",
                 self._options.mode,
@@ -240,14 +254,12 @@ class Run:
                 reading.prompt_tokens,
                 seconds,
             )
-            for text, reading, finished in zip(
-                self._texts, self._reader.readings, self._finished, strict=True
-            )
+            for text, reading, finished in zip(texts, self._readings, self._finished, strict=True)
         ]
 
-    def _generated(self) -> Iterator[tuple[int, str]]:
+    def _generated(self) -> Generator[tuple[int, str], None, None]:
         own = self._reader is None
-        reader = self._reader = self._reader or new_reader(self._db, self._options)
+        reader = self._reader or new_reader(self._db, self._options)
         try:
             yield from self._decoded(reader)
         finally:
@@ -257,7 +269,9 @@ class Run:
     def _decoded(self, reader: Reader) -> Iterator[tuple[int, str]]:
         began = time.perf_counter()
         logits = reader.read(self._prompts)
-        readings = reader.readings
+        # A reader that goes on reading for somebody else has others then.
+        readings = self._readings = reader.readings
+        self._seconds = reader.seconds
         stops = reader.stop_tokens
         self._texts = [reader.detokenizer() for _ in readings]
         for number in range(self._options.max_new_tokens):

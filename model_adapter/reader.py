@@ -157,8 +157,8 @@ class Reader:
         self._look_at(sequences)
         with self._timed("read"), self._whole():
             logits = context.read(sequences, witness=self._watch)
+            self._held = whole[0] if len(whole) == 1 else []
             self._note_attention()
-        self._held = whole[0] if len(whole) == 1 else []
         return torch.cat(logits)
 
     def _with_text(self, prompts: Sequence[str | Sequence[Message]]) -> list[Prompt]:
@@ -203,7 +203,8 @@ class Reader:
                 if new is not None:  # else the memories in use stay
                     reading.chunks.append(Chunk(start - known, False, new[0]))
                     in_use = new[1]
-                tail = prompt.tail if end == len(prompt.content) else []
+                # Of the tail, too, a part may be known: the same prompt again.
+                tail = prompt.tail[max(0, start - end) :] if end == len(prompt.content) else []
                 tokens = [*prompt.content[start:end], *tail]
                 if tokens:
                     stretches.append(Stretch(tokens, in_use))
@@ -222,8 +223,9 @@ class Reader:
             min(len(held), len(tokens)),
         )
         shared = min(shared, len(tokens) - 1)
-        self._context.take_back(len(held) - shared)
-        self._held = held[:shared]
+        with self._whole():
+            self._context.take_back(len(held) - shared)
+            self._held = held[:shared]
         return shared
 
     def _new_context(self, whole: list[list[int]]) -> Context:
@@ -278,8 +280,8 @@ class Reader:
         with self._timed("decode"), self._whole():
             ids = torch.tensor(list(tokens), device=self._model.device)
             logits = self._context.step(ids, witness=self._watch)
+            self._held.extend(tokens if self._held else [])
             self._note_attention()
-        self._held.extend(tokens if self._held else [])
         return logits
 
     def _prefetch(self) -> None:
@@ -368,7 +370,8 @@ class Reader:
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
-        """After a pass that was interrupted some layers are longer than others: begin anew."""
+        """What is interrupted leaves some layers longer than others, or than what they are said to
+        hold: then the next prompt begins anew."""
         try:
             yield
         except BaseException:

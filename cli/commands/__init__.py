@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from cli.commands.backup import backup, restore
+from cli.commands.chat import chat
 from cli.commands.compact import compact
 from cli.commands.delete import delete
 from cli.commands.exchange import export_database, import_export
@@ -13,6 +14,7 @@ from cli.commands.get import get
 from cli.commands.index import index
 from cli.commands.ingest import ingest
 from cli.commands.init import init
+from cli.commands.inspect import inspect
 from cli.commands.list import list_documents
 from cli.commands.migrate import migrate
 from cli.commands.model import model
@@ -32,7 +34,9 @@ COMMANDS: tuple[click.Command, ...] = (
     warm,
     query,
     generate,
+    chat,
     get,
+    inspect,
     list_documents,
     update,
     delete,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,84 +12,82 @@ from cli.common import (
     adapter,
     busy,
     db_option,
-    embedder_option,
     example,
     hit_json,
     json_option,
-    model_option,
     notify,
     one_line,
     open_database,
     print_json,
+    standard_input,
 )
+from cli.options import answer_options, parsed
+from cli.sources import HEADING, source_json, source_lines
+
+if TYPE_CHECKING:  # it loads torch
+    from model_adapter import Generation
 
 
 @click.command(
     short_help="An answer with explicit memories.",
     epilog=example(
-        'memdb generate "Who keeps the lighthouse?"',
+        'memdb generate "Who keeps the lighthouse?" --cite',
         'memdb generate "Who keeps the lighthouse?" --no-memory',
+        "memdb generate --messages conversation.json --where source=library",
     ),
 )
-@click.argument("prompt")
+@click.argument("prompt", required=False)
+@click.option(
+    "--messages",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help='Instead of PROMPT: a conversation, a JSON list of {"role": ..., "content": ...}; - for '
+    "standard input.",
+)
 @db_option
 @click.option("--no-memory", is_flag=True, help="For comparison: the model alone.")
 @click.option("--rag", is_flag=True, help="For comparison: the references as text in the prompt.")
-@click.option("--max-new-tokens", default=128, show_default=True)
-@click.option("--memories", default=5, show_default=True, help="References for every 64 tokens.")
-@click.option(
-    "--temperature", default=0.0, show_default=True, help="0: always the likeliest token."
-)
-@click.option("--top-k", type=int, help="Draw among so many of the likeliest tokens.")
-@click.option("--top-p", default=1.0, show_default=True, help="Draw among this much probability.")
-@click.option("--seed", type=int, help="The same seed draws the same tokens.")
-@model_option
-@embedder_option
+@click.option("--cite", is_flag=True, help="Say how much each memory was used.")
+@answer_options(max_new_tokens=128)
 @json_option
 def generate(
-    prompt: str,
+    prompt: str | None,
+    messages: Path | None,
     path: Path,
     no_memory: bool,
     rag: bool,
+    cite: bool,
     model: str | None,
     embedder: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Answer PROMPT with 5 explicit memories for every 64 tokens, and say which."""
+    """Answer PROMPT with 5 explicit memories for every 64 tokens, and say which.
+
+    PROMPT is a text, or - for standard input.
+    """
     if no_memory and rag:
         raise click.UsageError("--no-memory and --rag exclude each other")
-    mode = "none" if no_memory else "rag" if rag else "memory"
+    if cite and (no_memory or rag):
+        raise click.UsageError("--cite goes with neither --no-memory nor --rag")
+    if (prompt is None) == (messages is None):
+        raise click.UsageError("give either a PROMPT or --messages")
+    options = parsed(options)
+    options["mode"] = "none" if no_memory else "rag" if rag else "memory"
+    asked = _conversation(messages) if messages is not None else _text(prompt or "")
     with busy("remembering") as stop, open_database(path, model, embedder) as database:
-
-        def show(text: str) -> None:
+        answer = adapter().stream(asked, database, cite=cite, **options)
+        for piece in answer:
             stop()
             if not as_json:
-                click.echo(text, nl=False)
-
-        result = adapter().generate(prompt, database, mode=mode, on_text=show, **options)
-    chunks = [
-        {
-            "start": chunk.start,
-            "generated": chunk.generated,
-            "references": [hit_json(hit) for hit in chunk.retrieval.hits],
-        }
-        for chunk in result.chunks
-    ]
+                click.echo(piece, nl=False)
+        result: Generation = answer.result
     if as_json:
-        seconds = {name: round(value, 4) for name, value in result.seconds.items()}
-        print_json(
-            {
-                "text": result.text,
-                "token_ids": result.token_ids,
-                "mode": result.mode,
-                "prompt_tokens": result.prompt_tokens,
-                "chunks": chunks,
-                "seconds": seconds,
-            }
-        )
+        _print_json(result, cite)
         return
     click.echo()
+    if cite:
+        click.echo("\n".join(["", HEADING, *source_lines(result.sources())]))
     for chunk in result.chunks:
         what = "answer" if chunk.generated else "prompt"
         notify(f"\n{what}, from token {chunk.start}, with:")
@@ -99,5 +98,76 @@ def generate(
     notify(
         f"\n{result.prompt_tokens} prompt tokens and {len(result.token_ids)} new ones; retrieve "
         f"{seconds['retrieve']:.2f} s, read {seconds['read']:.2f} s, decode "
-        f"{seconds['decode']:.2f} s"
+        f"{seconds['decode']:.2f} s; first token after {seconds['first_token']:.2f} s"
     )
+
+
+def _print_json(result: Generation, cite: bool) -> None:
+    chunks = [
+        {
+            "start": chunk.start,
+            "generated": chunk.generated,
+            "references": [hit_json(hit) for hit in chunk.retrieval.hits],
+        }
+        for chunk in result.chunks
+    ]
+    sources = {"sources": [source_json(source) for source in result.sources()]} if cite else {}
+    print_json(
+        {
+            "text": result.text,
+            "token_ids": result.token_ids,
+            "finished": result.finished,
+            "mode": result.mode,
+            "prompt_tokens": result.prompt_tokens,
+            "chunks": chunks,
+            **sources,
+            "seconds": {name: round(value, 4) for name, value in result.seconds.items()},
+        }
+    )
+
+
+def _text(prompt: str) -> str:
+    """A prompt, `-` being what standard input holds, without the end of its last line."""
+    if prompt != "-":
+        return prompt
+    text = _decoded(standard_input().read(), "<stdin>", "PROMPT")
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _conversation(file: Path) -> list[dict[str, Any]]:
+    """The messages in a file; what each has to be is the framing's to say."""
+    name = "<stdin>" if str(file) == "-" else str(file)
+    try:
+        data = standard_input().read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        problem = f"cannot read '{one_line(name, 100)}': {error.strerror}"
+        raise click.BadParameter(problem, param_hint="--messages") from error
+    text = _decoded(data, name, "--messages").removeprefix("\ufeff")
+    try:
+        messages = json.loads(text)
+    except json.JSONDecodeError as error:
+        problem = f"line {error.lineno}, column {error.colno}: not JSON: {error.msg}"
+        raise _wrong(name, problem) from error
+    except (RecursionError, ValueError) as error:  # nested too deep, or a number too long
+        raise _wrong(name, f"not JSON that can be read: {error}") from error
+    if not isinstance(messages, list) or not messages:
+        what = "an empty list" if messages == [] else "not a list"
+        looks = '[{"role": "user", "content": "Who keeps the lighthouse?"}]'
+        raise _wrong(name, f"{what}; messages look like {looks}")
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict):
+            raise _wrong(name, f"message {number} is no object with 'role' and 'content'")
+    return messages
+
+
+def _decoded(data: bytes, name: str, hint: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(
+            f"'{name}' is not UTF-8 (byte {error.start + 1})", param_hint=hint
+        ) from error
+
+
+def _wrong(name: str, problem: str) -> click.BadParameter:
+    return click.BadParameter(f"{name}, {problem}", param_hint="--messages")

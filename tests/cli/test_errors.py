@@ -73,7 +73,9 @@ def test_a_corpus_that_is_not_there(run: Run) -> None:
 COMMANDS = [
     ("query", "x"),
     ("generate", "x"),
+    ("chat",),
     ("get", "x"),
+    ("inspect", "x"),
     ("list",),
     ("update", "x", "--text", "y"),
     ("delete", "x"),
