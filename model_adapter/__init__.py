@@ -5,6 +5,7 @@ db.insert("The harbour master of Veldmoor is Ottoline Brask.")
 print(generate("Who is the harbour master of Veldmoor?", db).text)
 """
 
+from model_adapter.answer import Generation, Source
 from model_adapter.attention import LayerMemory, Sight, memory_attention
 from model_adapter.catalog import (
     CATALOG,
@@ -15,6 +16,7 @@ from model_adapter.catalog import (
     pull,
 )
 from model_adapter.chat import Chat
+from model_adapter.chunks import Chunk
 from model_adapter.context import Context, Stretch
 from model_adapter.database import (
     create_database,
@@ -25,11 +27,10 @@ from model_adapter.database import (
 )
 from model_adapter.embedder import SentenceEmbedder
 from model_adapter.framing import Frame, Message, default_framing
-from model_adapter.generation import Generation, Source, Stream, generate, stream
+from model_adapter.generation import Stream, generate, stream
 from model_adapter.language_model import LanguageModel, load_model
 from model_adapter.options import Mode, Options
 from model_adapter.overlap import overlap, overlaps
-from model_adapter.reader import Chunk
 from model_adapter.selection import SELECTIONS, PaperRule, Reconstruction, Selection
 from model_adapter.writer import Writer
 

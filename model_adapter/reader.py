@@ -3,86 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from memdb import InvalidInputError, MemDB, PackedMemories, Reference, Retrieval, pack
+from memdb import InvalidInputError, MemDB, PackedMemories
+from model_adapter.chunks import Chunk, Reading
 from model_adapter.citations import Watch
 from model_adapter.context import Context, Stretch
 from model_adapter.detokenizing import Detokenizer
 from model_adapter.framing import Message, Prompt
+from model_adapter.lookup import Lookup, Query
 from model_adapter.options import Options
-from model_adapter.overlap import overlaps
 from model_adapter.writer import Writer
-
-
-@dataclass
-class Chunk:
-    """A stretch of tokens that was read or generated with one set of memories.
-
-    Attributes:
-        start: its first token, counted from the prompt's first.
-        generated: whether it is answer (True) or prompt.
-        retrieval: what it was read with.
-        attention: if citations were asked for: for each token that was generated with it, how much
-            of its attention each hit's memory got, (tokens, hits) float32, the mean over all layers
-            and heads. What is missing to 1 went to the context.
-        token_attention: the same by token of the reference, summed over the generated tokens,
-            (hits, reference length) float32.
-    """
-
-    start: int
-    generated: bool
-    retrieval: Retrieval
-    attention: NDArray[np.float32] | None = None
-    token_attention: NDArray[np.float32] | None = None
-
-    def watched(self, attention: NDArray[np.float32]) -> None:
-        """Add what one token's attention was, (memories, reference length)."""
-        hits = self.retrieval.hits
-        of_hits = np.zeros((len(hits), attention.shape[1]), np.float32)
-        stored = [place for place, hit in enumerate(hits) if hit.stored is not None]
-        of_hits[stored] = attention[: len(stored)]
-        if self.attention is None or self.token_attention is None:
-            self.attention = np.zeros((0, len(hits)), np.float32)
-            self.token_attention = np.zeros_like(of_hits)
-        self.attention = np.concatenate([self.attention, of_hits.sum(1)[None]])
-        self.token_attention = self.token_attention + of_hits
-
-
-@dataclass
-class Reading:
-    """One prompt, and what is said to it.
-
-    Attributes:
-        content: the prompt's tokens that queries are made of.
-        prompt_tokens: how many tokens were read for it.
-        tokens: generated so far.
-        chunks: what was retrieved.
-        finished: whether no more will be generated.
-    """
-
-    content: list[int] = field(default_factory=list)
-    prompt_tokens: int = 0
-    tokens: list[int] = field(default_factory=list)
-    chunks: list[Chunk] = field(default_factory=list)
-    finished: bool = False
-
-    @property
-    def all_tokens(self) -> list[int]:
-        """Prompt and answer."""
-        return [*self.content, *self.tokens]
-
-
-#: What a query found, and its memories as attention reads them.
-_Found = tuple[Retrieval, PackedMemories]
 
 
 class Reader:
@@ -108,8 +44,7 @@ class Reader:
         self._context: Context | None = None
         self._held: list[int] = []  # tokens of a single prompt that the context has
         self._watch: Watch | None = None
-        self._thread = ThreadPoolExecutor(1, "memdb-prefetch")
-        self._coming: Future[list[_Found | None]] | None = None
+        self._lookup = Lookup(db, writer.model, options)
         self._said = 0  # tokens of the answer
 
     @property
@@ -123,7 +58,7 @@ class Reader:
 
     def close(self) -> None:
         """Give up what is being retrieved."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._lookup.close()
 
     # --- the prompt ---
 
@@ -168,13 +103,7 @@ class Reader:
         ]
         framed = []
         with self._timed("retrieve"):
-            found = self._db.retrieve_batch(
-                queries,
-                self._options.memories,
-                where=self._options.where,
-                memories=False,
-                accept=self._acceptance([self._model.tokens(query) for query in queries]),
-            )
+            found = self._lookup.find_texts(queries)
         for prompt, reading, retrieval in zip(prompts, self.readings, found, strict=True):
             reading.chunks.append(Chunk(0, False, retrieval))
             texts = [hit.reference.content for hit in retrieval.hits]
@@ -191,8 +120,10 @@ class Reader:
             length = len(prompt.content)
             ends.append([*range(known + size, length, size), length])
             asked.extend((number, end) for end in ends[-1])
-        queries = [framed[number].content[max(0, end - size) : end] for number, end in asked]
-        found = dict(zip(asked, self._retrieve(queries, [n for n, _ in asked]), strict=True))
+        contents = [prompt.content for prompt in framed]
+        queries = [Query(contents[n][max(0, end - size) : end], contents[n]) for n, end in asked]
+        with self._timed("retrieve"):
+            found = dict(zip(asked, self._lookup.find(queries), strict=True))
         sequences = []
         for number, (prompt, reading) in enumerate(zip(framed, self.readings, strict=True)):
             start = known
@@ -201,8 +132,8 @@ class Reader:
             for end in ends[number]:
                 new = found[number, end]
                 if new is not None:  # else the memories in use stay
-                    reading.chunks.append(Chunk(start - known, False, new[0]))
-                    in_use = new[1]
+                    reading.chunks.append(Chunk(start - known, False, new.retrieval))
+                    in_use = new.memories
                 # Of the tail, too, a part may be known: the same prompt again.
                 tail = prompt.tail[max(0, start - end) :] if end == len(prompt.content) else []
                 tokens = [*prompt.content[start:end], *tail]
@@ -275,7 +206,7 @@ class Reader:
             if self._said % size == 0:
                 self._remember_again()
             elif (self._said + self._options.prefetch) % size == 0:
-                self._prefetch()
+                self._lookup.begin(self._queries())
         self._look_at(None)
         with self._timed("decode"), self._whole():
             ids = torch.tensor(list(tokens), device=self._model.device)
@@ -284,69 +215,27 @@ class Reader:
             self._note_attention()
         return logits
 
-    def _prefetch(self) -> None:
-        """Begin to retrieve for the next chunk, beside the decoding of this one's last tokens."""
-        queries = self._queries()
-        self._coming = self._thread.submit(self._found, queries, range(len(queries)))
-
     def _remember_again(self) -> None:
         """New memories for what was just generated; where that says nothing, the old ones stay."""
         assert self._context is not None
         with self._timed("retrieve"):
-            if self._coming is not None:
-                found, self._coming = self._coming.result(), None
-            else:
-                found = self._found(self._queries(), range(len(self.readings)))
+            found = self._lookup.ended() or self._lookup.find(self._queries())
         in_use = self._context.memories
         for number, (reading, new) in enumerate(zip(self.readings, found, strict=True)):
             if new is not None:
                 start = reading.prompt_tokens + len(reading.tokens)
-                reading.chunks.append(Chunk(start, True, new[0]))
-                in_use[number] = new[1]
+                reading.chunks.append(Chunk(start, True, new.retrieval))
+                in_use[number] = new.memories
         self._context.remember(in_use)
 
-    def _queries(self) -> list[list[int]]:
+    def _queries(self) -> list[Query]:
         """The newest tokens of each sequence that goes on."""
         size = self._options.retrieve_every
-        return [[] if reading.finished else reading.all_tokens[-size:] for reading in self.readings]
-
-    # --- retrieving ---
-
-    def _retrieve(self, queries: Sequence[list[int]], whose: Sequence[int]) -> list[_Found | None]:
-        with self._timed("retrieve"):
-            return self._found(queries, whose)
-
-    def _found(self, queries: Sequence[list[int]], whose: Sequence[int]) -> list[_Found | None]:
-        """What token ids find, and its memories packed; None for those that say nothing."""
-        tokenizer = self._model.tokenizer
-        asking = [
-            number
-            for number, tokens in enumerate(queries)
-            if tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        texts = [reading.all_tokens for reading in self.readings]
+        return [
+            Query([] if reading.finished else text[-size:], text)
+            for reading, text in zip(self.readings, texts, strict=True)
         ]
-        texts = [self.readings[whose[number]].all_tokens for number in asking]
-        retrievals = self._db.retrieve_batch(
-            [queries[number] for number in asking],
-            self._options.memories,
-            where=self._options.where,
-            accept=self._acceptance(texts),
-        )
-        found: list[_Found | None] = [None] * len(queries)
-        for number, retrieval in zip(asking, retrievals, strict=True):
-            found[number] = (retrieval, pack(retrieval.stored, self._db.shape))
-        return found
-
-    def _acceptance(self, texts: Sequence[list[int]]) -> Callable[[int, Reference], bool] | None:
-        """Whether a reference may be a hit: not if it overlaps the text too much."""
-        limit = self._options.max_overlap
-        if limit is None:
-            return None
-
-        def accept(number: int, reference: Reference) -> bool:
-            tokens = self._model.tokens(reference.content)
-            return not overlaps(texts[number], tokens, limit)
-
-        return accept
 
     # --- watching ---
 
