@@ -62,7 +62,7 @@ def main(
     if corpus is not None:
         texts = [document.text for _, _, document in read_corpus(corpus)]
     try:
-        loaded, fast = (run.Endless.load(model, weights=w) for w in ("exact", "int8"))
+        loaded, fast = (run.Endless.load(model, fast=f) for f in (False, True))
         device = f"{loaded.device}, {torch.get_num_threads()} threads"
         console.print(f"{model}, {loaded.dtype}, {device}; writing {references} references")
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:

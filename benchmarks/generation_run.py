@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -155,7 +156,8 @@ def _transformers(bench: Bench, prompts: list[str]) -> tuple[float, float]:
     try:
         seconds = [
             seconds_of(
-                lambda count=count: model.generate(
+                partial(
+                    model.generate,
                     ids,
                     attention_mask=mask,
                     min_new_tokens=count,
@@ -214,7 +216,7 @@ def encoding(bench: Bench) -> dict[str, float]:
     for _ in range(bench.rounds):
         seconds["prefill"].append(seconds_of(lambda: _prefill(bench.model, rows, batch)))
         for name, writer in writers.items():
-            seconds[name].append(seconds_of(lambda writer=writer: writer.write(ordered)))
+            seconds[name].append(seconds_of(partial(writer.write, ordered)))
     return {name: len(texts) / median(values) for name, values in seconds.items()}
 
 
@@ -250,7 +252,7 @@ def weight_bytes(model: LanguageModel) -> int:
     head = model.model.get_output_embeddings().weight
     tied = head is model.model.get_input_embeddings().weight
     total = sum(weight.nbytes for weight in model.model.parameters())
-    return total if tied else total - int(model.model.get_input_embeddings().weight.nbytes)
+    return int(total if tied else total - model.model.get_input_embeddings().weight.nbytes)
 
 
 # --- quality --------------------------------------------------------------------------------------

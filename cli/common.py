@@ -91,10 +91,14 @@ def goes_on() -> None:
     click.get_current_context().meta[GOES_ON] = True
 
 
-def open_database(path: Path, model: str | None = None, embedder: str | None = None) -> MemDB:
+def open_database(
+    path: Path, model: str | None = None, embedder: str | None = None, *, fast: bool = False
+) -> MemDB:
     """A database with the model and embedder that it records, loaded when first needed, or with
-    those given."""
-    database: MemDB = adapter().open_database(path, model=model, embedder=embedder, notify=notify)
+    those given; `fast`: the model decodes with smaller weights."""
+    database: MemDB = adapter().open_database(
+        path, model=model, embedder=embedder, fast=fast, notify=notify
+    )
     return database
 
 

@@ -50,6 +50,11 @@ def answer_options(max_new_tokens: int) -> Callable[[_Command], _Command]:
             "with a GPU.",
         ),
         click.option(
+            "--fast",
+            is_flag=True,
+            help="On a CPU, decode with a copy of the weights in half the bytes.",
+        ),
+        click.option(
             "--temperature", default=0.0, show_default=True, help="0: always the likeliest token."
         ),
         click.option("--top-k", type=int, help="Draw among so many of the likeliest tokens."),

@@ -21,6 +21,9 @@ from rich.text import Text
 
 from memdb import Progress
 
+#: Seconds back that the time left goes by: a large model takes minutes for a batch of references.
+_LOOK_BACK = 600
+
 #: Stages that count references; others count documents, records or steps.
 _REFERENCES = ("embedding", "writing memories", "loading", "building the index")
 
@@ -47,7 +50,12 @@ def progress_bar() -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with RichProgress(*columns, console=console, disable=not console.is_terminal) as bars:
+    with RichProgress(
+        *columns,
+        console=console,
+        disable=not console.is_terminal,
+        speed_estimate_period=_LOOK_BACK,
+    ) as bars:
         stages: dict[str, TaskID] = {}
 
         def progress(stage: str, done: int, total: int) -> None:

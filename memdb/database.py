@@ -41,7 +41,7 @@ from memdb.index import IndexInfo, IndexKind, IndexRules, Searcher
 from memdb.ingest import IngestReport, ingest
 from memdb.keys import checked_keys, declare_keys
 from memdb.parts import Parts
-from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
+from memdb.protocols import Embedder, MemoryWriter, Progress, Warmer, no_progress
 from memdb.reading import Readable, Snapshot, entry_of, known, unknown
 from memdb.recoding import RecodeReport, recode
 from memdb.records import Document, ExplicitMemory, MemoryShape, StoredDocument
@@ -423,27 +423,25 @@ class MemDB(Readable):
         *,
         top: int | None = None,
         progress: Progress = no_progress,
+        warmer: Warmer | None = None,
     ) -> int:
         """Write the memories of cold references, and return how many.
 
-        Committed every few references: an interruption loses no more, and the next call goes on.
+        The longest come first, so that those of a batch have about one length. Committed batch by
+        batch (`MemoryWriter`): an interruption loses no more, and the next call goes on.
 
         Args:
             ids: documents to warm; default: all.
             top: only so many references: those that were retrieved most often.
             progress: told of the work.
+            warmer: has other processes write them; default: this one's writer does.
 
         Raises:
             MismatchError: a rewrite for another model is not finished.
         """
-        self._require_open()
         if top is not None and (isinstance(top, bool) or top < 1):
             raise InvalidInputError(f"top must be a whole number of at least 1, got {top!r}")
-        if self._rewriting:
-            raise MismatchError(
-                f"'{self.path}' is being rewritten for another model; finish that first (`memdb "
-                "rewrite` goes on)"
-            )
+        self._require_no_rewrite()
         with self._store.read() as transaction:
             entries = (
                 (entry for _, entry in transaction.documents())
@@ -453,10 +451,52 @@ class MemDB(Readable):
             cold = self._rememberer.cold(transaction, entries)
         if top is not None:
             used = self._usage.counts(self._store.generation)
-            cold = sorted((n for n in cold if used[n]), key=lambda n: (-used[n], n))[:top]
-        written = self._rememberer.warm(cold, progress)
+            most = set(sorted((n for n in cold if used[n]), key=lambda n: (-used[n], n))[:top])
+            cold = [number for number in cold if number in most]
+        if warmer is None:
+            written = self._rememberer.warm(cold, progress)
+        else:
+            written = warmer(cold, self._fitting(progress))
         self._recode_if_fitted(progress)
         return written
+
+    def warm_batches(
+        self, batches: Iterable[Sequence[int]], *, progress: Progress = no_progress
+    ) -> int:
+        """Write the memories of the cold among these references, and return how many: what each of
+        the processes does that a `Warmer` has. The codec is left to the `warm` that it works for.
+
+        Args:
+            batches: reference ids. A batch is one call of the writer and one transaction; the next
+                is taken when the model is ready for it, while the one before is still stored.
+            progress: told after each transaction; it knows no total.
+
+        Raises:
+            MismatchError: a rewrite for another model is not finished.
+        """
+        self._require_no_rewrite()
+        self._rememberer.require_writer()
+        return self._rememberer.warm_batches(
+            batches, lambda done: progress("writing memories", done, 0), fit=False
+        )
+
+    def _require_no_rewrite(self) -> None:
+        self._require_open()
+        if self._rewriting:
+            raise MismatchError(
+                f"'{self.path}' is being rewritten for another model; finish that first (`memdb "
+                "rewrite` goes on)"
+            )
+
+    def _fitting(self, progress: Progress) -> Progress:
+        """A `Progress` that also fits the codec, once enough memories are there: one process for
+        all that write."""
+
+        def told(stage: str, done: int, total: int) -> None:
+            progress(stage, done, total)
+            self._coding.fit_if_due(progress)
+
+        return told
 
     def recode(
         self, codec: str | None = None, *, refit: bool = False, progress: Progress = no_progress

@@ -42,7 +42,12 @@ class Embedder(Protocol):
 
 @runtime_checkable
 class MemoryWriter(Protocol):
-    """References to explicit memories (paper, 3.2)."""
+    """References to explicit memories (paper, 3.2).
+
+    It may also have an attribute `batch`, an int: how many references it would have in one call of
+    `write`, which are also what one transaction stores and what an interruption costs. Where it
+    has none, 8.
+    """
 
     @property
     def name(self) -> str:
@@ -66,6 +71,11 @@ class MemoryWriter(Protocol):
 
 #: Told of long work: what is being done, how many references of how many are done.
 Progress = Callable[[str, int, int], None]
+
+#: Writes the memories of references, by id, the longest first, in other processes; each opens the
+#: database for itself and calls `MemDB.warm_batches`. Tells the `Progress` how many are done, and
+#: returns how many were written. `model_adapter.workers` has one.
+Warmer = Callable[[Sequence[int], Progress], int]
 
 
 def no_progress(stage: str, done: int, total: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar, cast
 
 from memdb.batch import MemoryBatch
 from memdb.cache import MemoryCache
@@ -18,9 +19,8 @@ from memdb.records import ExplicitMemory, MemoryShape, Reference
 from memdb.store import Store
 from memdb.transaction import Transaction, decoded
 
-#: References whose memories are written between two commits: what an interruption can cost.
+#: References whose memories are written between two commits, where the writer does not say.
 _BATCH = 8
-
 
 _T = TypeVar("_T")
 
@@ -120,8 +120,9 @@ class Rememberer:
             raise InvalidInputError(
                 f"{len(memories)} memories for a text of {count} references; `split` shows them"
             )
-        codec = self.coding.codec
-        return [encode_memory(memory, self._shape, codec) for memory in memories]
+        batch = MemoryBatch.of(memories, self._shape)
+        # None would stand for a cold one, and there is none among them.
+        return cast(list[bytes], encode_batch(batch, self._shape, self.coding.codec))
 
     def encode_all(
         self, memories: MemoryBatch | Sequence[ExplicitMemory | bytes | None] | None, count: int
@@ -196,14 +197,7 @@ class Rememberer:
             return {}
         memories = self.write([reference.content for reference in references])
         encoded = self.encode(memories, len(references))
-        with self._store.write() as transaction:
-            self.require_shape(transaction)
-            for reference, payload in zip(references, encoded, strict=True):
-                # Meanwhile another writer may have deleted it, or been faster.
-                if transaction.has_reference(reference.id) and not self.is_warm(
-                    transaction, reference.id
-                ):
-                    transaction.put_memory(reference, payload)
+        self._keep(references, encoded)
         self.coding.fit_if_due()
         return {
             reference.id: StoredMemory(
@@ -211,6 +205,19 @@ class Rememberer:
             )
             for reference, payload in zip(references, encoded, strict=True)
         }
+
+    def _keep(self, references: Sequence[Reference], encoded: Sequence[bytes]) -> int:
+        """Store memories; returns how many. Meanwhile another writer may have deleted a reference,
+        or been faster."""
+        kept = 0
+        with self._store.write() as transaction:
+            self.require_shape(transaction)
+            for reference, payload in zip(references, encoded, strict=True):
+                number = reference.id
+                if transaction.has_reference(number) and not self.is_warm(transaction, number):
+                    transaction.put_memory(reference, payload)
+                    kept += 1
+        return kept
 
     def require_shape(self, transaction: Transaction) -> None:
         """Raise `MismatchError` if the database has taken another shape since it was opened; take
@@ -224,21 +231,69 @@ class Rememberer:
         self.coding.refresh(transaction)
 
     def warm(self, cold: Sequence[int], progress: Progress) -> int:
-        """Write the memories of these references, batch by batch; how many were written."""
+        """Write the memories of these references, batch by batch, and fit the codec once enough are
+        there; how many were written."""
         if cold:
             self.require_writer()
-        written = 0
-        for start in range(0, len(cold), _BATCH):
-            progress("writing memories", start, len(cold))
-            with self._store.read() as transaction:
-                batch = [
-                    transaction.reference(number)
-                    for number in cold[start : start + _BATCH]
-                    if transaction.has_reference(number) and not self.is_warm(transaction, number)
-                ]
-            written += len(self.remember(batch))
-        progress("writing memories", len(cold), len(cold))
+        progress("writing memories", 0, len(cold))
+        size = self._batch if cold else 1
+        return self.warm_batches(
+            (cold[start : start + size] for start in range(0, len(cold), size)),
+            lambda done: progress("writing memories", done, len(cold)),
+            fit=True,
+        )
+
+    def warm_batches(
+        self, batches: Iterable[Sequence[int]], done: Callable[[int], None], *, fit: bool
+    ) -> int:
+        """Write the memories of the cold among these references; how many were written.
+
+        A batch is one call of the writer and one transaction. While the model writes one, the
+        batch before it is encoded and stored in a thread of its own, so the model waits neither
+        for codec nor disk; batches are stored in their order. Whatever ends it early, that one is
+        stored first, and the one that the model was at is lost.
+
+        Args:
+            batches: reference ids; taken one by one, each when the model is ready for it.
+            done: told how many references are stored, or are not to be, after each batch.
+            fit: whether to fit the codec, in that thread, once enough memories are there.
+        """
+        total = written = 0
+        storing: tuple[int, Future[int]] | None = None
+
+        def finish() -> None:
+            nonlocal total, written
+            if storing is not None:
+                total += storing[0]
+                written += storing[1].result()
+                done(total)
+
+        with ThreadPoolExecutor(1, "memdb-warm") as thread:
+            for numbers in batches:
+                with self._store.read() as transaction:
+                    cold = [
+                        transaction.reference(number)
+                        for number in numbers
+                        if transaction.has_reference(number)
+                        and not self.is_warm(transaction, number)
+                    ]
+                memories = self.write([reference.content for reference in cold]) if cold else []
+                finish()
+                storing = len(numbers), thread.submit(self._encode_and_keep, cold, memories, fit)
+            finish()
         return written
+
+    def _encode_and_keep(
+        self, references: Sequence[Reference], memories: Sequence[ExplicitMemory], fit: bool
+    ) -> int:
+        kept = self._keep(references, self.encode(memories, len(references))) if references else 0
+        if fit:
+            self.coding.fit_if_due()
+        return kept
+
+    @property
+    def _batch(self) -> int:
+        return max(1, int(getattr(self._parts.writer(), "batch", _BATCH)))
 
     def cold(self, transaction: Transaction, entries: Iterable[DocumentEntry]) -> list[int]:
         """Ids of the documents' references without a memory, the longest first: batches of one

@@ -105,12 +105,13 @@ def open_database(
     embedder: str | SentenceEmbedder | None = None,
     durability: Durability = "full",
     cache_bytes: int = 256 << 20,
+    fast: bool = False,
     notify: Notify = lambda _: None,
 ) -> MemDB:
     """Open a database with the model and the embedder that it records, or with others that match.
 
     Recorded ones are loaded when they are first needed; those given are checked at once. For
-    `durability` and `cache_bytes` see `memdb.MemDB.open`.
+    `durability` and `cache_bytes` see `memdb.MemDB.open`; for `fast`, `LanguageModel.load`.
 
     Raises:
         NotADatabaseError: there is none.
@@ -127,7 +128,9 @@ def open_database(
                 "write them"
             )
         return Writer(
-            load_model(source, notify, shape.dtype) if isinstance(source, str) else source,
+            load_model(source, notify, shape.dtype, fast=fast)
+            if isinstance(source, str)
+            else source,
             framing=shape.framing,
             layers=shape.layers,
             selection=memory["selection"],

@@ -19,6 +19,7 @@ from memdb import DType, InvalidInputError, Rope, UnsupportedModelError, text_to
 from model_adapter import attention
 from model_adapter.attention import Observer, Sight
 from model_adapter.catalog import CATALOG, Notify, first_line, pull, source_key
+from model_adapter.fast import make_fast
 from model_adapter.fingerprint import weights_fingerprint
 from model_adapter.probe import turning_layers, unrotation_is_right
 
@@ -69,6 +70,7 @@ class LanguageModel:
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
         device_map: str | dict[str, Any] | None = None,
+        fast: bool = False,
         notify: Notify = lambda _: None,
     ) -> Self:
         """Load a model by a name of the catalogue, by folder, or by Hugging Face id.
@@ -79,6 +81,7 @@ class LanguageModel:
             device: default: the GPU if there is one.
             device_map: spread its layers over several devices, as transformers and accelerate do
                 (`auto`, or layers by name); in the place of `device`.
+            fast: on a CPU, decode with a copy of the weights in half the bytes (`make_fast`).
             notify: told when a model of the catalogue has to be pulled.
 
         Raises:
@@ -104,7 +107,10 @@ class LanguageModel:
             raise InvalidInputError(
                 f"the model '{name}' cannot be loaded: {first_line(error)}"
             ) from error
-        return cls(model, tokenizer, name)
+        loaded = cls(model, tokenizer, name)
+        if fast:
+            make_fast(model, "float16")
+        return loaded
 
     # --- what it is ---
 
@@ -337,15 +343,19 @@ _loading = threading.Lock()
 
 
 def load_model(
-    name: str, notify: Notify = lambda _: None, dtype: DType | None = None
+    name: str,
+    notify: Notify = lambda _: None,
+    dtype: DType | None = None,
+    *,
+    fast: bool = False,
 ) -> LanguageModel:
-    """`LanguageModel.load`, once per process, name and dtype; again if its folder changed."""
+    """`LanguageModel.load`, once per process, name and options; again if its folder changed."""
     with _loading:
-        model = _loaded.get((source_key(name), dtype))
+        model = _loaded.get((source_key(name), dtype, fast))
         if model is None:
             wanted = None if dtype is None else getattr(torch, dtype)
-            model = LanguageModel.load(name, dtype=wanted, notify=notify)
+            model = LanguageModel.load(name, dtype=wanted, fast=fast, notify=notify)
             source = source_key(name)  # as it is now that it is pulled
             # The default dtype is one of the others, by which a database asks for it again.
-            _loaded[source, dtype] = _loaded[source, model.dtype] = model
+            _loaded[source, dtype, fast] = _loaded[source, model.dtype, fast] = model
         return model

@@ -7,6 +7,7 @@ may be spent evenly or where it counts.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,25 +20,47 @@ from model_adapter.language_model import LanguageModel
 
 @dataclass(frozen=True)
 class LayerView:
-    """What a selection sees of one reference in one layer.
+    """What a selection sees of a batch of references in one layer.
+
+    Each reference stands behind the prefix, its suffix behind it, and padding behind that; the
+    prefix has keys alone.
 
     Attributes:
         layer: the layer's index in the model.
-        queries: (heads, tokens, head_dim) of prefix, reference and suffix, after RoPE.
-        keys: (kv heads, tokens, head_dim), likewise.
-        reference: where the reference lies among the tokens.
+        queries: (batch, heads, tokens, head_dim) of reference and suffix, after RoPE.
+        keys: (batch, kv heads, prefix + tokens, head_dim) of prefix, reference and suffix, after
+            RoPE.
+        lengths: tokens of each reference.
+        ends: tokens of each reference and its suffix.
         scaling: factor of the attention's scores.
     """
 
     layer: int
     queries: Tensor
     keys: Tensor
-    reference: slice
+    lengths: tuple[int, ...]
+    ends: tuple[int, ...]
     scaling: float
 
+    @property
+    def prefix(self) -> int:
+        """Tokens of the prefix."""
+        return self.keys.shape[2] - self.queries.shape[2]
+
+    @property
+    def reference(self) -> slice:
+        """Where the longest reference lies among the keys; the others begin there, too."""
+        return slice(self.prefix, self.prefix + max(self.lengths))
+
     def grouped(self, queries: Tensor) -> Tensor:
-        """(heads, n, d) -> (kv heads, heads of a group, n, d)."""
-        return queries.reshape(self.keys.shape[0], -1, *queries.shape[1:])
+        """(batch, heads, n, d) -> (batch, kv heads, heads of a group * n, d)."""
+        batch, heads, n, d = queries.shape
+        kv_heads = self.keys.shape[1]
+        return queries.reshape(batch, kv_heads, heads // kv_heads * n, d)
+
+    def per_reference(self, numbers: Sequence[int]) -> Tensor:
+        """A number for each reference as (batch, 1), where the keys are."""
+        return torch.tensor(numbers, device=self.keys.device)[:, None]
 
 
 class Selection(ABC):
@@ -84,11 +107,12 @@ class Selection(ABC):
 
     @abstractmethod
     def score(self, model: LanguageModel, view: LayerView) -> Tensor:
-        """Importance of each key in one layer, (kv heads, reference tokens) float32."""
+        """Importance of each key in one layer, (batch, kv heads, longest reference) float32; behind
+        a shorter reference's end it does not matter."""
 
     @abstractmethod
     def keep(self, scores: Tensor) -> Tensor:
-        """(rows, reference tokens) scores -> bool of that shape: what is kept."""
+        """What is kept of one reference: (rows, reference tokens) scores -> bool of that shape."""
 
 
 class PaperRule(Selection):
@@ -113,11 +137,21 @@ class PaperRule(Selection):
 
     def score(self, model: LanguageModel, view: LayerView) -> Tensor:
         """See `Selection.score`."""
-        start = view.reference.start
-        queries = model.unrotate(view.queries[:, view.reference], view.layer, start)
-        keys = model.unrotate(view.keys[:, view.reference], view.layer, start)
-        logits = view.grouped(queries) @ keys[:, None].transpose(2, 3) * view.scaling
-        return logits.softmax(-1).sum((1, 2))
+        longest = max(view.lengths)
+
+        def unrotated(vectors: Tensor) -> Tensor:
+            flat = model.unrotate(vectors.flatten(0, 1), view.layer, view.prefix)
+            return flat.view(vectors.shape)
+
+        queries = view.grouped(unrotated(view.queries[:, :, :longest]) * view.scaling)
+        logits = queries @ unrotated(view.keys[:, :, view.reference]).transpose(2, 3)
+        if min(view.lengths) == longest:
+            return logits.softmax(-1).sum(2)
+        tokens = torch.arange(longest, device=logits.device)
+        outside = tokens >= view.per_reference(view.lengths)  # (batch, longest)
+        logits.masked_fill_(outside[:, None, None], float("-inf"))
+        weights = logits.softmax(-1).unflatten(2, (-1, longest))
+        return weights.masked_fill_(outside[:, None, None, :, None], 0).sum((2, 3))
 
     def keep(self, scores: Tensor) -> Tensor:
         """The best of each row."""
@@ -146,14 +180,26 @@ class Reconstruction(Selection):
 
     def score(self, model: LanguageModel, view: LayerView) -> Tensor:
         """See `Selection.score`."""
-        total = view.keys.shape[1]
-        repeated = view.reference.stop - view.reference.start
-        first = total - repeated
-        queries = view.grouped(view.queries[:, first:].float())
-        logits = queries @ view.keys[:, None].float().transpose(2, 3) * view.scaling
-        at = torch.arange(total, device=logits.device)
-        logits.masked_fill_(at[None] > at[first:, None], float("-inf"))  # causal
-        return logits.softmax(-1)[..., view.reference].amax((1, 2))
+        longest = max(view.lengths)
+        repeated = [end - length for end, length in zip(view.ends, view.lengths, strict=True)]
+        tokens = torch.arange(longest, device=view.keys.device)
+        # Where a text is shorter, its last token again: that changes no maximum.
+        tokens = torch.minimum(tokens, view.per_reference(view.lengths) - 1)
+        tokens = tokens + view.per_reference(repeated)  # (batch, longest)
+        _, heads, _, head_dim = view.queries.shape
+        queries = view.queries.gather(2, tokens[:, None, :, None].expand(-1, heads, -1, head_dim))
+        queries = view.grouped(queries.float() * view.scaling)
+        logits = queries @ view.keys.float().transpose(2, 3)
+        softcap = getattr(model.config, "attn_logit_softcapping", None)  # Gemma 2
+        if softcap is not None:
+            logits.div_(softcap).tanh_().mul_(softcap)
+        # Causal; all see what is before the first token that repeats.
+        first = min(repeated)
+        later = torch.arange(first, view.queries.shape[2], device=tokens.device)
+        hidden = later > tokens[:, :, None]  # (batch, longest, later)
+        behind = logits[..., view.prefix + first :].unflatten(2, (-1, longest))
+        behind.masked_fill_(hidden[:, None, None], float("-inf"))
+        return logits.softmax(-1)[..., view.reference].amax(2)
 
     def keep(self, scores: Tensor) -> Tensor:
         """The best of all rows together."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from memdb import ExplicitMemory, Framing, InvalidInputError, MemoryShape
+from memdb import ExplicitMemory, Framing, InvalidInputError, MemoryBatch, MemoryShape
 from model_adapter.framing import Frame, default_framing
 from model_adapter.language_model import LanguageModel
 from model_adapter.selection import DEFAULT_SELECTION, LayerView, selection_named
 
-_BATCH = 8  # references to a forward pass
+#: References to a forward pass, by default: more make a CPU no faster, and cost more when it is
+#: interrupted.
+_BATCH, _BATCH_ON_GPU = 8, 64
 
 
 class Writer:
@@ -31,6 +32,7 @@ class Writer:
         reference_length: most tokens of a reference.
         prefix: of a database that is there; default: as the framing makes it now. (A template may
             print the date; what stands before memories stays what it was.)
+        batch: references to a forward pass; default: 8, on a GPU 64.
     """
 
     def __init__(
@@ -43,7 +45,13 @@ class Writer:
         budget: int | None = None,
         reference_length: int = 128,
         prefix: tuple[int, ...] | None = None,
+        batch: int | None = None,
     ) -> None:
+        if batch is None:
+            batch = _BATCH if model.device.type == "cpu" else _BATCH_ON_GPU
+        if batch < 1:
+            raise InvalidInputError(f"a batch has at least 1 reference, got {batch}")
+        self.batch = batch
         self.model = model
         framing = framing or default_framing(model)
         self.frame = Frame(model, framing, prefix)
@@ -95,45 +103,52 @@ class Writer:
                     f"a reference has 1 to {self.shape.reference_length} tokens; this one has "
                     f"{len(tokens)}: {text[:60]!r}"
                 )
-        memories: list[ExplicitMemory] = []
-        for start in range(0, len(references), _BATCH):
-            memories.extend(self._write(references[start : start + _BATCH]))
-        return memories
+        longest_first = sorted(range(len(references)), key=lambda i: -len(references[i]))
+        memories: dict[int, ExplicitMemory] = {}
+        for start in range(0, len(references), self.batch):
+            part = sorted(longest_first[start : start + self.batch])
+            written = self._write([references[i] for i in part])
+            memories.update(zip(part, written, strict=True))
+        return [memories[i] for i in range(len(references))]
 
     def _write(self, references: Sequence[list[int]]) -> list[ExplicitMemory]:
-        prefix = list(self.shape.prefix)
-        sequences = [
-            [*prefix, *tokens, *self.selection.suffix(self.model, tokens)] for tokens in references
-        ]
-        spans = [slice(len(prefix), len(prefix) + len(tokens)) for tokens in references]
+        """The memories of a batch, by one forward pass up to the last memory layer."""
+        sequences = [[*tokens, *self.selection.suffix(self.model, tokens)] for tokens in references]
+        lengths, ends = tuple(map(len, references)), tuple(map(len, sequences))
         memory_layers = set(self.shape.layers)
-        # By reference, then by layer: keys and values (kv heads, tokens, head_dim), and scores.
-        kept: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in references]
+        # By layer: keys and values (batch, kv heads, longest, head_dim), and their scores.
+        seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
         def observe(layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> None:
-            if layer not in memory_layers:
-                return
-            for i, (span, sequence) in enumerate(zip(spans, sequences, strict=True)):
-                used = len(sequence)  # behind it is padding
-                view = LayerView(layer, query[i, :, :used], key[i, :, :used], span, scaling)
+            if layer in memory_layers:
+                view = LayerView(layer, query, key, lengths, ends, scaling)
                 scores = self.selection.score(self.model, view)
-                kept[i].append((key[i, :, span].clone(), value[i, :, span].clone(), scores))
+                seen.append((key[:, :, view.reference], value[:, :, view.reference], scores))
 
-        self.model.observe(sequences, observe)
-        return [self._memory(layers) for layers in kept]
-
-    def _memory(self, layers: list[tuple[Tensor, Tensor, Tensor]]) -> ExplicitMemory:
-        keys, values, scores = (torch.cat(parts) for parts in zip(*layers, strict=True))
-        chosen = self.selection.keep(scores)  # (rows, tokens)
-        offsets = np.zeros(self.shape.rows + 1, np.int32)
-        np.cumsum(chosen.sum(1).cpu().numpy(), out=offsets[1:])
-        positions = chosen.nonzero()[:, 1].cpu().numpy()
-        return ExplicitMemory(
-            offsets=offsets,
-            positions=positions.astype(self.shape.position_dtype),
-            keys=_as_stored(keys[chosen]),
-            values=_as_stored(values[chosen]),
+        self.model.observe(
+            sequences, observe, prefix=self.shape.prefix, last_layer=self.shape.layers[-1]
         )
+        # Rows are layers with their heads: (batch, rows, longest, ...).
+        keys, values, scores = (torch.cat(parts, 1) for parts in zip(*seen, strict=True))
+        return self._memories(keys, values, scores, lengths)
+
+    def _memories(
+        self, keys: Tensor, values: Tensor, scores: Tensor, lengths: Sequence[int]
+    ) -> list[ExplicitMemory]:
+        """What is kept of a batch, brought to the CPU at once."""
+        chosen = torch.zeros_like(scores, dtype=torch.bool)
+        for i, length in enumerate(lengths):
+            chosen[i, :, :length] = self.selection.keep(scores[i, :, :length])
+        pairs = chosen.flatten().nonzero()[:, 0]
+        positions = pairs % scores.shape[2]
+        batch = MemoryBatch(
+            counts=chosen.sum(2).cpu().numpy(),
+            positions=positions.cpu().numpy().astype(self.shape.position_dtype),
+            keys=_as_stored(keys.flatten(0, 2)[pairs]),
+            values=_as_stored(values.flatten(0, 2)[pairs]),
+        )
+        memories = map(batch.memory, range(len(batch)))
+        return [memory for memory in memories if memory is not None]
 
 
 def _as_stored(vectors: Tensor) -> NDArray[Any]:

@@ -68,6 +68,7 @@ def chat(
     no_memory: bool,
     model: str | None,
     embedder: str | None,
+    fast: bool,
     **options: Any,
 ) -> None:
     """Talk with the model; /help lists what else can be typed.
@@ -77,7 +78,10 @@ def chat(
     at_terminal = standard_input().isatty()
     options = parsed(options)
     options["mode"] = "none" if no_memory else "memory"
-    with busy("loading the model") as loaded, open_database(path, model, embedder) as database:
+    with (
+        busy("loading the model") as loaded,
+        open_database(path, model, embedder, fast=fast) as database,
+    ):
         conversation = adapter().Chat(
             database,
             window=window,

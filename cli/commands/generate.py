@@ -59,6 +59,7 @@ def generate(
     cite: bool,
     model: str | None,
     embedder: str | None,
+    fast: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -75,7 +76,7 @@ def generate(
     options = parsed(options)
     options["mode"] = "none" if no_memory else "rag" if rag else "memory"
     asked = _conversation(messages) if messages is not None else _text(prompt or "")
-    with busy("remembering") as stop, open_database(path, model, embedder) as database:
+    with busy("remembering") as stop, open_database(path, model, embedder, fast=fast) as database:
         answer = adapter().stream(asked, database, cite=cite, **options)
         for piece in answer:
             stop()

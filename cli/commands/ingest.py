@@ -8,12 +8,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import click
 
 from cli.commands.init import make_database
+from cli.commands.warm import warm_database, workers_option
 from cli.common import (
     counted,
     db_option,
@@ -34,6 +36,7 @@ from memdb import read_corpus
     short_help="Documents in: a JSONL file.",
     epilog=example(
         "memdb ingest corpus.jsonl",
+        "memdb ingest corpus.jsonl --workers 4",
         "memdb ingest corpus.jsonl --prune",
         "cat more.jsonl | memdb ingest - --cold",
     ),
@@ -44,6 +47,7 @@ from memdb import read_corpus
 @click.option(
     "--prune", is_flag=True, help="Delete the documents that the file does not have any more."
 )
+@workers_option
 @model_option
 @embedder_option
 @json_option
@@ -52,6 +56,7 @@ def ingest(
     path: Path,
     cold: bool,
     prune: bool,
+    workers: int,
     model: str | None,
     embedder: str | None,
     as_json: bool,
@@ -68,8 +73,17 @@ def ingest(
             for _ in read_corpus(file, name):  # a mistake in it leaves no database behind
                 pass
             make_database(path, model=model, embedder=embedder)
-        with open_database(path, model, embedder) as database, progress_bar() as progress:
-            report = database.ingest(file, cold=cold, prune=prune, progress=progress, name=name)
+        with progress_bar() as progress:
+            with open_database(path, model, embedder) as database:
+                report = database.ingest(
+                    file, cold=cold or workers > 1, prune=prune, progress=progress, name=name
+                )
+            if workers > 1 and not cold:
+                ids = [key for _, key, _ in read_corpus(file, name)]
+                memories = warm_database(
+                    path, workers=workers, ids=ids, model=model, progress=progress
+                )
+                report = replace(report, memories=memories)
     if as_json:
         print_json(vars(report))
     else:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from cli.common import counted, db_option, example, goes_on, model_option, open_database
+from cli.common import adapter, counted, db_option, example, goes_on, model_option, notify
 from cli.progress import progress_bar
+
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes that write memories. Each loads the model; they share cores and GPUs.",
+)
 
 
 @click.command(
     short_help="Write the memories that are not there yet.",
-    epilog=example("memdb warm --all", "memdb warm --top 1000", "memdb warm library/asyncio"),
+    epilog=example(
+        "memdb warm --all --workers 4", "memdb warm --top 1000", "memdb warm library/asyncio"
+    ),
 )
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @db_option
@@ -22,9 +33,15 @@ from cli.progress import progress_bar
     type=click.IntRange(1),
     help="Only so many references: those that were retrieved most often.",
 )
+@workers_option
 @model_option
 def warm(
-    ids: tuple[str, ...], path: Path, everything: bool, top: int | None, model: str | None
+    ids: tuple[str, ...],
+    path: Path,
+    everything: bool,
+    top: int | None,
+    workers: int,
+    model: str | None,
 ) -> None:
     """Write the memories that are not there yet, of all documents or of those named.
 
@@ -33,6 +50,16 @@ def warm(
     if everything and (ids or top):
         raise click.UsageError("--all goes with neither ids nor --top")
     goes_on()
-    with open_database(path, model) as database, progress_bar() as progress:
-        written = database.warm(ids or None, top=top, progress=progress)
+    with progress_bar() as progress:
+        written = warm_database(
+            path, workers=workers, ids=ids or None, top=top, model=model, progress=progress
+        )
     click.echo(f"{counted(written, 'memory', 'memories')} written")
+
+
+def warm_database(path: Path, **options: Any) -> int:
+    """`model_adapter.workers.warm_database`, loaded when it is needed."""
+    adapter()
+    from model_adapter.workers import warm_database
+
+    return warm_database(path, **options, notify=notify)

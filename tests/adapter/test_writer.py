@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import AddedToken
+from transformers import DynamicCache
 
 from memdb import InvalidInputError, MemoryShape, UnsupportedModelError, to_float32
-from model_adapter import SELECTIONS, LanguageModel, Writer
+from model_adapter import SELECTIONS, LanguageModel, Reconstruction, Writer
+from model_adapter.selection import LayerView
 from tests.helpers import SAMPLE, tiny_model
 
 TEXTS = ["The harbour of Veldmoor is old.", SAMPLE[:150], "Storms."]
@@ -19,6 +21,14 @@ TEXTS = ["The harbour of Veldmoor is old.", SAMPLE[:150], "Storms."]
 @pytest.fixture(scope="module")
 def model() -> LanguageModel:
     return tiny_model()
+
+
+def read(model: LanguageModel, tokens: list[int]) -> DynamicCache:
+    """transformers' own key-values of some tokens."""
+    cache = DynamicCache()
+    with torch.no_grad():
+        model.model(torch.tensor([tokens]), past_key_values=cache, use_cache=True)
+    return cache
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
@@ -32,6 +42,72 @@ def test_a_batch_is_the_same_as_one_by_one(model: LanguageModel, selection: str)
         np.testing.assert_allclose(memory.keys, alone.keys, atol=1e-5)
         np.testing.assert_allclose(memory.values, alone.values, atol=1e-5)
         memory.require(writer.shape)
+
+
+def test_many_are_written_in_batches_of_about_one_length(model: LanguageModel) -> None:
+    texts = [SAMPLE[: 10 + 37 * i % 101] for i in range(10)]
+    passes = []
+
+    def look(_: object, arguments: tuple[torch.Tensor], __: object = None) -> None:
+        passes.append(tuple(arguments[0].shape))
+
+    writer = Writer(model, selection="paper", batch=4)
+    assert writer.batch == 4
+    writer.write(texts[:1])  # the prefix is read
+    with model.model.model.register_forward_pre_hook(look):
+        together = writer.write(texts)
+    lengths = sorted((len(model.tokens(text)) for text in texts), reverse=True)
+    assert passes == [(4, lengths[0]), (4, lengths[4]), (2, lengths[8])]
+    for text, memory in zip(texts, together, strict=True):
+        (alone,) = writer.write([text])
+        np.testing.assert_array_equal(memory.positions, alone.positions)
+        np.testing.assert_allclose(memory.keys, alone.keys, atol=1e-5)
+
+
+def test_no_more_is_run_than_is_kept(model: LanguageModel) -> None:
+    """Neither the layers behind the last memory layer, nor the prefix again."""
+    layers = model.model.model.layers
+    tokens: list[int] = []
+    run: list[int] = []
+    hooks = [
+        layers[0].register_forward_pre_hook(lambda _, seen: tokens.append(seen[0].shape[1])),
+        layers[0].mlp.register_forward_pre_hook(lambda *_: run.append(0)),
+        layers[1].mlp.register_forward_pre_hook(lambda *_: run.append(1)),
+        layers[2].register_forward_pre_hook(lambda *_: run.append(2)),
+    ]
+    writer = Writer(model, layers=[1], selection="paper", batch=8)
+    n = len(model.tokens("Storms."))
+    writer.write(["Storms."])
+    run.clear()
+    tokens.clear()
+    writer.write(["Storms."])
+    for hook in hooks:
+        hook.remove()
+    assert tokens == [n]
+    assert run == [0]
+
+
+def test_a_selection_sees_the_prefix_among_the_keys_alone(model: LanguageModel) -> None:
+    class Looks(Reconstruction):
+        def score(self, model: LanguageModel, view: LayerView) -> torch.Tensor:
+            views.append(view)
+            return super().score(model, view)
+
+    views: list[LayerView] = []
+    writer = Writer(model)
+    writer.selection = Looks(None, writer.shape.rows)
+    writer.write(TEXTS)
+    lengths = tuple(len(model.tokens(text)) for text in TEXTS)
+    request = len(writer.selection.suffix(model, []))
+    prefix = len(writer.shape.prefix)
+    assert [view.layer for view in views] == [0, 1, 2]
+    for view in views:
+        assert view.lengths == lengths
+        assert view.ends == tuple(2 * n + request for n in lengths)
+        assert view.prefix == prefix
+        assert view.reference == slice(prefix, prefix + max(lengths))
+        assert view.queries.shape == (3, 4, max(view.ends), 8)
+        assert view.keys.shape == (3, 2, prefix + max(view.ends), 8)
 
 
 def test_the_paper_rule_is_its_formula(model: LanguageModel) -> None:
@@ -81,8 +157,14 @@ def test_reconstruction_spends_its_budget_where_the_scores_are(model: LanguageMo
     assert len(set(np.diff(memory.offsets).tolist())) > 1  # ragged
 
 
-def test_reconstruction_finds_what_is_attended_to_while_repeating(model: LanguageModel) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "changes"), [("llama", {}), ("gemma2", {"attn_logit_softcapping": 1.0})]
+)
+def test_reconstruction_finds_what_is_attended_to_while_repeating(
+    architecture: str, changes: dict[str, object]
+) -> None:
     """Scores against transformers' own eager attention weights."""
+    model = tiny_model(architecture, **changes)
     text = SAMPLE[:100]
     tokens = model.tokens(text)
     writer = Writer(model, framing="plain", budget=60)
@@ -96,7 +178,7 @@ def test_reconstruction_finds_what_is_attended_to_while_repeating(model: Languag
     scores = torch.stack(
         [w[0, :, -len(tokens) :, span].reshape(2, -1, len(tokens)).amax(1) for w in weights]
     ).reshape(-1, len(tokens))
-    (memory,) = writer.write([text])
+    memory, _ = writer.write([text, SAMPLE[:150]])  # the other is longer: this one is padded
     kept = np.zeros(scores.shape, bool)
     rows = np.repeat(np.arange(len(kept)), np.diff(memory.offsets))
     kept[rows, memory.positions] = True
@@ -108,8 +190,7 @@ def test_keys_are_stored_after_rope_behind_the_prefix(model: LanguageModel) -> N
     tokens = model.tokens(text)
     writer = Writer(model, framing="plain", budget=6 * 128)
     prefix = writer.shape.prefix
-    cache = model.prefix_cache(())
-    model.forward([*prefix, *tokens], 0, cache)
+    cache = read(model, [*prefix, *tokens])
     keys = torch.cat([layer.keys[0, :, len(prefix) :] for layer in cache.layers])
     (memory,) = writer.write([text])
     np.testing.assert_allclose(memory.keys, keys.reshape(-1, 8).numpy(), atol=1e-5)
@@ -131,8 +212,7 @@ def test_half_precision_models_store_what_they_compute(dtype: torch.dtype) -> No
     writer = Writer(model, framing="plain", budget=6 * 128)
     (memory,) = writer.write(["Storms."])
     memory.require(writer.shape)
-    cache = model.prefix_cache(())
-    model.forward([*writer.shape.prefix, *model.tokens("Storms.")], 0, cache)
+    cache = read(model, [*writer.shape.prefix, *model.tokens("Storms.")])
     n = len(model.tokens("Storms."))
     expected = torch.cat([layer.values[0, :, -n:] for layer in cache.layers]).reshape(-1, 8)
     got = to_float32(memory.values, writer.shape.dtype)
@@ -194,6 +274,7 @@ def test_the_shape_survives_json(model: LanguageModel) -> None:
         ({"layers": []}, "among 0 to 2"),
         ({"selection": "best"}, "no selection is called 'best'"),
         ({"framing": "prose"}, "'plain' or 'chat'"),
+        ({"batch": 0}, "at least 1 reference, got 0"),
     ],
 )
 def test_wrong_options_are_named(
