@@ -238,13 +238,13 @@ def _prefill(model: LanguageModel, rows: list[list[int]], batch: int) -> None:
 
 
 def bandwidth(device: torch.device) -> float:
-    """GB/s at which this machine reads memory: what decoding waits for."""
+    """Bytes/s at which this machine reads memory: what decoding waits for."""
     numbers = torch.ones(64 << 20, device=device)  # 256 MiB, more than any cache
 
     def read() -> None:
         float(numbers.sum())
 
-    return numbers.nbytes / min(seconds_of(read) for _ in range(7)) / 1e9
+    return numbers.nbytes / min(seconds_of(read) for _ in range(7))
 
 
 def weight_bytes(model: LanguageModel) -> int:

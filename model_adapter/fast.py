@@ -17,6 +17,7 @@ faster and spoil the model (0.1 to 1 nat a token), whose activations have outlie
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -133,7 +134,9 @@ def _packed(layer: torch.nn.Linear) -> Callable[[Tensor], Tensor]:
     try:
         # Handing the packed weights from Python to the kernel takes 20 microseconds, a third of
         # what all layers of a small model take. A compiled module has them at hand.
-        return torch.jit.script(half).forward
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return torch.jit.script(half).forward
     except Exception:  # TorchScript is deprecated and may not know a newer Python
         return half.forward
 
