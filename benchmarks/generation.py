@@ -29,7 +29,7 @@ from quality import read
 from rich.console import Console
 from rich.table import Table
 
-from memdb import MemDBError, read_corpus
+from memdb import InvalidInputError, MemDBError, read_corpus
 from model_adapter import DEFAULT_MODEL, create_database, open_database
 
 
@@ -62,7 +62,8 @@ def main(
     if corpus is not None:
         texts = [document.text for _, _, document in read_corpus(corpus)]
     try:
-        loaded, fast = (run.Endless.load(model, fast=f) for f in (False, True))
+        loaded = run.Endless.load(model)
+        models = [loaded, *_fast(model)]
         device = f"{loaded.device}, {torch.get_num_threads()} threads"
         console.print(f"{model}, {loaded.dtype}, {device}; writing {references} references")
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -70,19 +71,19 @@ def main(
             texts = _written(path, loaded, texts, references)
             benches = [
                 run.Bench(
-                    stack.enter_context(open_database(path, model=either, cache_bytes=0)),
-                    either,
+                    stack.enter_context(open_database(path, model=each, cache_bytes=0)),
+                    each,
                     texts,
                     rounds,
                 )
-                for either in (loaded, fast)
+                for each in models
             ]
-            tables, figures = _measured(benches[0], benches[1], (1,) if quick else (1, 8))
+            tables, figures = _measured(benches, (1,) if quick else (1, 8))
             if gguf is not None:
-                tables.append(llama.compare(benches[1], gguf, figures))
-        if corpus is not None and questions is not None:
+                tables.append(llama.compare(benches[-1], gguf, figures))
+        if corpus is not None and questions is not None and len(models) > 1:
             asked = read(corpus, questions, limit)
-            tables.append(_quality(run.quality(loaded, fast, *asked)))
+            tables.append(_quality(run.quality(loaded, models[1], *asked)))
     except MemDBError as error:
         raise click.ClickException(str(error)) from error
     for table in tables:
@@ -105,10 +106,20 @@ def _written(path: Path, model: run.Endless, texts: list[str], references: int) 
     return long
 
 
+def _fast(model: str) -> list[run.Endless]:
+    """The model with fast weights, where this machine has a kernel for them."""
+    try:
+        return [run.Endless.load(model, fast=True)]
+    except InvalidInputError as error:
+        print(error)
+        return []
+
+
 def _measured(
-    bench: run.Bench, fast: run.Bench, batches: tuple[int, ...]
+    benches: list[run.Bench], batches: tuple[int, ...]
 ) -> tuple[list[Table], dict[str, float]]:
     figures: dict[str, float] = {}
+    bench, *fast = benches
     tables = [_first_token(run.first_token(bench), figures)]
     limit = run.bandwidth(bench.model.device) / run.weight_bytes(bench.model)
     speeds = {batch: run.decoding(bench, fast, batch) for batch in batches}
@@ -140,7 +151,8 @@ def _decoding(
     figures[f"decode_over_no_memory_batch{batch}"] = speeds["memory"].decoding / plain.decoding
     if batch == 1:
         figures["tokens_per_s_over_transformers"] = speeds["memory"].whole / peer.whole
-        figures["fast_tokens_per_s_over_transformers"] = speeds["memory, fast"].whole / peer.whole
+        for name in speeds.keys() & {"memory, fast"}:
+            figures["fast_tokens_per_s_over_transformers"] = speeds[name].whole / peer.whole
     table = _table(
         f"{run.LENGTH} tokens in, {run.LENGTH} out, batch {batch}, tokens/s",
         "with",
@@ -168,13 +180,19 @@ def _decoding(
 def _retrieving(
     seconds: dict[str, float], speeds: dict[str, run.Speed], figures: dict[str, float]
 ) -> Table:
-    table = _table(f"one retrieval, for {run.CHUNK} tokens", "part", "ms", "share", "share, fast")
+    chunks = {  # with their retrieval
+        name: run.CHUNK / speeds[name].decoding
+        for name in ("memory", "memory, fast")
+        if name in speeds
+    }
+    shares = [f"of a chunk ({name})" for name in chunks]
+    table = _table(f"one retrieval, for {run.CHUNK} tokens", "part", "ms", *shares)
     total = sum(seconds.values())
-    chunk = run.CHUNK / speeds["memory"].decoding  # with its retrieval
-    fast = run.CHUNK / speeds["memory, fast"].decoding
-    figures["retrieval_share"] = total / chunk
+    figures["retrieval_share"] = total / chunks["memory"]
     for name, value in (*seconds.items(), ("all", total)):
-        table.add_row(name, f"{value * 1e3:.1f}", f"{value / chunk:.1%}", f"{value / fast:.1%}")
+        table.add_row(
+            name, f"{value * 1e3:.1f}", *(f"{value / chunk:.1%}" for chunk in chunks.values())
+        )
     return table
 
 

@@ -105,17 +105,20 @@ class Speed:
     whole: float
 
 
-def decoding(bench: Bench, fast: Bench, batch: int) -> dict[str, Speed]:
-    """Speed with memory, without, of transformers' own `generate`, and with fast weights."""
+def decoding(bench: Bench, fast: Sequence[Bench], batch: int) -> dict[str, Speed]:
+    """Speed with memory, without, of transformers' own `generate`, and with fast weights if
+    there are such."""
     prompts = (bench.prompts(LENGTH) * batch)[:batch]
     runs: dict[str, Callable[[], tuple[float, float]]] = {
         "memory": lambda: _ours(bench.db, prompts, mode="memory"),
         "none": lambda: _ours(bench.db, prompts, mode="none"),
         "transformers": lambda: _transformers(bench, prompts),
-        "memory, fast": lambda: _ours(fast.db, prompts, mode="memory"),
-        "memory, fast, prefetch": lambda: _ours(fast.db, prompts, mode="memory", prefetch=8),
-        "none, fast": lambda: _ours(fast.db, prompts, mode="none"),
     }
+    for other in fast:
+        ours = partial(_ours, other.db, prompts)
+        runs["memory, fast"] = partial(ours, mode="memory")
+        runs["memory, fast, prefetch"] = partial(ours, mode="memory", prefetch=8)
+        runs["none, fast"] = partial(ours, mode="none")
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(bench.rounds):
         for name, run in runs.items():  # side by side: what else the machine does hits all

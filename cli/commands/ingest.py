@@ -37,7 +37,6 @@ from memdb import read_corpus
     epilog=example(
         "memdb ingest corpus.jsonl",
         "memdb ingest corpus.jsonl --workers 4",
-        "memdb ingest corpus.jsonl --prune",
         "cat more.jsonl | memdb ingest - --cold",
     ),
 )

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 from click.testing import CliRunner
 
-from tests.helpers import FACTS, tiny_model
+from tests.helpers import FACTS, SAMPLE, tiny_model
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -89,6 +89,28 @@ def test_the_benchmark_of_codecs_measures_each(files: list[str], tmp_path: Path)
     assert {(row["name"], row["budget"]) for row in figures["frontier"]} == {
         (name, budget) for name in ("exact", "klt8") for budget in (96, 48)
     }
+
+
+def test_the_benchmark_of_generation_measures_all(files: list[str], tmp_path: Path) -> None:
+    corpus = Path(files[1])
+    long = [f"{fact.text} {SAMPLE * 3}" for fact in FACTS * 5]
+    lines = [{"id": fact.id, "text": fact.text} for fact in FACTS]
+    lines += [{"id": f"{n}", "text": f"{n} {text}"} for n, text in enumerate(long)]
+    corpus.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = [*files, "--quick", "--limit", "2", "--json", str(tmp_path / "out")]
+    result = CliRunner().invoke(script("benchmarks/generation.py").main, options)
+    assert result.exit_code == 0, result.output
+    figures = json.loads((tmp_path / "out").read_text())
+    assert figures.keys() >= {
+        "ttft_over_rag",
+        "decode_over_no_memory_batch1",
+        "retrieval_share",
+        "tokens_per_s_over_transformers",
+        "encode_over_prefill_paper",
+        "encode_over_prefill_reconstruction",
+    }
+    assert all(value > 0 for value in figures.values())
+    assert ("answer NLL" in result.output) == ("fast_tokens_per_s_over_transformers" in figures)
 
 
 def test_the_makefile_promises_what_it_has() -> None:
