@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -78,16 +79,16 @@ def main(
                 )
                 for each in models
             ]
-            tables, figures = _measured(benches, (1,) if quick else (1, 8))
+            figures: dict[str, float] = {}
+            for table in _measured(benches, (1,) if quick else (1, 8), figures):
+                console.print(table)  # as soon as it is there
             if gguf is not None:
-                tables.append(llama.compare(benches[-1], gguf, figures))
+                console.print(llama.compare(benches[-1], gguf, figures))
         if corpus is not None and questions is not None and len(models) > 1:
             asked = read(corpus, questions, limit)
-            tables.append(_quality(run.quality(loaded, models[1], *asked)))
+            console.print(_quality(run.quality(loaded, models[1], *asked)))
     except MemDBError as error:
         raise click.ClickException(str(error)) from error
-    for table in tables:
-        console.print(table)
     if output is not None:
         rounded = {name: round(value, 4) for name, value in figures.items()}
         output.write_text(json.dumps(rounded, indent=1) + "\n")
@@ -116,17 +117,17 @@ def _fast(model: str) -> list[run.Endless]:
 
 
 def _measured(
-    benches: list[run.Bench], batches: tuple[int, ...]
-) -> tuple[list[Table], dict[str, float]]:
-    figures: dict[str, float] = {}
+    benches: list[run.Bench], batches: tuple[int, ...], figures: dict[str, float]
+) -> Iterator[Table]:
     bench, *fast = benches
-    tables = [_first_token(run.first_token(bench), figures)]
+    yield _first_token(run.first_token(bench), figures)
     limit = run.bandwidth(bench.model.device) / run.weight_bytes(bench.model)
-    speeds = {batch: run.decoding(bench, fast, batch) for batch in batches}
-    tables += [_decoding(batch, by_name, limit, figures) for batch, by_name in speeds.items()]
-    tables.append(_retrieving(run.retrieving(bench), speeds[1], figures))
-    tables.append(_encoding(run.encoding(bench), figures))
-    return tables, figures
+    speeds = {}
+    for batch in batches:
+        speeds[batch] = run.decoding(bench, fast, batch)
+        yield _decoding(batch, speeds[batch], limit, figures)
+    yield _retrieving(run.retrieving(bench), speeds[1], figures)
+    yield _encoding(run.encoding(bench), figures)
 
 
 def _first_token(seconds: dict[str, float], figures: dict[str, float]) -> Table:
@@ -215,7 +216,7 @@ def _quality(changes: dict[str, tuple[float, float, float, float]]) -> Table:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", min_width=len(title) + 4)
     table.add_column(columns[0])
     for column in columns[1:]:
         table.add_column(column, justify="right")
