@@ -36,7 +36,7 @@ from memdb.importing import import_database
 from memdb.index import IndexInfo, IndexKind
 from memdb.ingest import IngestReport
 from memdb.packing import PackedLayer, PackedMemories, pack
-from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
+from memdb.protocols import Embedder, MemoryWriter, Progress, Warmer, no_progress
 from memdb.reading import Readable, Snapshot
 from memdb.recoding import RecodeReport
 from memdb.records import (
@@ -110,6 +110,7 @@ __all__ = [
     "StoredMemory",
     "UnknownDocumentError",
     "UnsupportedModelError",
+    "Warmer",
     "backup",
     "compact",
     "from_float32",

@@ -32,6 +32,7 @@ from model_adapter.language_model import LanguageModel, load_model
 from model_adapter.options import Mode, Options
 from model_adapter.overlap import overlap, overlaps
 from model_adapter.selection import SELECTIONS, PaperRule, Reconstruction, Selection
+from model_adapter.workers import WorkerError, warm_database
 from model_adapter.writer import Writer
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "Source",
     "Stream",
     "Stretch",
+    "WorkerError",
     "Writer",
     "cache_folder",
     "create_database",
@@ -73,4 +75,5 @@ __all__ = [
     "repair_database",
     "rewrite_database",
     "stream",
+    "warm_database",
 ]
