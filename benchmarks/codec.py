@@ -33,7 +33,7 @@ from memdb import DEFAULT_CODEC, Framing, MemDBError
 from memdb.codecs import CODEC_NAMES
 from model_adapter import DEFAULT_MODEL, LanguageModel
 from model_adapter.framing import default_framing
-from model_adapter.selection import Reconstruction
+from model_adapter.selections import Contribution
 
 _QUICK = ("exact", "int8", "rotated3", "klt8")
 _FRONTIER = ("exact", "klt5", "klt8", "klt11")
@@ -262,7 +262,7 @@ def main(
     try:
         texts, chosen = read(corpus, questions, limit or (12 if quick else 235))
         harness = _harness(model, framing, texts)
-        usual = Reconstruction.default_per_row * harness.model.layers * harness.model.kv_heads
+        usual = Contribution.default_per_row * harness.model.layers * harness.model.kv_heads
         wanted = budgets or [round(usual * part) for part in _BUDGETS[: 1 if quick else None]]
         names = codecs or [*(_QUICK if quick else CODEC_NAMES)]
         bench = Bench(harness, chosen, names, turned=not quick)

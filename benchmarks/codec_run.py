@@ -27,7 +27,7 @@ from memdb.codecs import (
     read_payload,
 )
 from model_adapter import Writer
-from model_adapter.selection import Reconstruction
+from model_adapter.selections import Contribution
 
 _BATCH = 8  # references written or encoded at once
 _RETRIEVED = 5  # memories of a retrieval
@@ -36,7 +36,7 @@ _REPEATS = 30
 Say = Callable[[str], None]
 
 
-class _Ranked(Reconstruction):
+class _Ranked(Contribution):
     """Keeps the scores of what it chose: the best of them are the memory of a smaller budget."""
 
     def __init__(self, budget: int | None, rows: int, reference_length: int = 128) -> None:
@@ -88,7 +88,7 @@ def write(
     tokens = [harness.chunker.count(text) for text in texts]
     stocks = []
     for budget in budgets:
-        selection = Reconstruction(budget, shape.rows, shape.reference_length)
+        selection = Contribution(budget, shape.rows, shape.reference_length)
         smaller = [
             _best(memory, scores, selection.pairs_of(length))
             for memory, scores, length in zip(memories, ranked.kept, tokens, strict=True)

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from memdb import ExplicitMemory, Framing, MemoryShape, PackedMemories, pack, read_corpus
+from memdb import ExplicitMemory, Framing, MemoryShape, PackedMemories, pack
 from memdb.chunking import Chunker
 from model_adapter import Context, Frame, LanguageModel, Stretch, Writer
+from model_adapter.evaluation import Question as Question
+from model_adapter.evaluation import prompt_of, read_documents, read_questions, spread
 from model_adapter.framing import Prompt
-
-
-@dataclass(frozen=True)
-class Question:
-    text: str
-    answer: str
-    document: str
 
 
 class Harness:
@@ -35,12 +28,11 @@ class Harness:
         self.chunker = Chunker(writer.tokenizer, writer.shape.reference_length)
 
     def prompt(self, question: Question) -> str:
-        plain = self.framing == "plain"
-        return f"Question: {question.text}\nAnswer:" if plain else question.text
+        return prompt_of(self.frame, question)
 
     def answer(self, question: Question) -> list[int]:
         # In the chat framing a new line stands before the answer, in plain text a colon.
-        return self.model.tokens(("" if self.framing == "chat" else " ") + question.answer)
+        return self.model.tokens(("" if self.framing == "chat" else " ") + question.answers[0])
 
     def pieces(self, document: str) -> list[str]:
         return [piece.text.strip() for piece in self.chunker.split(self.texts[document])]
@@ -87,11 +79,10 @@ def interval(values: np.ndarray, seed: int = 0) -> float:
 
 
 def read(corpus: Path, questions: Path, limit: int) -> tuple[dict[str, str], list[Question]]:
-    texts = {key: document.text for _, key, document in read_corpus(corpus)}
-    lines = [json.loads(line) for line in questions.read_text().splitlines()]
-    spread = np.linspace(0, len(lines) - 1, min(limit, len(lines))).astype(int)
-    chosen = [lines[i] for i in spread]
-    return texts, [Question(q["question"], q["answers"][0], q["document"]) for q in chosen]
+    documents = read_documents(corpus)
+    asked = read_questions(questions, documents)
+    texts = {key: document.text for key, document in documents.items()}
+    return texts, [asked[place] for place in spread(len(asked), limit)]
 
 
 def change(

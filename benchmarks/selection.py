@@ -26,34 +26,45 @@ from rich.table import Table
 
 from memdb import CODECS, ExplicitMemory, Framing, MemDBError
 from memdb.codecs import decode_memory, encode_memory
-from model_adapter import DEFAULT_MODEL, LanguageModel, Writer
+from model_adapter import DEFAULT_MODEL, SELECTIONS, LanguageModel, Writer
+from model_adapter.selections import DEFAULT_SELECTION, SPREADS, Spread
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table; `selection` None: no memory."""
+    """One row of the table."""
 
     name: str
-    selection: str | None = None
+    selection: str
     budget: int | None = None
     layers: tuple[int, ...] | None = None
+    spread: Spread | None = None
     codec: str = "exact"
 
 
 def settings(layers: int, kv_heads: int, quick: bool) -> list[Setting]:
-    per_row = layers * kv_heads
+    rows = layers * kv_heads
     half, quarter = layers // 2, layers // 4
-    middle = tuple(range(quarter, quarter + half))
-    rows = [
-        Setting("paper's rule, first half of the layers", "paper", None, tuple(range(half))),
-        Setting("paper's rule, middle half", "paper", None, middle),
-        Setting("paper's rule, second half", "paper", None, tuple(range(layers - half, layers))),
-        Setting("reconstruction, the paper's budget", "reconstruction", 4 * per_row),
-        Setting("reconstruction, 1/16 of all", "reconstruction", 8 * per_row),
-        Setting("reconstruction, 1/8 of all", "reconstruction", 16 * per_row),
-        Setting("reconstruction, 1/8 of all, int8", "reconstruction", 16 * per_row, None, "int8"),
+    where = {
+        "first half of the layers": tuple(range(half)),
+        "middle half": tuple(range(quarter, quarter + half)),
+        "second half": tuple(range(layers - half, layers)),
+    }
+    paper = [Setting(f"paper's rule, {name}", "paper", None, part) for name, part in where.items()]
+    default = DEFAULT_SELECTION
+    chosen = [
+        Setting(f"{name}, {per_row * rows:,} pairs", name, per_row * rows)
+        for per_row in (4, 8, 16)
+        for name in SELECTIONS
+        if name != "paper" and (per_row == 8 or name in ("reconstruction", default))
     ]
-    return rows[5:] if quick else rows
+    spread: list[Setting] = [
+        Setting(f"{default}, {8 * rows:,}, spread {name}", default, 8 * rows, spread=name)
+        for name in SPREADS
+        if name != SELECTIONS[default].default_spread
+    ]
+    coded = Setting(f"{default}, {16 * rows:,}, int8", default, 16 * rows, codec="int8")
+    return [chosen[-1], coded] if quick else [*paper, *chosen, *spread, coded]
 
 
 def measure(
@@ -64,8 +75,9 @@ def measure(
         harness.model,
         framing=harness.framing,
         layers=setting.layers,
-        selection=str(setting.selection),
+        selection=setting.selection,
         budget=setting.budget,
+        spread=setting.spread,
     )
     codec = CODECS[setting.codec]
     scores, size, tokens, seconds = [], 0, 0, list[float]()

@@ -38,6 +38,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 model_option = click.option(
     "--model", help="The model: a name (`memdb model list`), a folder, or a Hugging Face id."
 )
+adapter_option = click.option(
+    "--adapter",
+    "adapter_name",
+    metavar="NAME",
+    help="A trained adapter that memories are written by: a name (`memdb model list`), its folder, "
+    "or none.",
+)
 embedder_option = click.option(
     "--embedder", help="The text embedder: a name (`memdb model list`), a folder, or such an id."
 )
@@ -92,12 +99,17 @@ def goes_on() -> None:
 
 
 def open_database(
-    path: Path, model: str | None = None, embedder: str | None = None, *, fast: bool = False
+    path: Path,
+    model: str | None = None,
+    embedder: str | None = None,
+    *,
+    adapter_name: str | None = None,
+    fast: bool = False,
 ) -> MemDB:
-    """A database with the model and embedder that it records, loaded when first needed, or with
-    those given; `fast`: the model decodes with smaller weights."""
+    """A database with the model, adapter and embedder that it records, loaded when first needed, or
+    with those given; `fast`: the model decodes with smaller weights."""
     database: MemDB = adapter().open_database(
-        path, model=model, embedder=embedder, fast=fast, notify=notify
+        path, model=model, adapter=adapter_name, embedder=embedder, fast=fast, notify=notify
     )
     return database
 

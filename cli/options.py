@@ -7,7 +7,13 @@ from typing import Any, TypeVar
 
 import click
 
-from cli.common import embedder_option, model_option, parse_where, where_option
+from cli.common import (
+    adapter_option,
+    embedder_option,
+    model_option,
+    parse_where,
+    where_option,
+)
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -75,6 +81,7 @@ def answer_options(max_new_tokens: int) -> Callable[[_Command], _Command]:
             help="End before this text; may be given again.",
         ),
         model_option,
+        adapter_option,
         embedder_option,
     )
 

@@ -5,9 +5,11 @@ db.insert("The harbour master of Veldmoor is Ottoline Brask.")
 print(generate("Who is the harbour master of Veldmoor?", db).text)
 """
 
+from model_adapter.adapters import Adapter, load_adapter
 from model_adapter.answer import Generation, Source
 from model_adapter.attention import LayerMemory, Sight, memory_attention
 from model_adapter.catalog import (
+    ADAPTERS,
     CATALOG,
     DEFAULT_EMBEDDER,
     DEFAULT_MODEL,
@@ -31,15 +33,17 @@ from model_adapter.generation import Stream, generate, stream
 from model_adapter.language_model import LanguageModel, load_model
 from model_adapter.options import Mode, Options
 from model_adapter.overlap import overlap, overlaps
-from model_adapter.selection import SELECTIONS, PaperRule, Reconstruction, Selection
+from model_adapter.selections import SELECTIONS, Selection
 from model_adapter.workers import WorkerError, warm_database
 from model_adapter.writer import Writer
 
 __all__ = [
+    "ADAPTERS",
     "CATALOG",
     "DEFAULT_EMBEDDER",
     "DEFAULT_MODEL",
     "SELECTIONS",
+    "Adapter",
     "Chat",
     "Chunk",
     "Context",
@@ -50,8 +54,6 @@ __all__ = [
     "Message",
     "Mode",
     "Options",
-    "PaperRule",
-    "Reconstruction",
     "Selection",
     "SentenceEmbedder",
     "Sight",
@@ -65,6 +67,7 @@ __all__ = [
     "default_framing",
     "generate",
     "is_pulled",
+    "load_adapter",
     "load_embedder",
     "load_model",
     "memory_attention",

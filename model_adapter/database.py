@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from memdb import (
@@ -15,6 +15,8 @@ from memdb import (
     IndexKind,
     InvalidInputError,
     MemDB,
+    MemoryShape,
+    MismatchError,
     Progress,
     Repair,
     RewriteReport,
@@ -22,10 +24,11 @@ from memdb import (
     repair,
     rewrite,
 )
+from model_adapter.adapters import NONE, chosen_adapter
 from model_adapter.catalog import DEFAULT_EMBEDDER, DEFAULT_MODEL, Notify, source_key
 from model_adapter.embedder import SentenceEmbedder
 from model_adapter.language_model import LanguageModel, load_model
-from model_adapter.selection import DEFAULT_SELECTION
+from model_adapter.selections import DEFAULT_SELECTION, Spread
 from model_adapter.writer import Writer
 
 _embedders: dict[object, SentenceEmbedder] = {}
@@ -42,15 +45,71 @@ def load_embedder(name: str, notify: Notify = lambda _: None) -> SentenceEmbedde
         return embedder
 
 
+def _language(
+    source: str | LanguageModel,
+    given: str | None,
+    adapter: Callable[[str], str | None],
+    notify: Notify,
+    shape: MemoryShape | None = None,
+    *,
+    fast: bool = False,
+) -> LanguageModel:
+    """A model with its adapter, by their names, or as it is given."""
+    if isinstance(source, str):
+        dtype = None if shape is None else shape.dtype
+        return load_model(source, notify, dtype, adapter=adapter(source), fast=fast)
+    mine = NONE if source.adapter is None else source.adapter.name
+    if given is not None and given != mine:
+        raise InvalidInputError(
+            f"a model that is loaded has its adapter already (it is '{mine}', not '{given}'): give "
+            "its name, or LanguageModel.load(..., adapter=...)"
+        )
+    return source
+
+
+def _recorded_adapter(memory: Mapping[str, Any], given: str | None) -> str | None:
+    """The adapter to load for a database: the one given, else the one that it records."""
+    if given is not None:
+        return None if given == NONE else given
+    name: str | None = memory.get("adapter")
+    return name
+
+
+def _require_adapter(
+    path: str | os.PathLike[str],
+    memory: Mapping[str, Any],
+    shape: MemoryShape,
+    language: LanguageModel,
+) -> None:
+    """Raise `MismatchError` where the model has another adapter than the memories."""
+    adapter = language.adapter
+    if (adapter and adapter.fingerprint) == shape.adapter:
+        return
+    recorded = NONE if shape.adapter is None else memory.get("adapter", "another one")
+    mine = NONE if adapter is None else adapter.name
+    if recorded == mine:
+        was = f"with the adapter '{recorded}' as it was before it changed"
+    else:
+        was = "without an adapter" if recorded == NONE else f"with the adapter '{recorded}'"
+    has = "has none" if adapter is None else f"has '{mine}'"
+    raise MismatchError(
+        f"the memories of '{path}' were written {was}, and the model that opens it {has}. Open it "
+        f"with the adapter of its memories, or write them anew: "
+        f"memdb rewrite --db {path} --adapter {mine}"
+    )
+
+
 def create_database(
     path: str | os.PathLike[str],
     *,
     model: str | LanguageModel = DEFAULT_MODEL,
+    adapter: str | None = None,
     embedder: str | SentenceEmbedder = DEFAULT_EMBEDDER,
     framing: Framing | None = None,
     layers: Sequence[int] | None = None,
     selection: str = DEFAULT_SELECTION,
     budget: int | None = None,
+    spread: Spread | None = None,
     codec: str = DEFAULT_CODEC,
     index: IndexKind = "auto",
     recall: float = 0.99,
@@ -61,13 +120,17 @@ def create_database(
 
     Args:
         path: a folder that is missing or empty.
-        model: a name of the catalogue (pulled if need be), a folder, a Hugging Face id, or a model.
-        embedder: likewise.
+        model: a name of the catalogue (pulled if need be), a folder, a Hugging Face id, or a model
+            (with its adapter, if it has one).
+        adapter: by which memories are written: a name of the catalogue, a folder, or `none`;
+            default: the catalogue's for this model, if it has one.
+        embedder: as `model`.
         framing: `plain` or `chat`; fixed for the database. Default: `chat` where the model has a
             template.
         layers: memory layers; default: all.
-        selection: which key-values are kept: `reconstruction` or `paper`.
+        selection: which key-values are kept; a name of `SELECTIONS`.
         budget: how many of a 128-token reference; default: the selection's.
+        spread: where the budget is spent; see `Writer`.
         codec: how they are stored; see `memdb.MemDB.create`.
         index: see `memdb.MemDB.create`.
         recall: likewise.
@@ -80,7 +143,7 @@ def create_database(
         UnsupportedModelError: the model cannot be used.
     """
     writer = Writer(
-        load_model(model, notify) if isinstance(model, str) else model,
+        _language(model, adapter, lambda name: chosen_adapter(adapter, name, new=True), notify),
         framing=framing,
         layers=layers,
         selection=selection,
@@ -102,20 +165,23 @@ def open_database(
     path: str | os.PathLike[str],
     *,
     model: str | LanguageModel | None = None,
+    adapter: str | None = None,
     embedder: str | SentenceEmbedder | None = None,
     durability: Durability = "full",
     cache_bytes: int = 256 << 20,
     fast: bool = False,
     notify: Notify = lambda _: None,
 ) -> MemDB:
-    """Open a database with the model and the embedder that it records, or with others that match.
+    """Open a database with the model, the adapter and the embedder that it records, or with others
+    that match.
 
-    Recorded ones are loaded when they are first needed; those given are checked at once. For
-    `durability` and `cache_bytes` see `memdb.MemDB.open`; for `fast`, `LanguageModel.load`.
+    Recorded ones are loaded when they are first needed; those given are checked at once. `adapter`
+    is a name of the catalogue, a folder, or `none`. For `durability` and `cache_bytes` see
+    `memdb.MemDB.open`; for `fast`, `LanguageModel.load`.
 
     Raises:
         NotADatabaseError: there is none.
-        MismatchError: the model or the embedder is another than the one recorded.
+        MismatchError: the model, the adapter or the embedder is another than the one recorded.
     """
     with MemDB.open(path) as database:
         settings, shape = database.settings, database.shape
@@ -127,14 +193,17 @@ def open_database(
                 f"the database '{path}' was made without a model: it takes memories, it cannot "
                 "write them"
             )
+        language = _language(
+            source, adapter, lambda _: _recorded_adapter(memory, adapter), notify, shape, fast=fast
+        )
+        _require_adapter(path, memory, shape, language)
         return Writer(
-            load_model(source, notify, shape.dtype, fast=fast)
-            if isinstance(source, str)
-            else source,
+            language,
             framing=shape.framing,
             layers=shape.layers,
             selection=memory["selection"],
             budget=memory["budget"],
+            spread=memory.get("spread"),
             reference_length=shape.reference_length,
             prefix=shape.prefix,
         )
@@ -147,6 +216,8 @@ def open_database(
             return make(given)
         return None if recorded is None else lambda: make(recorded)
 
+    if adapter is not None and model is None:
+        model = settings["model"]["name"]  # given, so that it is checked at once
     return MemDB.open(
         path,
         embedder=part(embedder, settings["embedder"]["name"], vectors),
@@ -160,18 +231,21 @@ def rewrite_database(
     path: str | os.PathLike[str],
     *,
     model: str | LanguageModel | None = None,
+    adapter: str | None = None,
     framing: Framing | None = None,
     layers: Sequence[int] | None = None,
     selection: str | None = None,
     budget: int | None = None,
+    spread: Spread | None = None,
     codec: str | None = None,
     progress: Progress = no_progress,
     notify: Notify = lambda _: None,
 ) -> RewriteReport:
-    """Write the memories of a database anew (`memdb.rewrite`), after a change of model, framing,
-    layers, selection, budget or codec; what is None stays as recorded.
+    """Write the memories of a database anew (`memdb.rewrite`), after a change of model, adapter,
+    framing, layers, selection, budget or codec; what is None stays as recorded.
 
-    Another model takes its own defaults of framing and layers. Interrupted, the same call goes on.
+    Another model takes its own defaults of framing and layers, and no adapter unless one is given
+    (a name of the catalogue, or a folder; `none` for none). Interrupted, the same call goes on.
 
     Raises:
         NotADatabaseError: there is none.
@@ -186,7 +260,10 @@ def rewrite_database(
         raise InvalidInputError(
             f"the database '{path}' records no model; say which one writes its memories"
         )
-    language = load_model(source, notify, shape.dtype) if isinstance(source, str) else source
+    recorded = memory if source == settings["model"]["name"] else {}
+    language = _language(
+        source, adapter, lambda _: _recorded_adapter(recorded, adapter), notify, shape
+    )
     same = language.fingerprint == shape.model
     reframed = framing is not None and framing != shape.framing
     writer = Writer(
@@ -195,6 +272,7 @@ def rewrite_database(
         layers=layers if layers is not None else (shape.layers if same else None),
         selection=selection or memory.get("selection", DEFAULT_SELECTION),
         budget=budget if budget is not None else (None if selection else memory.get("budget")),
+        spread=spread or (None if selection else memory.get("spread")),
         reference_length=shape.reference_length,
         prefix=shape.prefix if same and not reframed else None,
     )

@@ -5,27 +5,27 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memdb import DType, InvalidInputError, Rope, UnsupportedModelError, text_tokenizer
-from model_adapter import attention
+from model_adapter import attention, running
+from model_adapter.adapters import Adapter, adapter_key, load_adapter
 from model_adapter.attention import Observer, Sight
 from model_adapter.catalog import CATALOG, Notify, first_line, pull, source_key
 from model_adapter.fast import make_fast
 from model_adapter.fingerprint import weights_fingerprint
 from model_adapter.probe import turning_layers, unrotation_is_right
+from model_adapter.running import KeyValues
 
-
-class _SeenEnough(Exception):  # noqa: N818 (no error: what comes is not needed)
-    """Nobody looks at the layers behind."""
+#: What a pass is for: by which weights it runs depends on the adapter.
+Pass = Literal["read", "choose", "write"]
 
 
 class LanguageModel:
@@ -36,22 +36,32 @@ class LanguageModel:
             attention implementation is set to `memdb`, which without memories is plain attention.
         tokenizer: its fast tokenizer.
         name: how to load it again.
+        adapter: trained for it, by which it writes memories (and reads them, if it is so made).
 
     Attributes:
+        model: the weights that read.
+        base: the weights without the adapter, by which it is chosen what a memory keeps.
+        writing: the weights that memories are written by. All three are one model without an
+            adapter. With one there are two, which share what it does not change: so nothing is
+            switched while other threads run, at the price of its layers' weights once more.
         tokenizer_json: the text of the tokenizer's tokenizer.json.
 
     Raises:
         UnsupportedModelError: saying what the model lacks.
+        InvalidInputError: the adapter is for another model.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
-        self.model = model.eval()
+    def __init__(
+        self, model: Any, tokenizer: Any, name: str, adapter: Adapter | None = None
+    ) -> None:
+        self.model = self.base = self.writing = model.eval()
+        self.adapter = adapter
         self.tokenizer = tokenizer
         self.name = name
         self.config = model.config
         self._require_supported()
         model.set_attn_implementation(attention.NAME)
-        self._prefixes: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+        self._prefixes: dict[tuple[tuple[int, ...], int], KeyValues] = {}
         self._guard = threading.Lock()
         # Two tokenizers of our own: transformers' switches between text and control tokens by a
         # state that all threads share.
@@ -61,6 +71,11 @@ class LanguageModel:
         self._control.no_truncation()
         self._control.no_padding()
         self._turning = turning_layers(self)
+        if adapter is not None:
+            adapter.require_base(self.fingerprint, name)
+            self.writing = adapter.merged(self.base)
+            if adapter.path == "both":
+                self.model = self.writing
 
     @classmethod
     def load(
@@ -70,6 +85,7 @@ class LanguageModel:
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
         device_map: str | dict[str, Any] | None = None,
+        adapter: str | None = None,
         fast: bool = False,
         notify: Notify = lambda _: None,
     ) -> Self:
@@ -81,13 +97,15 @@ class LanguageModel:
             device: default: the GPU if there is one.
             device_map: spread its layers over several devices, as transformers and accelerate do
                 (`auto`, or layers by name); in the place of `device`.
+            adapter: a trained adapter for it: a name of the catalogue, or a folder.
             fast: on a CPU, decode with a copy of the weights in half the bytes (`make_fast`).
             notify: told when a model of the catalogue has to be pulled.
 
         Raises:
-            InvalidInputError: it cannot be loaded.
+            InvalidInputError: it, or the adapter, cannot be loaded.
             UnsupportedModelError: it can, but not be used.
         """
+        trained = None if adapter is None else load_adapter(adapter)
         entry = CATALOG.get(name)
         if entry is not None and entry.kind != "language":
             raise InvalidInputError(f"'{name}' is an embedder, not a language model")
@@ -107,9 +125,9 @@ class LanguageModel:
             raise InvalidInputError(
                 f"the model '{name}' cannot be loaded: {first_line(error)}"
             ) from error
-        loaded = cls(model, tokenizer, name)
+        loaded = cls(model, tokenizer, name, trained)
         if fast:
-            make_fast(model, "float16")
+            make_fast(loaded.model, "float16")
         return loaded
 
     # --- what it is ---
@@ -157,8 +175,12 @@ class LanguageModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Over all weights."""
-        return weights_fingerprint(self.model)
+        """Over all weights, without the adapter."""
+        return weights_fingerprint(self.base)
+
+    def weights(self, what: Pass) -> Any:
+        """The model whose weights a pass runs by."""
+        return {"read": self.model, "choose": self.base, "write": self.writing}[what]
 
     def rope(self, layer: int) -> Rope | None:
         """The rotary position embedding of a layer; None where keys do not depend on position."""
@@ -248,20 +270,15 @@ class LanguageModel:
         return logits
 
     @torch.no_grad()
-    def prefix(self, tokens: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    def prefix(self, tokens: Sequence[int], what: Pass = "read") -> KeyValues:
         """Keys and values of a prefix at positions 0 and on, (1, kv heads, tokens, head_dim), layer
         by layer. Computed once: no memory is seen there, so they are the same for every text."""
-        key = tuple(tokens)
-        if not key:
-            return []
+        weights = self.weights(what)
+        key = tuple(tokens), id(weights)
         with self._guard:
             if key not in self._prefixes:
-                cache = DynamicCache()  # without the configuration: a window would cut it
-                self.model.base_model(
-                    torch.tensor([key], device=self.device), past_key_values=cache, use_cache=True
-                )
-                self._prefixes[key] = [(layer.keys, layer.values) for layer in cache.layers]
-        return self._prefixes[key]
+                self._prefixes[key] = running.key_values(weights, tokens)
+            return self._prefixes[key]
 
     @torch.no_grad()
     def observe(
@@ -272,6 +289,7 @@ class LanguageModel:
         prefix: Sequence[int] = (),
         start: int | None = None,
         last_layer: int | None = None,
+        what: Pass = "choose",
     ) -> None:
         """Run several sequences behind a prefix, side by side, padded at their ends (which no token
         before sees), and show each layer's queries, keys and values to the observer. The prefix
@@ -283,33 +301,12 @@ class LanguageModel:
             prefix: what stands before each of them.
             start: position of the first token; default: right behind the prefix.
             last_layer: behind it nothing is computed; default: the last one.
+            what: by which weights.
         """
-        length = max(map(len, sequences))
-        padded = [[*tokens, *[0] * (length - len(tokens))] for tokens in sequences]
-        ids = torch.tensor(padded, device=self.device)
         start = len(prefix) if start is None else start
-        positions = torch.arange(start, start + length, device=self.device)
-        positions = positions.expand(len(sequences), -1)
         last = self.layers - 1 if last_layer is None else last_layer
-        cache = DynamicCache()
-        for layer, (keys, values) in enumerate(self.prefix(prefix)):
-            several = (len(sequences), -1, -1, -1)
-            cache.update(keys.expand(several), values.expand(several), layer)
-
-        def observe(layer: int, *seen: Any) -> None:
-            observer(layer, *seen)
-            if layer == last:
-                raise _SeenEnough
-
-        with suppress(_SeenEnough):
-            # The layers alone, without the output head.
-            self.model.base_model(
-                ids,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                observer=observe,
-            )
+        before = self.prefix(prefix, what)
+        running.observe(self.weights(what), sequences, observer, before, start, last)
 
     @cached_property
     def can_unrotate(self) -> bool:
@@ -347,15 +344,20 @@ def load_model(
     notify: Notify = lambda _: None,
     dtype: DType | None = None,
     *,
+    adapter: str | None = None,
     fast: bool = False,
 ) -> LanguageModel:
-    """`LanguageModel.load`, once per process, name and options; again if its folder changed."""
+    """`LanguageModel.load`, once per process, name and options; again if a folder changed."""
     with _loading:
-        model = _loaded.get((source_key(name), dtype, fast))
+        key = adapter_key(adapter)
+        model = _loaded.get((source_key(name), key, dtype, fast))
         if model is None:
             wanted = None if dtype is None else getattr(torch, dtype)
-            model = LanguageModel.load(name, dtype=wanted, fast=fast, notify=notify)
+            model = LanguageModel.load(
+                name, dtype=wanted, adapter=adapter, fast=fast, notify=notify
+            )
             source = source_key(name)  # as it is now that it is pulled
             # The default dtype is one of the others, by which a database asks for it again.
-            _loaded[source, dtype, fast] = _loaded[source, model.dtype, fast] = model
+            for asked in (dtype, model.dtype):
+                _loaded[source, key, asked, fast] = model
         return model

@@ -32,6 +32,7 @@ from memdb import (
     Progress,
     no_progress,
 )
+from model_adapter.adapters import NONE
 from model_adapter.catalog import CATALOG, Notify, first_line, pull
 from model_adapter.database import open_database
 from model_adapter.language_model import LanguageModel
@@ -52,6 +53,7 @@ def warm_database(
     ids: Sequence[str] | None = None,
     top: int | None = None,
     model: str | None = None,
+    adapter: str | None = None,
     progress: Progress = no_progress,
     notify: Notify = lambda _: None,
 ) -> int:
@@ -67,6 +69,7 @@ def warm_database(
         ids: documents to warm; default: all.
         top: only so many references: those that were retrieved most often.
         model: a name of the catalogue, a folder or a Hugging Face id; default: as recorded.
+        adapter: a name of the catalogue, a folder, or `none`; default: as recorded.
         progress: told of the work, in this process.
         notify: told when a model is pulled.
 
@@ -81,13 +84,14 @@ def warm_database(
     if isinstance(workers, bool) or workers < 1:
         raise InvalidInputError(f"workers must be a whole number of at least 1, got {workers!r}")
     if workers == 1:
-        with open_database(path, model=model, notify=notify) as database:
+        with open_database(path, model=model, adapter=adapter, notify=notify) as database:
             return database.warm(ids, top=top, progress=progress)
     with MemDB.open(path) as database:
         source = model or database.settings["model"]["name"]
         if source is None:
             raise MissingPartError(f"the database '{path}' records no model to write memories with")
         dtype = database.shape.dtype
+        trained = adapter or database.settings["memory"].get("adapter", NONE)
 
         def warmer(references: Sequence[int], told: Progress) -> int:
             if not references:
@@ -96,7 +100,7 @@ def warm_database(
                 pull(source, notify)  # here, where somebody is told
             count = min(workers, len(references))
             threads = max(1, torch.get_num_threads() // count)
-            jobs = [_Job(os.fspath(path), source, dtype, i, threads) for i in range(count)]
+            jobs = [_Job(os.fspath(path), source, trained, dtype, i, threads) for i in range(count)]
             with _Team(jobs) as team:
                 return team.write(references, told)
 
@@ -112,6 +116,7 @@ class _Job:
 
     path: str
     model: str
+    adapter: str
     dtype: DType
     number: int
     threads: int
@@ -282,6 +287,7 @@ def _open(job: _Job) -> MemDB:
     devices = torch.cuda.device_count()
     language = LanguageModel.load(
         job.model,
+        adapter=None if job.adapter == NONE else job.adapter,
         dtype=getattr(torch, job.dtype),
         device=f"cuda:{job.number % devices}" if devices else None,
     )

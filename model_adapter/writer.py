@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from memdb import ExplicitMemory, Framing, InvalidInputError, MemoryBatch, MemoryShape
+from model_adapter.choice import Choice, Kept, kept_pairs
 from model_adapter.framing import Frame, default_framing
 from model_adapter.language_model import LanguageModel
-from model_adapter.selection import DEFAULT_SELECTION, LayerView, selection_named
+from model_adapter.selections import DEFAULT_SELECTION, LayerView, Spread, selection_named
 
 #: References to a forward pass, by default: more make a CPU no faster, and cost more when it is
 #: interrupted.
@@ -22,13 +23,18 @@ _BATCH, _BATCH_ON_GPU = 8, 64
 class Writer:
     """Writes memories with one model; the engine's `MemoryWriter`.
 
+    With an adapter a reference is read twice: by the model's own weights, to choose what is kept,
+    and by the adapter's, for the keys and values of what is kept.
+
     Args:
-        model: whose key-values they are.
+        model: whose key-values they are, with its adapter if it has one.
         framing: `plain` or `chat`; default: `chat` where the model has a template.
         layers: memory layers; default: all. (The paper takes half of them, for a model that is
             trained for it; for one that is not, all layers measure best.)
-        selection: `reconstruction` or `paper`.
+        selection: which key-values are kept; a name of `SELECTIONS`.
         budget: key-value pairs kept of a 128-token reference; default: the selection's.
+        spread: where the budget is spent: `uniform` over (layer, kv head) pairs, evenly over each
+            `layer`, or over `all`; default: the selection's.
         reference_length: most tokens of a reference.
         prefix: of a database that is there; default: as the framing makes it now. (A template may
             print the date; what stands before memories stays what it was.)
@@ -43,6 +49,7 @@ class Writer:
         layers: Sequence[int] | None = None,
         selection: str = DEFAULT_SELECTION,
         budget: int | None = None,
+        spread: Spread | None = None,
         reference_length: int = 128,
         prefix: tuple[int, ...] | None = None,
         batch: int | None = None,
@@ -67,12 +74,19 @@ class Writer:
             kv_heads=model.kv_heads,
             head_dim=model.head_dim,
             dtype=model.dtype,
+            adapter=None if model.adapter is None else model.adapter.fingerprint,
             prefix=self.frame.prefix,
             framing=framing,
             reference_length=reference_length,
             rope=tuple(model.rope(layer) for layer in chosen),
         )
-        self.selection = selection_named(selection)(budget, self.shape.rows, reference_length)
+        self.selection = selection_named(selection)(
+            budget,
+            self.shape.rows,
+            reference_length,
+            kv_heads=model.kv_heads,
+            spread=spread,
+        )
         self.selection.require_supported(model)
 
     @property
@@ -82,8 +96,16 @@ class Writer:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Selection and budget."""
-        return {"selection": self.selection.name, "budget": self.selection.budget}
+        """Selection and budget; the adapter's name, if there is one."""
+        adapter = self.model.adapter
+        named = {} if adapter is None else {"adapter": adapter.name}
+        selection = self.selection
+        return {
+            "selection": selection.name,
+            "budget": selection.budget,
+            "spread": selection.spread,
+            **named,
+        }
 
     @property
     def tokenizer(self) -> str:
@@ -112,7 +134,29 @@ class Writer:
         return [memories[i] for i in range(len(references))]
 
     def _write(self, references: Sequence[list[int]]) -> list[ExplicitMemory]:
-        """The memories of a batch, by one forward pass up to the last memory layer."""
+        """The memories of a batch, by one forward pass up to the last memory layer, or by two."""
+        keys, values, scores = self._look(references)
+        choices = self.choices(scores, references)
+        if self.model.writing is not self.model.base:
+            keys, values = self._written(references)
+        return self._memories(kept_pairs(keys, values, choices), len(references))
+
+    def scores(self, references: Sequence[list[int]]) -> Tensor:
+        """How much each pair counts, (references, rows, longest) float32, by the model's own
+        weights; behind a shorter reference's end it does not matter.
+
+        Args:
+            references: token ids.
+        """
+        return self._look(references)[2]
+
+    def choices(self, scores: Tensor, references: Sequence[list[int]]) -> list[Choice]:
+        """What is kept of each reference, given the scores of all."""
+        each = zip(scores, references, strict=True)
+        return [Choice(self.selection.keep(mine[:, : len(tokens)])) for mine, tokens in each]
+
+    def _look(self, references: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values (references, rows, longest, head_dim) and scores, by the base weights."""
         sequences = [[*tokens, *self.selection.suffix(self.model, tokens)] for tokens in references]
         lengths, ends = tuple(map(len, references)), tuple(map(len, sequences))
         memory_layers = set(self.shape.layers)
@@ -121,7 +165,7 @@ class Writer:
 
         def observe(layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> None:
             if layer in memory_layers:
-                view = LayerView(layer, query, key, lengths, ends, scaling)
+                view = LayerView(layer, query, key, value, lengths, ends, scaling)
                 scores = self.selection.score(self.model, view)
                 seen.append((key[:, :, view.reference], value[:, :, view.reference], scores))
 
@@ -130,22 +174,33 @@ class Writer:
         )
         # Rows are layers with their heads: (batch, rows, longest, ...).
         keys, values, scores = (torch.cat(parts, 1) for parts in zip(*seen, strict=True))
-        return self._memories(keys, values, scores, lengths)
+        return keys, values, scores
 
-    def _memories(
-        self, keys: Tensor, values: Tensor, scores: Tensor, lengths: Sequence[int]
-    ) -> list[ExplicitMemory]:
+    def _written(self, references: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """Keys and values likewise, by the adapter's weights."""
+        memory_layers = set(self.shape.layers)
+        prefix = self.shape.prefix
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def observe(layer: int, _: Tensor, key: Tensor, value: Tensor, __: float) -> None:
+            if layer in memory_layers:
+                seen.append((key[:, :, len(prefix) :], value[:, :, len(prefix) :]))
+
+        self.model.observe(
+            references, observe, prefix=prefix, last_layer=self.shape.layers[-1], what="write"
+        )
+        keys, values = (torch.cat(parts, 1) for parts in zip(*seen, strict=True))
+        return keys, values
+
+    def _memories(self, kept: Kept, references: int) -> list[ExplicitMemory]:
         """What is kept of a batch, brought to the CPU at once."""
-        chosen = torch.zeros_like(scores, dtype=torch.bool)
-        for i, length in enumerate(lengths):
-            chosen[i, :, :length] = self.selection.keep(scores[i, :, :length])
-        pairs = chosen.flatten().nonzero()[:, 0]
-        positions = pairs % scores.shape[2]
+        rows = self.shape.rows
+        counts = (kept.references * rows + kept.rows).bincount(minlength=references * rows)
         batch = MemoryBatch(
-            counts=chosen.sum(2).cpu().numpy(),
-            positions=positions.cpu().numpy().astype(self.shape.position_dtype),
-            keys=_as_stored(keys.flatten(0, 2)[pairs]),
-            values=_as_stored(values.flatten(0, 2)[pairs]),
+            counts=counts.view(references, rows).cpu().numpy(),
+            positions=kept.tokens.cpu().numpy().astype(self.shape.position_dtype),
+            keys=_as_stored(kept.keys),
+            values=_as_stored(kept.values),
         )
         memories = map(batch.memory, range(len(batch)))
         return [memory for memory in memories if memory is not None]

@@ -8,6 +8,7 @@ from cli.commands.backup import backup, restore
 from cli.commands.chat import chat
 from cli.commands.compact import compact
 from cli.commands.delete import delete
+from cli.commands.eval import evaluate
 from cli.commands.exchange import export_database, import_export
 from cli.commands.generate import generate
 from cli.commands.get import get
@@ -23,6 +24,7 @@ from cli.commands.recode import recode
 from cli.commands.repair import repair
 from cli.commands.rewrite import rewrite
 from cli.commands.stats import stats
+from cli.commands.train import train
 from cli.commands.update import update
 from cli.commands.verify import verify
 from cli.commands.warm import warm
@@ -42,6 +44,8 @@ COMMANDS: tuple[click.Command, ...] = (
     delete,
     stats,
     index,
+    evaluate,
+    train,
     rewrite,
     recode,
     export_database,

@@ -67,6 +67,7 @@ def chat(
     system: str | None,
     no_memory: bool,
     model: str | None,
+    adapter_name: str | None,
     embedder: str | None,
     fast: bool,
     **options: Any,
@@ -80,7 +81,7 @@ def chat(
     options["mode"] = "none" if no_memory else "memory"
     with (
         busy("loading the model") as loaded,
-        open_database(path, model, embedder, fast=fast) as database,
+        open_database(path, model, embedder, adapter_name=adapter_name, fast=fast) as database,
     ):
         conversation = adapter().Chat(
             database,

@@ -58,6 +58,7 @@ def generate(
     rag: bool,
     cite: bool,
     model: str | None,
+    adapter_name: str | None,
     embedder: str | None,
     fast: bool,
     as_json: bool,
@@ -76,7 +77,10 @@ def generate(
     options = parsed(options)
     options["mode"] = "none" if no_memory else "rag" if rag else "memory"
     asked = _conversation(messages) if messages is not None else _text(prompt or "")
-    with busy("remembering") as stop, open_database(path, model, embedder, fast=fast) as database:
+    with (
+        busy("remembering") as stop,
+        open_database(path, model, embedder, adapter_name=adapter_name, fast=fast) as database,
+    ):
         answer = adapter().stream(asked, database, cite=cite, **options)
         for piece in answer:
             stop()

@@ -17,6 +17,7 @@ import click
 from cli.commands.init import make_database
 from cli.commands.warm import warm_database, workers_option
 from cli.common import (
+    adapter_option,
     counted,
     db_option,
     embedder_option,
@@ -48,6 +49,7 @@ from memdb import read_corpus
 )
 @workers_option
 @model_option
+@adapter_option
 @embedder_option
 @json_option
 def ingest(
@@ -57,6 +59,7 @@ def ingest(
     prune: bool,
     workers: int,
     model: str | None,
+    adapter_name: str | None,
     embedder: str | None,
     as_json: bool,
 ) -> None:
@@ -71,16 +74,21 @@ def ingest(
         if not path.exists():
             for _ in read_corpus(file, name):  # a mistake in it leaves no database behind
                 pass
-            make_database(path, model=model, embedder=embedder)
+            make_database(path, model=model, adapter=adapter_name, embedder=embedder)
         with progress_bar() as progress:
-            with open_database(path, model, embedder) as database:
+            with open_database(path, model, embedder, adapter_name=adapter_name) as database:
                 report = database.ingest(
                     file, cold=cold or workers > 1, prune=prune, progress=progress, name=name
                 )
             if workers > 1 and not cold:
                 ids = [key for _, key, _ in read_corpus(file, name)]
                 memories = warm_database(
-                    path, workers=workers, ids=ids, model=model, progress=progress
+                    path,
+                    workers=workers,
+                    ids=ids,
+                    model=model,
+                    adapter=adapter_name,
+                    progress=progress,
                 )
                 report = replace(report, memories=memories)
     if as_json:

@@ -9,6 +9,7 @@ import click
 
 from cli.common import (
     adapter,
+    adapter_option,
     db_option,
     embedder_option,
     example,
@@ -18,6 +19,15 @@ from cli.common import (
 )
 from memdb import CODEC_NAMES
 
+#: Those of `model_adapter.SELECTIONS`, which takes seconds to import.
+SELECTION_NAMES = (
+    "contribution",
+    "reconstruction",
+    "questions",
+    "expected",
+    "diversity",
+    "paper",
+)
 _LAYERS = 10_000  # more than any model has
 
 
@@ -61,10 +71,16 @@ def how_options(command: Any) -> Any:
         click.option("--layers", help="Memory layers, e.g. 0-14,20; default: all."),
         click.option(
             "--selection",
-            type=click.Choice(["reconstruction", "paper"]),
-            help="Which key-values are kept; default: reconstruction.",
+            type=click.Choice(SELECTION_NAMES),
+            help="Which key-values are kept; default: contribution.",
         ),
         click.option("--budget", type=int, help="How many of a 128-token reference."),
+        click.option(
+            "--spread",
+            type=click.Choice(["uniform", "layer", "all"]),
+            help="Where they are kept: as many for each (layer, kv head), as many for each layer, "
+            "or where they count most; default: as the selection does.",
+        ),
         codec_option,
     )
     for option in reversed(options):
@@ -78,6 +94,7 @@ def how_options(command: Any) -> Any:
 )
 @db_option
 @model_option
+@adapter_option
 @embedder_option
 @how_options
 @click.option(
@@ -87,12 +104,12 @@ def how_options(command: Any) -> Any:
 )
 @click.option("--recall", type=float, help="Share of the 5 nearest that an ANN index has to find.")
 @key_option
-def init(path: Path, layers: str | None, **options: object) -> None:
+def init(path: Path, layers: str | None, adapter_name: str | None, **options: object) -> None:
     """Make a database, fixed to one model, one embedder and one framing.
 
     `memdb ingest` makes one with the defaults by itself.
     """
-    make_database(path, layers=parse_layers(layers), **options)
+    make_database(path, layers=parse_layers(layers), adapter=adapter_name, **options)
 
 
 def make_database(path: Path, **options: object) -> None:
@@ -100,7 +117,9 @@ def make_database(path: Path, **options: object) -> None:
     given = {name: value for name, value in options.items() if value is not None}
     with adapter().create_database(path, notify=notify, **given) as database:
         settings = database.settings
+        trained = settings["memory"].get("adapter")
         notify(
             f"made '{path}' for the model {settings['model']['name']} "
-            f"({database.shape.framing} framing) and the embedder {settings['embedder']['name']}"
+            + (f"with the adapter {trained} " if trained else "")
+            + f"({database.shape.framing} framing) and the embedder {settings['embedder']['name']}"
         )

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from cli.common import (
     adapter,
+    adapter_option,
     busy,
     counted,
     db_option,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:  # it loads torch
 )
 @click.option("--max-new-tokens", default=32, show_default=True, help="Of the answer.")
 @model_option
+@adapter_option
 @embedder_option
 @json_option
 def inspect(
@@ -52,13 +54,17 @@ def inspect(
     question: str | None,
     max_new_tokens: int,
     model: str | None,
+    adapter_name: str | None,
     embedder: str | None,
     as_json: bool,
 ) -> None:
     """Show which tokens of the document with this ID its memories keep: the more (layer, kv head)
     rows keep a token, the brighter. Where there are no colours, a line for each token."""
     answer: Generation | None = None
-    with busy("looking"), open_database(path, model, embedder) as database:
+    with (
+        busy("looking"),
+        open_database(path, model, embedder, adapter_name=adapter_name) as database,
+    ):
         database.get(id)  # it is there, before anything is answered
         if question is not None:
             options = {"max_new_tokens": max_new_tokens, "cite": True}

@@ -28,8 +28,13 @@ def pull(names: tuple[str, ...]) -> None:
 
 @model.command("list", epilog=example("memdb model list"))
 def list_models() -> None:
-    """The models that have a name, and whether they are here."""
+    """The models and adapters that have a name, and whether they are here."""
     models = adapter()
     for entry in models.CATALOG.values():
         state = "here" if models.is_pulled(entry.name) else f"{entry.size} MB to download"
         click.echo(f"{entry.name:20} {entry.kind:10} {entry.license:12} {state}")
+    for adapter_entry in models.ADAPTERS.values():
+        state = "here" if adapter_entry.folder.is_dir() else "not in this installation"
+        click.echo(
+            f"{adapter_entry.name:20} {'adapter':10} {'':12} {state}, for {adapter_entry.model}"
+        )

@@ -8,20 +8,34 @@ from typing import Any
 import click
 
 from cli.commands.init import how_options, parse_layers
-from cli.common import adapter, counted, db_option, example, goes_on, model_option, notify
+from cli.common import (
+    adapter,
+    adapter_option,
+    counted,
+    db_option,
+    example,
+    goes_on,
+    model_option,
+    notify,
+)
 from cli.progress import progress_bar
 
 
 @click.command(
     short_help="Memories anew, for another model or selection.",
-    epilog=example("memdb rewrite --budget 720", "memdb rewrite --model ./my-model"),
+    epilog=example(
+        "memdb rewrite --budget 720",
+        "memdb rewrite --model ./my-model",
+        "memdb rewrite --adapter trained/adapter",
+    ),
 )
 @db_option
 @model_option
+@adapter_option
 @how_options
-def rewrite(path: Path, layers: str | None, **options: Any) -> None:
-    """Write the memories of all warm references anew, with another model, framing, selection,
-    budget or codec; what is not given stays as it was.
+def rewrite(path: Path, layers: str | None, adapter_name: str | None, **options: Any) -> None:
+    """Write the memories of all warm references anew, with another model, adapter, framing,
+    selection, budget or codec; what is not given stays as it was.
 
     May be interrupted; the same command goes on. Programs that have the database open must open it
     again.
@@ -30,7 +44,12 @@ def rewrite(path: Path, layers: str | None, **options: Any) -> None:
     given = {name: value for name, value in options.items() if value is not None}
     with progress_bar() as progress:
         report = adapter().rewrite_database(
-            path, layers=parse_layers(layers), progress=progress, notify=notify, **given
+            path,
+            adapter=adapter_name,
+            layers=parse_layers(layers),
+            progress=progress,
+            notify=notify,
+            **given,
         )
     recut = f", {report.recut} cut anew" if report.recut else ""
     click.echo(

@@ -8,6 +8,7 @@ from typing import BinaryIO
 import click
 
 from cli.common import (
+    adapter_option,
     busy,
     db_option,
     document_json,
@@ -38,6 +39,7 @@ from cli.common import (
 @click.option("--cold", is_flag=True, help="Leave the memories of a new text to their first use.")
 @if_version_option
 @model_option
+@adapter_option
 @embedder_option
 @json_option
 def update(
@@ -49,6 +51,7 @@ def update(
     cold: bool,
     if_version: int | None,
     model: str | None,
+    adapter_name: str | None,
     embedder: str | None,
     as_json: bool,
 ) -> None:
@@ -63,7 +66,10 @@ def update(
     values = parse_metadata(metadata)
     if text is None and values is None:
         raise click.UsageError("nothing to change: give --text, --file or --metadata")
-    with busy("updating"), open_database(path, model, embedder) as database:
+    with (
+        busy("updating"),
+        open_database(path, model, embedder, adapter_name=adapter_name) as database,
+    ):
         document = database.update(id, text=text, metadata=values, cold=cold, if_version=if_version)
     if as_json:
         print_json(document_json(document))

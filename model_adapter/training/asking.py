@@ -1,0 +1,180 @@
+"""Questions that the model itself asks about references, and its answers, with the text before it.
+
+Made once, in batches, and kept in a file of lines, so that a run that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from memdb import Framing, InvalidInputError, Progress
+from model_adapter.context import Context, Stretch
+from model_adapter.framing import Frame, default_framing
+from model_adapter.language_model import LanguageModel
+from model_adapter.training.corpus import Corpus, Question, Reference, worth_asking
+from model_adapter.training.examples import asked
+
+_BATCH = 16
+_QUESTION_TOKENS, _ANSWER_TOKENS = 32, 40
+_REQUESTS = (
+    "Write one short question that the text above answers.",
+    "Ask a question about a detail of the text above. Write the question only.",
+    "Write a question about the text above whose answer is a name, a number or a few words.",
+)
+_ABOUT_ITSELF = {"text", "above", "user", "response", "question", "passage", "answer", "reference"}
+_FIRST_WORDS = ("What", "Who", "When", "Where", "Why", "How", "Which")
+
+
+class Asking:
+    """The model's own questions.
+
+    Args:
+        model: that asks, without an adapter.
+        corpus: about whose references.
+        file: where they are kept.
+        seed: of which references, and how.
+
+    Raises:
+        InvalidInputError: the file is damaged, naming the line.
+    """
+
+    def __init__(self, model: LanguageModel, corpus: Corpus, file: Path, seed: int) -> None:
+        self._model = model
+        self._corpus = corpus
+        self._file = file
+        self._seed = seed
+        framing = default_framing(model)
+        self._frame = Frame(model, framing)
+        self._framing: Framing = framing
+        self._stops = model.stop_tokens()
+
+    def questions(
+        self, references: int, progress: Progress
+    ) -> dict[tuple[int, int], list[Question]]:
+        """Questions about so many references, by document's number and ordinal."""
+        wanted = [r for r in self._corpus.references if worth_asking(r)]
+        random.Random(f"asking {self._seed}").shuffle(wanted)
+        wanted = wanted[:references]
+        found, done = self._read()
+        missing = [r for r in wanted if self._name(r) not in done]
+        for start in range(0, len(missing), _BATCH):
+            progress("asking", len(wanted) - len(missing) + start, len(wanted))
+            self._ask(missing[start : start + _BATCH], found)
+        progress("asking", len(wanted), len(wanted))
+        ordinals = {self._name(r): (r.document, r.ordinal) for r in self._corpus.references}
+        return {ordinals[name]: asked for name, asked in found.items() if name in ordinals}
+
+    def _name(self, reference: Reference) -> tuple[str, int]:
+        return self._corpus.names[reference.document], reference.ordinal
+
+    def _read(self) -> tuple[dict[tuple[str, int], list[Question]], set[tuple[str, int]]]:
+        found: dict[tuple[str, int], list[Question]] = defaultdict(list)
+        done: set[tuple[str, int]] = set()
+        if not self._file.exists():
+            return found, done
+        for number, line in enumerate(self._file.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                fields = json.loads(line)
+                name = (fields["document"], fields["reference"])
+                done.add(name)
+                if fields["question"]:
+                    found[name].append(Question(fields["question"], fields["answers"][0]))
+            except (ValueError, KeyError, TypeError) as error:
+                raise InvalidInputError(
+                    f"{self._file}, line {number}: no question ({error}); delete the line"
+                ) from error
+        return found, done
+
+    def _ask(
+        self, references: Sequence[Reference], found: dict[tuple[str, int], list[Question]]
+    ) -> None:
+        """Questions about a batch, appended to the file; a reference that gets none has a line,
+        too."""
+        rng = random.Random(f"asking {self._seed} {self._name(references[0])}")
+        head = "Question: " if self._framing == "plain" else ""
+        begins = [head + rng.choice(_FIRST_WORDS) for _ in references]
+        requests = [rng.choice(_REQUESTS) for _ in references]
+        texts = [reference.text for reference in references]
+        said = self._go_on(texts, requests, begins, _QUESTION_TOKENS, rng.randrange(1 << 30))
+        questions = [
+            _cleaned((begin + more).removeprefix("Question: "))
+            for begin, more in zip(begins, said, strict=True)
+        ]
+        usable = [i for i, question in enumerate(questions) if question]
+        answers: dict[int, str] = {}
+        if usable:
+            prompts = [asked(questions[i], self._framing) for i in usable]
+            given = self._go_on(
+                [texts[i] for i in usable], prompts, [""] * len(usable), _ANSWER_TOKENS, None
+            )
+            answers = {i: text.strip() for i, text in zip(usable, given, strict=True)}
+        lines = []
+        for i, reference in enumerate(references):
+            name = self._name(reference)
+            question = questions[i] if answers.get(i) else ""
+            if question:
+                found[name].append(Question(question, answers[i]))
+            line = {
+                "document": name[0],
+                "reference": name[1],
+                "question": question,
+                "answers": [answers[i]] if question else [],
+            }
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write("".join(lines))
+
+    def _go_on(
+        self,
+        texts: Sequence[str],
+        prompts: Sequence[str],
+        begins: Sequence[str],
+        most: int,
+        seed: int | None,
+    ) -> list[str]:
+        """What the model writes behind the texts, prompts and beginnings; without a seed the
+        likeliest, up to the end of a line."""
+        sequences = []
+        for text, prompt, begin in zip(texts, prompts, begins, strict=True):
+            framed = self._frame.with_text([text], prompt)
+            tokens = [*framed.content, *framed.tail, *self._model.tokens(begin)]
+            sequences.append([Stretch(tokens)])
+        context = Context(self._model, batch=len(sequences), capacity=most)
+        logits = torch.stack([row[0] for row in context.read(sequences)])
+        generator = torch.Generator(logits.device)
+        generator.manual_seed(seed or 0)
+        written: list[list[int]] = [[] for _ in sequences]
+        ended = [False] * len(sequences)
+        tokenizer = self._model.tokenizer
+        for _ in range(most):
+            if seed is None:
+                chosen = logits.argmax(-1)
+            else:
+                best = (logits / 0.8).topk(min(40, logits.shape[-1]), dim=-1)
+                drawn = torch.multinomial(best.values.softmax(-1), 1, generator=generator)
+                chosen = best.indices.gather(1, drawn)[:, 0]
+            for i, token in enumerate(chosen.tolist()):
+                ended[i] = ended[i] or token in self._stops
+                if not ended[i]:
+                    written[i].append(token)
+                    text = tokenizer.decode(written[i])
+                    ended[i] = "\n" in text.lstrip("\n") or (seed is not None and "?" in text)
+            if all(ended):
+                break
+            logits = context.step(chosen)
+        return [tokenizer.decode(tokens).strip("\n").split("\n")[0] for tokens in written]
+
+
+def _cleaned(question: str) -> str:
+    """A question without what is written around it; empty if it is none."""
+    question = re.sub(r"^(?:Question|Q)\s*:?\s*|[\"“”*]", "", question.strip()).strip()
+    question = question[: question.find("?") + 1]
+    words = question.lower().split()
+    return question if len(words) >= 4 and not _ABOUT_ITSELF & set(words) else ""

@@ -1,0 +1,68 @@
+"""What is made small: the distance from a model that has the text before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model_adapter.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Of one passage.
+
+    Attributes:
+        kl: divergence from the teacher, KL(teacher || student), in nats a token: of the answers'
+            tokens, with that of the prompts' by their weight.
+        nll: negative log-likelihood of the answers, in nats a token.
+        total: the weighted sum.
+    """
+
+    kl: Tensor
+    nll: Tensor
+    total: Tensor
+
+
+def weights(targets: Sequence[tuple[int, int, bool]]) -> Tensor:
+    """(wanted,) weights of answers' tokens, which sum to 1: an answer of n tokens has the square
+    root of n of them, so that long ones do not drown short ones, nor the other way round."""
+    lengths: dict[int, int] = {}
+    for row, _, answers in targets:
+        lengths[row] = lengths.get(row, 0) + answers
+    raw = torch.tensor([lengths[row] ** -0.5 if answers else 0.0 for row, _, answers in targets])
+    return raw / raw.sum()
+
+
+def losses(
+    student: Tensor, teacher: Tensor, targets: Sequence[tuple[int, int, bool]], recipe: Recipe
+) -> Losses:
+    """The losses of a passage.
+
+    Args:
+        student: (wanted, vocabulary) logits.
+        teacher: likewise, without gradients.
+        targets: see `passes.targets`.
+        recipe: whose weights.
+    """
+    log_student = student.float().log_softmax(-1)
+    log_teacher = teacher.float().log_softmax(-1)
+    divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
+    answers = weights(targets).to(student.device)
+    prompts = (answers == 0).float()
+    kl = (divergence * answers).sum()
+    if recipe.prompt_weight and prompts.any():
+        kl = kl + recipe.prompt_weight * (divergence * prompts).sum() / prompts.sum()
+    ids = torch.tensor([token for _, token, _ in targets], device=student.device)
+    nll = -(log_student.gather(1, ids[:, None])[:, 0] * answers).sum()
+    return Losses(kl, nll, recipe.kl_weight * kl + recipe.nll_weight * nll)
+
+
+def answer_nll(logits: Tensor, targets: Sequence[tuple[int, int, bool]]) -> float:
+    """The answers' negative log-likelihood, in nats a token, weighted as in training."""
+    ids = torch.tensor([token for _, token, _ in targets], device=logits.device)
+    likelihood = logits.float().log_softmax(-1).gather(1, ids[:, None])[:, 0]
+    return float(-(likelihood * weights(targets).to(logits.device)).sum())

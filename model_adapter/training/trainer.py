@@ -1,0 +1,318 @@
+"""The training of an adapter (paper, 3.6: memories are encoded on the fly, with gradients).
+
+A step takes a passage among other references. The adapter's weights encode all of them into
+memories; behind these the model reads examples about the passage, and is drawn towards what the
+same model, untrained, predicts with the passage as text in its prompt.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memdb import Framing, InvalidInputError, Progress, StorageError, no_progress
+from model_adapter import running
+from model_adapter.choice import kept_pairs
+from model_adapter.language_model import LanguageModel
+from model_adapter.training import checkpoint
+from model_adapter.training.asking import Asking
+from model_adapter.training.checkpoint import Progressed
+from model_adapter.training.choices import Choices
+from model_adapter.training.cloze import Clozes
+from model_adapter.training.corpus import Corpus
+from model_adapter.training.examples import Examples, Framed
+from model_adapter.training.heldout import Bounds, mean, nothing
+from model_adapter.training.interruption import Interruption
+from model_adapter.training.live import Live
+from model_adapter.training.losses import Losses, answer_nll, losses
+from model_adapter.training.passages import Draw, Passage
+from model_adapter.training.passes import Remembered, encode, read, targets
+from model_adapter.training.recipe import Recipe
+from model_adapter.training.record import Log, provenance
+
+#: Told of each step: its number, how many there will be (0: unknown), and its line of the log.
+Told = Callable[[int, int, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a run.
+
+    Attributes:
+        folder: of the adapter.
+        steps: that were done in all.
+        seconds: that they took.
+        share: of what the text gives, how much memories give on held-out passages; None without.
+        untrained: the same without the adapter.
+    """
+
+    folder: Path
+    steps: int
+    seconds: float
+    share: float | None
+    untrained: float | None
+
+
+def train(
+    model: LanguageModel,
+    corpus: Corpus,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    data: dict[str, Any] | None = None,
+    progress: Progress = no_progress,
+    told: Told = lambda *_: None,
+) -> Trained:
+    """Train an adapter, or go on with what was interrupted.
+
+    In the folder: `adapter/`, the result; `log.jsonl`, a line for each step and measurement;
+    `checkpoint.safetensors`; `choices.bin` and `questions.jsonl`, what was found on the way. Ctrl-C
+    (or SIGTERM) ends the run after the step that it is at, with a checkpoint.
+
+    Args:
+        model: without an adapter, for this run alone: its weights get no gradients from now on.
+        corpus: what to learn from; see `read`.
+        recipe: how.
+        folder: where to; made if it is missing.
+        data: what the adapter's recipe says of the corpus.
+        progress: told of what comes before the first step.
+        told: told of each step.
+
+    Raises:
+        InvalidInputError: an option is wrong, or the folder holds another run.
+        StorageError: the folder cannot be written.
+        KeyboardInterrupt: it was interrupted; the same call goes on.
+    """
+    return _Training(model, corpus, recipe, folder, data or {}, progress, told).run()
+
+
+class _Training:
+    def __init__(
+        self,
+        model: LanguageModel,
+        corpus: Corpus,
+        recipe: Recipe,
+        folder: Path,
+        data: dict[str, Any],
+        progress: Progress,
+        told: Told,
+    ) -> None:
+        if model.adapter is not None:
+            raise InvalidInputError("a model that has an adapter cannot be trained for another")
+        self._model, self._recipe, self._folder = model, recipe, folder
+        self._progress, self._told, self._data = progress, told, data
+        self._file = folder / "checkpoint.safetensors"
+        before = checkpoint.peek(self._file)
+        if before is not None:
+            recipe.require_same(before.recipe, str(folder))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot write '{folder}': {error.strerror}") from error
+        self._training, self._measured = corpus.split(recipe.held_out, recipe.seed)
+        self._choices = Choices(model, recipe, folder / "choices.bin")
+        self._frames: dict[Framing, Framed] = {
+            framing: Framed(model, self._choices.writer(framing).frame)
+            for framing in recipe.framings
+        }
+        self._live = Live(model, recipe)
+        self._parameters = self._live.parameters()
+        self._optimizer = torch.optim.AdamW(
+            self._parameters.values(), lr=recipe.lr, weight_decay=0.0
+        )
+        self._step, self._seconds = 0, 0.0
+        if before is not None:
+            checkpoint.load(self._file, self._parameters, self._optimizer)
+            self._step, self._seconds = before.step, before.seconds
+        self._log = Log(folder / "log.jsonl", self._step)
+
+    # --- a run ---
+
+    def run(self) -> Trained:
+        """All steps that are left."""
+        recipe = self._recipe
+        clozes = Clozes([reference.text for reference in self._training.references])
+        made = {}
+        if recipe.self_questions:
+            asking = Asking(
+                self._model, self._training, self._folder / "questions.jsonl", recipe.seed
+            )
+            made = asking.questions(recipe.self_questions, self._progress)
+        examples = Examples(self._training, clozes, made)
+        draw = Draw(self._training, examples, self._frames, recipe)
+        measured = Draw(
+            self._measured, Examples(self._measured, clozes, {}), self._frames, recipe
+        ).held_out()
+        bounds, untrained = self._bounds(measured)
+        share: float | None = None
+        saved = began = time.monotonic()
+        with Interruption() as interruption:
+            while not interruption.asked and self._done() < 1:
+                line = self._take(draw)
+                now = time.monotonic()
+                self._seconds += now - began
+                began = now
+                self._log.write({"step": self._step, **line, "elapsed": round(self._seconds, 1)})
+                self._told(self._step, recipe.steps or 0, line)
+                last = self._done() >= 1
+                if bounds and (last or self._step % recipe.evaluate_every == 0):
+                    share = self._measure(measured, bounds)
+                    began = time.monotonic()  # measuring is not training
+                if last or interruption.asked or began - saved > 60 * recipe.checkpoint_minutes:
+                    self._save()
+                    saved = time.monotonic()
+        if interruption.asked:
+            raise KeyboardInterrupt
+        folder = self._folder / "adapter"
+        if share is None and bounds:
+            share = self._measure(measured, bounds)
+        figures = {"share": share, "share_untrained": untrained}
+        told = provenance(self._model, recipe, self._data, self._training, self._step, figures)
+        self._live.save(folder, told)
+        return Trained(folder, self._step, self._seconds, share, untrained)
+
+    def _done(self) -> float:
+        """Which share of the run is over."""
+        recipe = self._recipe
+        if recipe.steps is not None:
+            return self._step / recipe.steps
+        assert recipe.hours is not None
+        return self._seconds / (3600 * recipe.hours)
+
+    def _rate(self) -> float:
+        """The learning rate of this step: warm-up, then a cosine down to 0."""
+        done, warmup = self._done(), self._recipe.warmup
+        if self._recipe.steps is not None:  # the first step is not for nothing
+            done = (self._step + 0.5) / self._recipe.steps
+        if done < warmup:
+            return self._recipe.lr * max(done / warmup, 0.01)
+        over = (done - warmup) / max(1e-9, 1 - warmup)
+        return self._recipe.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, over)))
+
+    def _take(self, draw: Draw) -> dict[str, Any]:
+        """One step; its line of the log."""
+        recipe, began = self._recipe, time.monotonic()
+        rate = self._rate()
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad(set_to_none=True)
+        sums = {"loss": 0.0, "kl": 0.0, "nll": 0.0}
+        for i in range(recipe.batch):
+            passage = draw.passage(self._step * recipe.batch + i)
+            found = self.losses(passage)
+            (found.total / recipe.batch).backward()
+            for name, value in zip(sums, (found.total, found.kl, found.nll), strict=True):
+                sums[name] += float(value.detach()) / recipe.batch
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), recipe.clip)
+        if not all(map(math.isfinite, (*sums.values(), float(norm)))):
+            raise InvalidInputError(
+                f"step {self._step + 1}: the loss is no number; go on from the last checkpoint "
+                "with a lower --lr into another folder"
+            )
+        self._optimizer.step()
+        self._step += 1
+        return {
+            **{name: round(value, 5) for name, value in sums.items()},
+            "norm": round(float(norm), 4),
+            "lr": rate,
+            "seconds": round(time.monotonic() - began, 3),
+            "references": len(passage.memory),
+            "gold": len(passage.gold),
+            "examples": len(passage.rows),
+            "budget": passage.budget,
+            "framing": passage.framing,
+        }
+
+    def _save(self) -> None:
+        state = Progressed(self._step, self._seconds, self._recipe.to_json())
+        checkpoint.save(self._file, self._parameters, self._optimizer, state)
+
+    # --- a passage ---
+
+    def losses(self, passage: Passage) -> Losses:
+        """The losses of a passage, with gradients."""
+        prompts = self._recipe.prompt_weight > 0
+        wanted = targets(passage.rows, prompts=prompts)
+        teacher = self._teach(passage, prompts)
+        return losses(self._remember(passage, prompts), teacher, wanted, self._recipe)
+
+    def _remember(self, passage: Passage, prompts: bool, trained: bool = True) -> Tensor:
+        """Logits with the passage among memories; without the adapter if not `trained`."""
+        writer = self._choices.writer(passage.framing)
+        shape = writer.shape
+        live = self._live
+        choices = self._choices.of(passage.memory, passage.framing, passage.budget)
+        references = [reference.tokens for reference in passage.memory]
+        model = live.model if trained else self._model.base
+        prefix = running.key_values(model, shape.prefix)
+        keys, values = encode(model, prefix, references, shape.layers)
+        kept = kept_pairs(keys, values, choices)
+        memories = Remembered(kept, shape.layers, shape.kv_heads, len(passage.rows))
+        reader = live.reader if trained else self._model.base
+        if reader is not model:
+            prefix = self._model.prefix(shape.prefix)
+        start = len(shape.prefix) + shape.reference_length
+        return read(reader, prefix, passage.rows, start, memories, prompts=prompts)
+
+    @torch.no_grad()
+    def _teach(self, passage: Passage, prompts: bool) -> Tensor:
+        """Logits of the untrained model with the passage as text, which it reads once."""
+        text = self._frames[passage.framing].text(passage.gold)
+        before = running.key_values(self._model.base, text)
+        return read(self._model.base, before, passage.rows, len(text), prompts=prompts)
+
+    # --- measuring ---
+
+    @torch.no_grad()
+    def _bounds(self, passages: Sequence[Passage]) -> tuple[Bounds | None, float | None]:
+        """What memories are measured by, and what they are worth without the adapter; from the log
+        if the run goes on."""
+        if not passages:
+            return None, None
+        known = self._log.find("bounds")
+        if known is not None:
+            bounds = Bounds(known["nothing"], known["text"])
+            return bounds, known["share_untrained"]
+        nll: dict[str, list[float]] = {"nothing": [], "text": [], "untrained": []}
+        for number, passage in enumerate(passages):
+            self._progress("measuring without", number, len(passages))
+            framed = self._frames[passage.framing]
+            wanted = targets(passage.rows, prompts=False)
+            nll["nothing"].append(nothing(self._model.base, framed, passage))
+            nll["text"].append(answer_nll(self._teach(passage, False), wanted))
+            memory = self._remember(passage, False, trained=False)
+            nll["untrained"].append(answer_nll(memory, wanted))
+        self._progress("measuring without", len(passages), len(passages))
+        means = {name: sum(values) / len(values) for name, values in nll.items()}
+        bounds = Bounds(means["nothing"], means["text"])
+        share = bounds.share(means["untrained"])
+        line = {"bounds": True, "step": self._step, "passages": len(passages), **means}
+        self._log.write({**line, "share_untrained": share})
+        return bounds, share
+
+    @torch.no_grad()
+    def _measure(self, passages: Sequence[Passage], bounds: Bounds) -> float:
+        """The share that memories are worth now; a line of the log."""
+        kl = 0.0
+
+        def nll(passage: Passage) -> float:
+            nonlocal kl
+            wanted = targets(passage.rows, prompts=False)
+            student = self._remember(passage, False)
+            found = losses(student, self._teach(passage, False), wanted, self._recipe)
+            kl += float(found.kl) / len(passages)
+            return float(found.nll)
+
+        value = mean(passages, nll)
+        share = bounds.share(value)
+        self._log.write(
+            {"measured": True, "step": self._step, "kl": kl, "nll": value, "share": share}
+        )
+        return share

@@ -1,0 +1,194 @@
+"""`evaluate`: the whole of it, interrupted and again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memdb import InvalidInputError
+from model_adapter import LanguageModel, SentenceEmbedder
+from model_adapter.evaluation import Evaluation, Outcome, Question, evaluate, run
+from model_adapter.evaluation.arms import Arm
+from model_adapter.evaluation.scoring import outcomes
+from tests.adapter.asked import MORE, asked_files, settled, write
+from tests.helpers import SAMPLE, tiny_model
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    return asked_files(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return tiny_model(eos_token_id=None)
+
+
+def test_a_memory_of_everything_is_the_text_in_the_prompt(
+    tmp_path: Path, model: LanguageModel, minilm: SentenceEmbedder
+) -> None:
+    tokens = model.tokens(" ".join([SAMPLE] * 2))
+    text = next(
+        text
+        for end in range(100, 400)
+        if len(model.tokens(text := model.tokenizer.decode(tokens[:end]).strip())) == 128
+    )
+    corpus = write(tmp_path / "c.jsonl", [{"id": "a", "text": text}])
+    asked = [{"question": q, "answers": ["storms"], "document": "a"} for q in MORE]
+    questions = write(tmp_path / "q.jsonl", asked)
+    settings = settled(budget=3 * 2 * 128, framing="both", text_limit=0)
+    found = evaluate(
+        corpus, questions, settings, model=model, embedder=minilm, work=tmp_path / "work"
+    )
+    for framing in found.framings:
+        assert framing.memory.nll == pytest.approx(framing.rag.nll, abs=1e-4)
+        assert framing.memory.nll != pytest.approx(framing.nothing.nll, abs=1e-2)
+        assert framing.memory.f1 == framing.rag.f1
+        assert framing.share == pytest.approx(1, abs=1e-2)
+        assert framing.share_interval == pytest.approx((1, 1), abs=0.1)
+    assert found.best.framing in ("plain", "chat")
+    # 128 tokens, float32, keys and values.
+    assert found.best.size.tokens_128 == found.best.size.reference
+    assert found.best.size.reference == pytest.approx(3 * 2 * 128 * 2 * 8 * 4, rel=0.1)
+
+
+def without_seconds(found: Evaluation) -> Any:
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, dict):
+            kept = (name for name in value if not name.startswith(("seconds", "work")))
+            return {name: cleaned(value[name]) for name in kept}
+        return value
+
+    return cleaned(found.to_json())
+
+
+@pytest.mark.parametrize("references", ["5", "retrieved"])
+def test_the_same_seed_gives_the_same_figures(
+    tmp_path: Path,
+    files: tuple[Path, Path],
+    model: LanguageModel,
+    minilm: SentenceEmbedder,
+    references: str,
+) -> None:
+    settings = settled(framing="both", references=references)
+    parts: dict[str, Any] = {"model": model, "embedder": minilm}
+    one = evaluate(*files, settings, work=tmp_path / "one", **parts)
+    two = evaluate(*files, settings, work=tmp_path / "two", **parts)
+    assert without_seconds(one) == without_seconds(two)
+    assert json.loads(json.dumps(one.to_json())) == one.to_json()
+    other = evaluate(*files, replace(settings, seed=1), work=tmp_path / "one", **parts)
+    assert other.best.memory.intervals != one.best.memory.intervals
+
+
+def test_what_was_measured_is_not_measured_again(
+    tmp_path: Path,
+    files: tuple[Path, Path],
+    model: LanguageModel,
+    minilm: SentenceEmbedder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def counted(arm: Arm, questions: list[Question], new_tokens: int) -> list[Outcome]:
+        if len(asked) == stop:
+            raise KeyboardInterrupt
+        asked.append((type(arm).__name__, len(questions)))
+        return outcomes(arm, questions, new_tokens)
+
+    monkeypatch.setattr(run, "outcomes", counted)
+    monkeypatch.setattr("model_adapter.evaluation.scoring._BATCH", 8)
+    parts: dict[str, Any] = {"model": model, "embedder": minilm, "work": tmp_path / "work"}
+    settings = settled()
+    stop = 5
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(*files, settings, **parts)
+    stop = -1
+    found = evaluate(*files, settings, **parts)
+    assert asked == [(name, n) for name in ("Nothing", "Rag", "Memory") for n in (8, 6)]
+    again = evaluate(*files, settings, **parts)
+    assert (len(asked), again) == (6, found)
+    evaluate(*files, replace(settings, budget=20), **parts)
+    assert asked[6:] == [("Memory", 8), ("Memory", 6)]
+    evaluate(*files, replace(settings, references="5"), **parts)
+    assert [name for name, _ in asked[8:]] == ["Rag", "Rag", "Memory", "Memory"]
+    # A line that was cut off is measured again.
+    (file,) = (tmp_path / "work" / "shared").glob("nothing*")
+    lines = file.read_bytes()
+    file.write_bytes(lines[:-10])
+    assert without_seconds(evaluate(*files, settings, **parts)) == without_seconds(found)
+    assert asked[12:] == [("Nothing", 6)]
+    evaluate(*files, settings, **parts)
+    assert len(asked) == 13
+
+
+def test_an_interrupted_ingest_goes_on(
+    tmp_path: Path, files: tuple[Path, Path], model: LanguageModel, minilm: SentenceEmbedder
+) -> None:
+    def interrupted(stage: str, done: int, total: int) -> None:
+        if stage == "writing memories" and done:
+            raise KeyboardInterrupt
+
+    parts: dict[str, Any] = {"model": model, "embedder": minilm}
+    settings = settled(text_limit=2)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(*files, settings, work=tmp_path / "a", progress=interrupted, **parts)
+    one = evaluate(*files, settings, work=tmp_path / "a", **parts)
+    two = evaluate(*files, settings, work=tmp_path / "b", **parts)
+    assert without_seconds(one) == without_seconds(two)
+
+
+def test_a_fitted_codec_has_all_memories_also_after_an_interruption(
+    tmp_path: Path, model: LanguageModel, minilm: SentenceEmbedder
+) -> None:
+    lines = [{"id": str(n), "text": f"Ship {n} is in the harbour."} for n in range(260)]
+    corpus = write(tmp_path / "c.jsonl", lines)
+    asked = {"question": "Which ship?", "answers": ["7"], "document": "7"}
+    questions = write(tmp_path / "q.jsonl", [asked])
+    settings = settled(codec="klt8", answers=False)
+    parts: dict[str, Any] = {"model": model, "embedder": minilm, "work": tmp_path / "work"}
+
+    def interrupted(stage: str, done: int, total: int) -> None:
+        if stage == "recoding memories" and done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(corpus, questions, settings, progress=interrupted, **parts)
+    (work,) = (path for path in (tmp_path / "work").iterdir() if path.name != "shared")
+    (work / "making").mkdir()
+    found = evaluate(corpus, questions, settings, **parts)
+    assert "klt8" in found.best.size.codecs  # `int8` has what is unlike the others
+    parts["work"] = tmp_path / "other"
+    assert evaluate(corpus, questions, settings, **parts).best.size == found.best.size
+
+
+def test_likelihoods_alone(
+    tmp_path: Path, files: tuple[Path, Path], model: LanguageModel, minilm: SentenceEmbedder
+) -> None:
+    parts: dict[str, Any] = {"model": model, "embedder": minilm, "work": tmp_path / "work"}
+    found = evaluate(*files, settled(answers=False, text_limit=0, limit=3), **parts)
+    memory = found.best.memory
+    assert (memory.em, memory.f1, memory.seconds, found.best.f1_difference) == (None,) * 4
+    assert set(memory.intervals) == {"nll", "tokens_right"}
+    assert (found.questions, found.max_new_tokens, found.best.running_text) == (3, 0, None)
+    full = evaluate(*files, settled(text_limit=0, limit=3), **parts)
+    assert full.best.memory.nll == memory.nll
+    assert full.best.memory.seconds is not None
+    assert full.best.memory.seconds > 0
+
+
+def test_what_is_too_long_for_the_model_is_refused_at_once(
+    tmp_path: Path, model: LanguageModel, minilm: SentenceEmbedder
+) -> None:
+    corpus = write(tmp_path / "c.jsonl", [{"id": "a", "text": SAMPLE * 10}])
+    questions = write(
+        tmp_path / "q.jsonl", [{"question": "Why?", "answers": ["So."], "document": "a", "id": "q"}]
+    )
+    parts: dict[str, Any] = {"model": model, "embedder": minilm, "work": tmp_path / "work"}
+    with pytest.raises(InvalidInputError, match=r"question 'q' .* ends at 1024.* document 'a'"):
+        evaluate(corpus, questions, settled(), **parts)
+    assert not (tmp_path / "work").exists()
+    evaluate(corpus, questions, settled(references="retrieved"), **parts)

@@ -1,0 +1,130 @@
+"""Selections against what they say they are, and where a budget is spent."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cli.commands.init import SELECTION_NAMES
+from memdb import InvalidInputError
+from model_adapter import SELECTIONS, LanguageModel, Writer
+from model_adapter.selections import LayerView
+from tests.helpers import SAMPLE, tiny_model
+
+TEXT = SAMPLE[:150]
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return tiny_model()
+
+
+def views(model: LanguageModel, selection: str, text: str = TEXT) -> tuple[Writer, list[LayerView]]:
+    """What a selection sees of one reference, layer by layer."""
+    writer = Writer(model, framing="plain", selection=selection, budget=200)
+    tokens = model.tokens(text)
+    suffix = writer.selection.suffix(model, tokens)
+    seen: list[LayerView] = []
+    model.observe(
+        [[*tokens, *suffix]],
+        lambda layer, query, key, value, scaling: seen.append(
+            LayerView(
+                layer, query, key, value, (len(tokens),), (len(tokens) + len(suffix),), scaling
+            )
+        ),
+        prefix=writer.shape.prefix,
+    )
+    return writer, seen
+
+
+def looked_at(view: LayerView, first: int) -> np.ndarray:
+    """Largest attention of each kv head's keys of the reference, from the tokens `first` and on:
+    one query at a time."""
+    _, heads, tokens, _ = view.queries.shape
+    kv_heads = view.keys.shape[1]
+    best = np.zeros((kv_heads, view.longest))
+    for head in range(heads):
+        kv_head = head // (heads // kv_heads)
+        for token in range(first, tokens):
+            seen = view.keys[0, kv_head, : view.prefix + token + 1]
+            weights = (seen @ view.queries[0, head, token] * view.scaling).softmax(0)
+            mine = weights[view.reference].numpy()
+            best[kv_head] = np.maximum(best[kv_head], mine)
+    return best
+
+
+def test_the_command_line_knows_all_selections() -> None:
+    assert set(SELECTION_NAMES) == set(SELECTIONS)
+
+
+@pytest.mark.parametrize("selection", ["reconstruction", "contribution", "questions"])
+def test_looking_back(model: LanguageModel, selection: str) -> None:
+    writer, seen = views(model, selection)
+    for view in seen:
+        (scores,) = writer.selection.score(model, view)
+        first = view.lengths[0]
+        if selection != "questions":  # what asks for the repetition does not look
+            first = view.ends[0] - view.lengths[0]
+        expected = looked_at(view, first)
+        if selection != "reconstruction":
+            expected *= view.values[0, :, view.reference].norm(dim=-1).numpy()
+        np.testing.assert_allclose(scores.numpy(), expected, atol=1e-5)
+
+
+def test_expected_attention_is_that_of_the_same_queries_further_on(model: LanguageModel) -> None:
+    """The model itself turns the queries: those of the same text, a reference's length later."""
+    writer, seen = views(model, "expected")
+    tokens = model.tokens(TEXT)
+    # Layer 0's queries depend on the token and its position alone.
+    later: list[torch.Tensor] = []
+    model.observe(
+        [tokens],
+        lambda layer, query, *_: later.append(query[0]) if layer == 0 else None,
+        start=len(writer.shape.prefix) + 128,
+    )
+    (scores,) = writer.selection.score(model, seen[0])
+    keys = seen[0].keys[0]
+    expected = np.zeros(scores.shape)
+    for head in range(model.heads):
+        kv_head = head // (model.heads // model.kv_heads)
+        weights = (later[0][head] @ keys[kv_head].T * seen[0].scaling).softmax(-1)
+        expected[kv_head] += weights[:, seen[0].reference].sum(0).numpy() / len(tokens)
+    expected *= seen[0].values[0, :, seen[0].reference].norm(dim=-1).numpy()
+    np.testing.assert_allclose(scores.numpy(), expected, atol=1e-5)
+
+
+def test_diversity_keeps_what_is_unlike_the_rest(model: LanguageModel) -> None:
+    writer, seen = views(model, "diversity")
+    keys = seen[0].keys[0, :, seen[0].reference]
+    unlike = torch.zeros_like(keys)
+    unlike[:, :, 0] = 1.0
+    unlike[:, 7, 0], unlike[:, 7, 1] = 0.0, 1.0
+    whole = seen[0].keys.clone()
+    whole[0, :, seen[0].reference] = unlike
+    view = LayerView(**{**vars(seen[0]), "keys": whole})
+    (scores,) = writer.selection.score(model, view)
+    assert scores.argmax(1).tolist() == [7] * model.kv_heads
+
+
+@pytest.mark.parametrize(("spread", "parts"), [("uniform", 6), ("layer", 3), ("all", 1)])
+def test_a_budget_is_spent_where_it_is_spread(
+    model: LanguageModel, spread: str, parts: int
+) -> None:
+    writer = Writer(model, budget=60, spread=spread)
+    assert writer.settings["spread"] == spread
+    scores = (
+        torch.rand(6, 128, generator=torch.Generator().manual_seed(1)) + torch.arange(6)[:, None]
+    )
+    kept = writer.selection.keep(scores)
+    counts = kept.view(parts, -1).sum(1).tolist()
+    assert counts == [60 // parts] * parts
+    for part, mine in zip(scores.view(parts, -1), kept.view(parts, -1), strict=True):
+        assert part[mine].min() > part[~mine].max()
+
+
+def test_a_spread_that_cannot_be(model: LanguageModel) -> None:
+    with pytest.raises(InvalidInputError, match="there is no 'even'"):
+        Writer(model, spread="even")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="each of the 3 layers keeps at least one token"):
+        Writer(model, budget=2, spread="layer")
