@@ -47,11 +47,18 @@ class Harness:
         return self._score(question, prompt)
 
     def memory(
-        self, question: Question, memories: list[ExplicitMemory], shape: MemoryShape
+        self,
+        question: Question,
+        memories: list[ExplicitMemory],
+        shape: MemoryShape,
+        *,
+        prefix: tuple[int, ...] | None = None,
+        start: int | None = None,
     ) -> tuple[float, float]:
+        """By default read as it is generated from: behind the prefix, at its length + 128."""
         prompt = self.frame.behind_memories(self.prompt(question))
-        start = len(shape.prefix) + shape.reference_length
-        context = Context(self.model, self.frame.prefix, start)
+        start = len(shape.prefix) + shape.reference_length if start is None else start
+        context = Context(self.model, self.frame.prefix if prefix is None else prefix, start)
         return self._score(question, prompt, context, pack(memories, shape))
 
     def _score(

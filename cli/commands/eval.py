@@ -10,9 +10,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from cli.commands.init import parse_layers
+from cli.commands.init import SELECTION_NAMES, parse_layers, spread_option
 from cli.common import (
     adapter,
+    adapter_option,
     counted,
     embedder_option,
     example,
@@ -60,7 +61,12 @@ _WIDTH = 100  # of a table where there is no terminal
 )
 @click.option("--limit", type=int, help="At most so many questions, spread over the file.")
 @click.option("--budget", type=int, help="Key-values kept of a 128-token reference.")
-@click.option("--selection", help="Which key-values are kept; default: as `memdb init`.")
+@click.option(
+    "--selection",
+    type=click.Choice(SELECTION_NAMES),
+    help="Which key-values are kept; default: as `memdb init`.",
+)
+@spread_option
 @click.option("--layers", help="Memory layers, e.g. 0-14,20; default: all.")
 @click.option("--codec", type=click.Choice(CODEC_NAMES), help="How they are stored; default: klt8.")
 @click.option(
@@ -77,6 +83,7 @@ _WIDTH = 100  # of a table where there is no terminal
     help="What stands around memories and prompt; default: both where the model has a template.",
 )
 @model_option
+@adapter_option
 @embedder_option
 @click.option(
     "--seed", default=0, show_default=True, help="Of the other documents, and of the intervals."
@@ -110,6 +117,7 @@ def evaluate(
     picture: Path | None,
     work: Path | None,
     model: str | None,
+    adapter_name: str | None,
     embedder: str | None,
     as_json: bool,
     **options: Any,
@@ -132,7 +140,7 @@ def evaluate(
     settings = evaluation.Settings(answers=not no_answers, **given)
     if picture is not None:
         evaluation.require_picture(picture)  # before the work
-    parts = {"model": model, "embedder": embedder, "work": work}
+    parts = {"model": model, "adapter": adapter_name, "embedder": embedder, "work": work}
     with progress_bar() as progress:
         found = evaluation.evaluate(
             corpus,
@@ -161,7 +169,8 @@ def _show(found: Evaluation) -> None:
         click.echo()
     stored = ", ".join(found.best.size.codecs)
     click.echo(
-        f"selection {found.selection}, budget {found.budget} of a 128-token reference, "
+        f"adapter {found.adapter}, selection {found.selection}, budget {found.budget} of a "
+        "128-token reference, "
         f"{counted(len(found.layers), 'layer')}, codec {found.codec}"
         + (f" (stored as {stored})" if stored not in ("", found.codec) else "")
         + f"; in brackets 95 % intervals\nkept in {found.work}"

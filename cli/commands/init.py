@@ -58,6 +58,13 @@ codec_option = click.option(
     help="How they are stored; for a new database klt8, if not given.",
 )
 
+spread_option = click.option(
+    "--spread",
+    type=click.Choice(["uniform", "layer", "all"]),
+    help="Where they are kept: as many for each (layer, kv head), as many for each layer, or where "
+    "they count most; default: as the selection does.",
+)
+
 
 def how_options(command: Any) -> Any:
     """The options that say how memories are written."""
@@ -75,12 +82,7 @@ def how_options(command: Any) -> Any:
             help="Which key-values are kept; default: contribution.",
         ),
         click.option("--budget", type=int, help="How many of a 128-token reference."),
-        click.option(
-            "--spread",
-            type=click.Choice(["uniform", "layer", "all"]),
-            help="Where they are kept: as many for each (layer, kv head), as many for each layer, "
-            "or where they count most; default: as the selection does.",
-        ),
+        spread_option,
         codec_option,
     )
     for option in reversed(options):

@@ -123,6 +123,7 @@ class Evaluation:
         questions: how many were asked.
         references: what they saw, see `Settings`.
         model: its name.
+        adapter: by which memories were written; `none`: by the model's own weights.
         embedder: its name.
         selection: of the memories.
         budget: key-value pairs of a 128-token reference.
@@ -138,6 +139,7 @@ class Evaluation:
     questions: int
     references: References
     model: str
+    adapter: str
     embedder: str
     selection: str
     budget: int

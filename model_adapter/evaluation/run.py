@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from memdb import Document, Framing, MemDB, Progress, no_progress
+from model_adapter.adapters import NONE, chosen_adapter
 from model_adapter.catalog import DEFAULT_EMBEDDER, DEFAULT_MODEL, Notify
 from model_adapter.database import load_embedder
 from model_adapter.embedder import SentenceEmbedder
@@ -39,6 +40,7 @@ def evaluate(
     settings: Settings | None = None,
     *,
     model: str | LanguageModel = DEFAULT_MODEL,
+    adapter: str | None = None,
     embedder: str | SentenceEmbedder = DEFAULT_EMBEDDER,
     work: Path | None = None,
     progress: Progress = no_progress,
@@ -55,7 +57,9 @@ def evaluate(
         questions: JSON lines of `question`, `answers`, `document`, and `id` (optional).
         settings: see `Settings`; default: its defaults.
         model: a name of the catalogue, a folder, a Hugging Face id, or a model.
-        embedder: likewise.
+        adapter: by which memories are written: a name of the catalogue, a folder, or `none`;
+            default: as `create_database`. A model that is given has its own.
+        embedder: as for the model.
         work: the folder; default: `eval` in the cache folder.
         progress: told of the work.
         notify: told when a model is pulled.
@@ -69,7 +73,11 @@ def evaluate(
     settings = settings or Settings()
     documents = read_documents(corpus)
     plan = Plan(documents, read_questions(questions, documents), settings)
-    language = load_model(model, notify) if isinstance(model, str) else model
+    language = (
+        load_model(model, notify, adapter=chosen_adapter(adapter, model, new=True))
+        if isinstance(model, str)
+        else model
+    )
     # All settings are checked before anything is computed.
     writers = [
         Writer(
@@ -78,6 +86,7 @@ def evaluate(
             layers=settings.layers,
             selection=settings.selection,
             budget=settings.budget,
+            spread=settings.spread,
         )
         for framing in _framings(language, settings)
     ]
@@ -100,6 +109,7 @@ def evaluate(
         questions=len(plan.questions),
         references=settings.references,
         model=language.name,
+        adapter=NONE if language.adapter is None else language.adapter.name,
         embedder=vectors.name,
         selection=settings.selection,
         budget=first.selection.budget,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from memdb import DEFAULT_CODEC, Framing, InvalidInputError
-from model_adapter.selections import DEFAULT_SELECTION
+from model_adapter.selections import DEFAULT_SELECTION, Spread
 
 #: What is seen of a question's corpus: its own document; that and 4 more of its article; or the 5
 #: references that are retrieved for it.
@@ -27,6 +27,7 @@ class Settings:
         framing: `plain`, `chat` or `both`; None: all that the model has.
         selection: which key-values are kept.
         budget: how many of a 128-token reference; None: the selection's default.
+        spread: where the budget is spent; None: likewise.
         layers: memory layers; None: all.
         codec: how memories are stored.
         answers: whether to answer, too: exact match, F1 and seconds. Else likelihoods alone.
@@ -43,6 +44,7 @@ class Settings:
     framing: Framing | Literal["both"] | None = None
     selection: str = DEFAULT_SELECTION
     budget: int | None = None
+    spread: Spread | None = None
     layers: Sequence[int] | None = None
     codec: str = DEFAULT_CODEC
     answers: bool = True

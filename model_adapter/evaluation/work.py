@@ -144,6 +144,7 @@ def evaluated_database(
                 layers=writer.shape.layers,
                 selection=settings.selection,
                 budget=settings.budget,
+                spread=settings.spread,
                 codec=settings.codec,
             ).close()
             making.rename(path)

@@ -107,3 +107,186 @@ def test_a_step_reads_what_writer_and_context_read(
         False,
         True,
     ]
+
+
+# --- gradients ---
+
+
+def test_gradients_reach_all_that_changes_a_memory(corpus_file: Path, tmp_path: Path) -> None:
+    """Behind the last layer's keys and values nothing does; there is no adapter there."""
+    model = tiny_model()
+    live = Live(model, recipe())
+    names = set(live.parameters())
+    assert len(names) == 2 * (2 * 7 + 2)
+    last = {name.split(".")[-4] for name in names if ".layers.2." in name}
+    assert last == {"k_proj", "v_proj"}
+    step(live, model).backward()
+    for name, parameter in live.parameters().items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+    assert all(p.grad is None for p in model.base.parameters())
+
+
+def test_gradients_reach_all_where_reading_is_trained_too() -> None:
+    model = tiny_model()
+    live = Live(model, recipe(path="both", targets=("q_proj", "down_proj")))
+    assert len(live.parameters()) == 2 * 3 * 2
+    step(live, model).backward()
+    for name, parameter in live.parameters().items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def step(live: Live, model: LanguageModel) -> torch.Tensor:
+    """A number that depends on a reading of memories, with an adapter that is not zero."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in live.parameters().values():
+            parameter.normal_(0, 0.1)
+    writer = Writer(model, framing="plain", budget=200)
+    references = [model.tokens(text) for text in TEXTS]
+    choices = writer.choices(writer.scores(references), references)
+    prefix = writer.shape.prefix
+    keys, values = encode(live.model, live.prefix(prefix), references, writer.shape.layers)
+    shape = writer.shape
+    kept = kept_pairs(keys, values, choices)
+    remembered = Remembered(kept, shape.layers, shape.kv_heads, 1)
+    before = live.prefix(prefix) if live.reader is live.model else model.prefix(prefix)
+    rows = [Row(tuple(model.tokens("\nThe harbour of")), 2)]
+    return read_rows(live.reader, before, rows, len(prefix) + 128, remembered).logsumexp(0).sum()
+
+
+# --- runs ---
+
+
+def losses_of(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_log(folder / "log.jsonl") if "loss" in line]
+
+
+def test_it_learns_a_tiny_corpus(corpus_file: Path, tmp_path: Path) -> None:
+    model = tiny_model()
+    how = recipe(steps=60, lr=1e-2, references=(1, 2), nll_weight=1.0, examples=4, rank=8)
+    done = train(model, read(model, [corpus_file]), how, tmp_path / "out")
+    found = losses_of(tmp_path / "out")
+    assert len(found) == done.steps == 60
+    assert sum(found[-12:]) < 0.9 * sum(found[:12])
+    # What came out is an adapter that can be used, for this model alone.
+    adapter = load_adapter(str(done.folder))
+    assert adapter.recipe["steps"] == 60
+    assert adapter.recipe["recipe"] == how.to_json()
+    with pytest.raises(InvalidInputError, match="not for 'tiny-qwen2'"):
+        other = tiny_model("qwen2")
+        LanguageModel(other.model, other.tokenizer, other.name, adapter)
+
+
+class _Ended(Exception):  # noqa: N818
+    pass
+
+
+def test_interrupted_it_goes_on_as_if_it_had_not_been(corpus_file: Path, tmp_path: Path) -> None:
+    def run(folder: Path, stop: int | None = None) -> None:
+        model = tiny_model()
+
+        def told(number: int, total: int, line: dict[str, Any]) -> None:
+            if number == stop:
+                signal.raise_signal(signal.SIGINT)
+
+        how = recipe(steps=8, references=(1, 3), batch=2)
+        train(model, read(model, [corpus_file]), how, folder, told=told)
+
+    run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", stop=3)
+    assert len(losses_of(tmp_path / "parts")) == 3
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", stop=4)
+    run(tmp_path / "parts")
+    assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
+    one, other = (
+        (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes()
+        for name in ("whole", "parts")
+    )
+    assert one == other
+    run(tmp_path / "parts")  # there is nothing left to do
+    assert len(losses_of(tmp_path / "parts")) == 8
+
+
+def test_another_recipe_does_not_go_on(corpus_file: Path, tmp_path: Path) -> None:
+    model = tiny_model()
+    corpus = read(model, [corpus_file])
+    train(model, corpus, recipe(steps=1), tmp_path / "out")
+    with pytest.raises(InvalidInputError, match=r"a run with rank 16, not 8: .* another folder"):
+        train(tiny_model(), corpus, recipe(steps=1, rank=8), tmp_path / "out")
+    train(tiny_model(), corpus, recipe(steps=2), tmp_path / "out")  # longer is well
+
+
+def test_it_measures_on_what_it_does_not_learn(tmp_path: Path) -> None:
+    model = tiny_model()
+    file = tmp_path / "corpus.jsonl"
+    lines = [{"id": f"{fact.id} {n}", "text": f"{n}. {fact.text}"} for fact in FACTS for n in "ab"]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    corpus = read(model, [file])
+    training, measured = corpus.split(2, 0)
+    assert not set(training.references) & set(measured.references)
+    assert len(training.references) + len(measured.references) == len(corpus.references)
+    how = recipe(
+        steps=2, held_out=2, evaluate_every=1, framings=("plain", "chat"), budgets=(100, 300)
+    )
+    done = train(model, corpus, how, tmp_path / "out")
+    log = read_log(tmp_path / "out" / "log.jsonl")
+    (bounds,) = [line for line in log if line.get("bounds")]
+    assert bounds["share_untrained"] == done.untrained
+    assert [line["step"] for line in log if line.get("measured")] == [1, 2]
+    draw_log(log, tmp_path / "log.svg")
+    assert (tmp_path / "log.svg").stat().st_size > 1000
+    with pytest.raises(InvalidInputError, match="cannot be held out of 8 documents"):
+        corpus.split(3, 0)
+
+
+def test_the_model_asks_itself_once(corpus_file: Path, tmp_path: Path) -> None:
+    model = tiny_model()
+    corpus = read(model, [corpus_file])
+    train(model, corpus, recipe(steps=1, self_questions=2), tmp_path / "out")
+    file = tmp_path / "out" / "questions.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(lines) == 2
+    assert all(line["document"] in corpus.names for line in lines)
+    train(tiny_model(), corpus, recipe(steps=2, self_questions=2), tmp_path / "out")
+    assert len(file.read_text().splitlines()) == 2
+    file.write_text("no\n")
+    with pytest.raises(InvalidInputError, match=r"questions\.jsonl, line 1: no question"):
+        train(tiny_model(), corpus, recipe(steps=2, self_questions=2), tmp_path / "out")
+
+
+def test_a_damaged_checkpoint_is_named(corpus_file: Path, tmp_path: Path) -> None:
+    model = tiny_model()
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(InvalidInputError, match="Delete it to begin anew"):
+        train(model, read(model, [corpus_file]), recipe(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": None}, "either steps or hours"),
+        ({"hours": 1.0}, "either steps or hours"),
+        ({"references": (3, 1)}, "references are 1 to N"),
+        ({"framings": ("prose",)}, "framings are"),
+        ({"budgets": ()}, "budgets are at least 1"),
+        ({"lr": 0.0}, "lr is more than 0"),
+        ({"lr": float("nan")}, "lr is more than 0"),
+        ({"path": "read"}, "path is 'write' or 'both'"),
+        ({"selection": "best"}, "no selection is called 'best'"),
+        ({"kl_weight": 0.0, "nll_weight": 0.0}, "kl_weight or nll_weight"),
+    ],
+)
+def test_a_wrong_recipe_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        recipe(**changes)
+
+
+def test_layers_that_are_not_there_are_named(corpus_file: Path, tmp_path: Path) -> None:
+    model = tiny_model()
+    corpus = read(model, [corpus_file])
+    with pytest.raises(InvalidInputError, match=r"no linear layers called qkv; it has: .*q_proj"):
+        train(model, corpus, recipe(targets=("qkv",)), tmp_path / "out")

@@ -121,7 +121,7 @@ def test_interrupted_it_goes_on(evaluate: Evaluate, monkeypatch: pytest.MonkeyPa
         (("--limit", "0"), "limit must be a whole number of at least 1"),
         (("--seed", "-1"), "seed must be"),
         (("--references", "2"), "'2' is not one of"),
-        (("--selection", "best"), "no selection is called 'best'"),
+        (("--selection", "best"), "'best' is not one of"),
         (("--budget", "99999"), "the budget must be 1 to"),
         (("--layers", "7"), "memory layers must be among 0 to 2"),
         (("--plot", "a.pdf"), "ends with .png or .svg"),
