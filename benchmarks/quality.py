@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from memdb import ExplicitMemory, Framing, MemoryShape, PackedMemories, pack
-from memdb.chunking import Chunker
+from memdb import Chunker, ExplicitMemory, Framing, MemoryShape, PackedMemories, pack
 from model_adapter import Context, Frame, LanguageModel, Stretch, Writer
 from model_adapter.evaluation import Question as Question
 from model_adapter.evaluation import prompt_of, read_documents, read_questions, spread

@@ -10,7 +10,7 @@ from memdb.batch import MemoryBatch
 from memdb.bulk import Batch, LoadReport
 from memdb.cache import CacheStats
 from memdb.care import Problem, Repair, backup, compact, migrate, repair, restore, verify
-from memdb.chunking import Piece, text_tokenizer
+from memdb.chunking import Chunker, Piece, text_tokenizer
 from memdb.codecs import CODEC_NAMES, CODECS, Codec
 from memdb.corpus import read_corpus
 from memdb.database import DEFAULT_CODEC, MemDB
@@ -63,6 +63,7 @@ __all__ = [
     "DEFAULT_CODEC",
     "Batch",
     "CacheStats",
+    "Chunker",
     "Codec",
     "ConflictError",
     "CorpusError",

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from memdb import InvalidInputError, Progress, no_progress, read_corpus
-from memdb.chunking import Chunker
+from memdb import Chunker, InvalidInputError, Progress, no_progress, read_corpus
 from model_adapter.language_model import LanguageModel
 from model_adapter.overlap import overlaps
 
