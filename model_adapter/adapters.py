@@ -147,6 +147,11 @@ def _folder(name: str) -> Path:
     return entry.folder
 
 
+def is_there(name: str) -> bool:
+    """Whether there is an adapter of that name, or a folder."""
+    return (ADAPTERS[name].folder if name in ADAPTERS else Path(name)).is_dir()
+
+
 def adapter_key(name: str | None) -> object:
     """What tells two adapters apart: where they lie, and when that changed; None: no adapter."""
     if name is None:
@@ -168,4 +173,4 @@ def chosen_adapter(given: str | None, model: str, *, new: bool = False) -> str |
         return None if given == NONE else given
     entry = CATALOG.get(model)
     default = entry.default_adapter if new and entry is not None else None
-    return default if default in ADAPTERS and ADAPTERS[default].folder.is_dir() else None
+    return default if default is not None and is_there(default) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from memdb import (
@@ -15,8 +15,6 @@ from memdb import (
     IndexKind,
     InvalidInputError,
     MemDB,
-    MemoryShape,
-    MismatchError,
     Progress,
     Repair,
     RewriteReport,
@@ -24,10 +22,11 @@ from memdb import (
     repair,
     rewrite,
 )
-from model_adapter.adapters import NONE, chosen_adapter
+from model_adapter.adapters import chosen_adapter
 from model_adapter.catalog import DEFAULT_EMBEDDER, DEFAULT_MODEL, Notify, source_key
 from model_adapter.embedder import SentenceEmbedder
-from model_adapter.language_model import LanguageModel, load_model
+from model_adapter.language_model import LanguageModel
+from model_adapter.recorded import language_of, recorded_adapter, require_adapter
 from model_adapter.selections import DEFAULT_SELECTION, Spread
 from model_adapter.writer import Writer
 
@@ -43,60 +42,6 @@ def load_embedder(name: str, notify: Notify = lambda _: None) -> SentenceEmbedde
             embedder = SentenceEmbedder(name, notify)
             _embedders[source_key(name)] = embedder  # as it is now that it is pulled
         return embedder
-
-
-def _language(
-    source: str | LanguageModel,
-    given: str | None,
-    adapter: Callable[[str], str | None],
-    notify: Notify,
-    shape: MemoryShape | None = None,
-    *,
-    fast: bool = False,
-) -> LanguageModel:
-    """A model with its adapter, by their names, or as it is given."""
-    if isinstance(source, str):
-        dtype = None if shape is None else shape.dtype
-        return load_model(source, notify, dtype, adapter=adapter(source), fast=fast)
-    mine = NONE if source.adapter is None else source.adapter.name
-    if given is not None and given != mine:
-        raise InvalidInputError(
-            f"a model that is loaded has its adapter already (it is '{mine}', not '{given}'): give "
-            "its name, or LanguageModel.load(..., adapter=...)"
-        )
-    return source
-
-
-def _recorded_adapter(memory: Mapping[str, Any], given: str | None) -> str | None:
-    """The adapter to load for a database: the one given, else the one that it records."""
-    if given is not None:
-        return None if given == NONE else given
-    name: str | None = memory.get("adapter")
-    return name
-
-
-def _require_adapter(
-    path: str | os.PathLike[str],
-    memory: Mapping[str, Any],
-    shape: MemoryShape,
-    language: LanguageModel,
-) -> None:
-    """Raise `MismatchError` where the model has another adapter than the memories."""
-    adapter = language.adapter
-    if (adapter and adapter.fingerprint) == shape.adapter:
-        return
-    recorded = NONE if shape.adapter is None else memory.get("adapter", "another one")
-    mine = NONE if adapter is None else adapter.name
-    if recorded == mine:
-        was = f"with the adapter '{recorded}' as it was before it changed"
-    else:
-        was = "without an adapter" if recorded == NONE else f"with the adapter '{recorded}'"
-    has = "has none" if adapter is None else f"has '{mine}'"
-    raise MismatchError(
-        f"the memories of '{path}' were written {was}, and the model that opens it {has}. Open it "
-        f"with the adapter of its memories, or write them anew: "
-        f"memdb rewrite --db {path} --adapter {mine}"
-    )
 
 
 def create_database(
@@ -143,7 +88,7 @@ def create_database(
         UnsupportedModelError: the model cannot be used.
     """
     writer = Writer(
-        _language(model, adapter, lambda name: chosen_adapter(adapter, name, new=True), notify),
+        language_of(model, adapter, lambda name: chosen_adapter(adapter, name, new=True), notify),
         framing=framing,
         layers=layers,
         selection=selection,
@@ -193,10 +138,10 @@ def open_database(
                 f"the database '{path}' was made without a model: it takes memories, it cannot "
                 "write them"
             )
-        language = _language(
-            source, adapter, lambda _: _recorded_adapter(memory, adapter), notify, shape, fast=fast
+        language = language_of(
+            source, adapter, lambda _: recorded_adapter(memory, adapter), notify, shape, fast=fast
         )
-        _require_adapter(path, memory, shape, language)
+        require_adapter(path, memory, shape, language)
         return Writer(
             language,
             framing=shape.framing,
@@ -261,8 +206,8 @@ def rewrite_database(
             f"the database '{path}' records no model; say which one writes its memories"
         )
     recorded = memory if source == settings["model"]["name"] else {}
-    language = _language(
-        source, adapter, lambda _: _recorded_adapter(recorded, adapter), notify, shape
+    language = language_of(
+        source, adapter, lambda _: recorded_adapter(recorded, adapter), notify, shape
     )
     same = language.fingerprint == shape.model
     reframed = framing is not None and framing != shape.framing

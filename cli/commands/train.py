@@ -139,6 +139,10 @@ def train(
     models = adapter()
     from model_adapter import training
 
+    if plot is not None:  # a mistake there is better known now than in eight hours
+        training.require_drawing(plot)
+        if plot.absolute().parent not in (out.absolute(), *out.absolute().parents):
+            plot.parent.mkdir(parents=True, exist_ok=True)
     name = model or models.DEFAULT_MODEL
     wanted: tuple[str, ...] = () if framings is None else tuple(framings.split(","))
     recipe_of: dict[str, Any] = {

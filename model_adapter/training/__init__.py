@@ -5,7 +5,7 @@ train(model, corpus, Recipe(steps=2000), Path("out"))     # the adapter is in ou
 """
 
 from model_adapter.training.corpus import Corpus, Question, Reference, read
-from model_adapter.training.picture import draw_log
+from model_adapter.training.picture import draw_log, require_drawing
 from model_adapter.training.recipe import Recipe
 from model_adapter.training.record import read_log
 from model_adapter.training.trainer import Trained, train
@@ -19,5 +19,6 @@ __all__ = [
     "draw_log",
     "read",
     "read_log",
+    "require_drawing",
     "train",
 ]

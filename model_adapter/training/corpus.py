@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import xxhash
+
 from memdb import Chunker, InvalidInputError, Progress, no_progress, read_corpus
 from model_adapter.language_model import LanguageModel
 from model_adapter.overlap import overlaps
@@ -63,6 +65,12 @@ class Corpus:
     def references(self) -> list[Reference]:
         """All of them."""
         return [reference for document in self.documents for reference in document]
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits over the references' texts."""
+        texts = [[reference.text for reference in document] for document in self.documents]
+        return str(xxhash.xxh3_128_hexdigest(json.dumps(texts).encode()))
 
     def split(self, passages: int, seed: int) -> tuple[Corpus, Corpus]:
         """Two corpora: to train with, and to measure by; of whole documents.

@@ -2,45 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
-import torch
-
-from model_adapter.training.examples import Framed
-from model_adapter.training.losses import answer_nll
+from memdb import Progress
+from model_adapter.training.lesson import Lessons
 from model_adapter.training.passages import Passage
-from model_adapter.training.passes import read, targets
+from model_adapter.training.record import Log
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """Of held-out passages: mean negative log-likelihood of answers, in nats a token, by the model
-    without an adapter.
+class Measuring:
+    """What memories are worth: (nothing - memory) / (nothing - text), of mean negative
+    log-likelihoods of answers. At 1 memories are as good as the text in the prompt. An adapter may
+    come above that: memories can also tell what form answers have, which the text does not.
 
-    Attributes:
-        nothing: with neither text nor memory.
-        text: with the passage as text in the prompt.
+    Args:
+        passages: that were kept out.
+        lessons: what the model makes of them.
+        log: gets a line with nothing, with the text and without the adapter, which are measured
+            once; and one for each measurement.
+        progress: told of the former.
     """
 
-    nothing: float
-    text: float
+    def __init__(
+        self, passages: Sequence[Passage], lessons: Lessons, log: Log, progress: Progress
+    ) -> None:
+        self._passages = passages
+        self._lessons = lessons
+        self._log = log
+        self._bounds: dict[str, Any] = (
+            (log.find("bounds") or self._measure_bounds(progress)) if (passages) else {}
+        )
 
-    def share(self, nll: float) -> float:
-        """How much of what the text gives a memory gives: 1 is as good as text."""
-        gain = self.nothing - self.text
-        return (self.nothing - nll) / gain if gain else float("nan")
+    @property
+    def untrained(self) -> float | None:
+        """What they are worth without the adapter; None without passages."""
+        return self._bounds.get("share_untrained")
+
+    def measure(self, step: int) -> float:
+        """What they are worth now; a line of the log."""
+        found = [self._lessons.figures(passage) for passage in self._passages]
+        kl, nll = (sum(values) / len(found) for values in zip(*found, strict=True))
+        share = _share(self._bounds, nll)
+        self._log.write({"measured": True, "step": step, "kl": kl, "nll": nll, "share": share})
+        return share
+
+    def _measure_bounds(self, progress: Progress) -> dict[str, Any]:
+        lessons, count = self._lessons, len(self._passages)
+        means = {"nothing": 0.0, "text": 0.0, "untrained": 0.0}
+        for number, passage in enumerate(self._passages):
+            progress("measuring without", number, count)
+            means["nothing"] += lessons.nothing(passage) / count
+            means["text"] += lessons.text(passage) / count
+            means["untrained"] += lessons.untrained(passage) / count
+        progress("measuring without", count, count)
+        share = _share(means, means["untrained"])
+        line = {"bounds": True, "step": 0, "passages": count, **means, "share_untrained": share}
+        self._log.write(line)
+        return line
 
 
-@torch.no_grad()
-def nothing(model: object, framed: Framed, passage: Passage) -> float:
-    """The answers' NLL with neither text nor memory."""
-    rows = [framed.alone(example) for example in passage.examples]
-    given = [row for row in rows if row is not None]
-    logits = read(model, [], given, 0, prompts=False)
-    return answer_nll(logits, targets(given, prompts=False))
-
-
-def mean(passages: Sequence[Passage], of: Callable[[Passage], float]) -> float:
-    """The mean of a figure over passages."""
-    return sum(map(of, passages)) / len(passages)
+def _share(bounds: dict[str, Any], nll: float) -> float:
+    gain = bounds["nothing"] - bounds["text"]
+    return float((bounds["nothing"] - nll) / gain) if gain else float("nan")

@@ -10,6 +10,28 @@ from typing import Any
 from memdb import InvalidInputError, MissingPartError
 
 _SMOOTH = 0.98  # of the mean that runs along
+_FORMS = (".svg", ".png", ".pdf")
+
+
+def require_drawing(file: Path) -> Any:
+    """matplotlib.pyplot, if a picture can be drawn into a file.
+
+    Raises:
+        InvalidInputError: the file's suffix is no form of picture.
+        MissingPartError: matplotlib is not installed.
+    """
+    if file.suffix not in _FORMS:
+        raise InvalidInputError(f"a picture ends in {', '.join(_FORMS)}, not as '{file.name}'")
+    try:
+        matplotlib = importlib.import_module("matplotlib")
+        matplotlib.use("Agg")
+        pyplot = importlib.import_module("matplotlib.pyplot")
+    except ImportError as error:
+        raise MissingPartError(
+            "a picture needs matplotlib: pip install 'explicit-memdb[adapter]'"
+        ) from error
+    matplotlib.rcParams["svg.hashsalt"] = "memdb"  # the same picture has the same bytes
+    return pyplot
 
 
 def draw_log(lines: Sequence[dict[str, Any]], file: Path) -> None:
@@ -20,21 +42,13 @@ def draw_log(lines: Sequence[dict[str, Any]], file: Path) -> None:
         file: where to; its suffix says in which form.
 
     Raises:
-        InvalidInputError: there are no steps, or the file's suffix is no form of picture.
+        InvalidInputError: there are no steps, or the picture cannot be written.
         MissingPartError: matplotlib is not installed.
     """
     steps = [line for line in lines if "loss" in line]
     if not steps:
         raise InvalidInputError("there is nothing to draw: the log has no steps yet")
-    try:
-        matplotlib = importlib.import_module("matplotlib")
-        matplotlib.use("Agg")
-        pyplot = importlib.import_module("matplotlib.pyplot")
-    except ImportError as error:
-        raise MissingPartError(
-            "a picture needs matplotlib: pip install 'explicit-memdb[adapter]'"
-        ) from error
-    matplotlib.rcParams["svg.hashsalt"] = "memdb"  # the same picture has the same bytes
+    pyplot = require_drawing(file)
     measured = [line for line in lines if line.get("measured")]
     bounds = next((line for line in lines if line.get("bounds")), None)
     both = bool(measured and bounds)

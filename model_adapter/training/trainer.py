@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from memdb import Framing, InvalidInputError, Progress, StorageError, no_progress
-from model_adapter import running
-from model_adapter.choice import kept_pairs
+from memdb import InvalidInputError, Progress, StorageError, no_progress
 from model_adapter.language_model import LanguageModel
 from model_adapter.training import checkpoint
 from model_adapter.training.asking import Asking
@@ -28,12 +25,11 @@ from model_adapter.training.choices import Choices
 from model_adapter.training.cloze import Clozes
 from model_adapter.training.corpus import Corpus
 from model_adapter.training.examples import Examples, Framed
-from model_adapter.training.heldout import Bounds, mean, nothing
+from model_adapter.training.heldout import Measuring
 from model_adapter.training.interruption import Interruption
+from model_adapter.training.lesson import Lessons
 from model_adapter.training.live import Live
-from model_adapter.training.losses import Losses, answer_nll, losses
-from model_adapter.training.passages import Draw, Passage
-from model_adapter.training.passes import Remembered, encode, read, targets
+from model_adapter.training.passages import Draw
 from model_adapter.training.recipe import Recipe
 from model_adapter.training.record import Log, provenance
 
@@ -112,17 +108,23 @@ class _Training:
         before = checkpoint.peek(self._file)
         if before is not None:
             recipe.require_same(before.recipe, str(folder))
+            if before.recipe.get("corpus") not in (None, corpus.fingerprint):
+                raise InvalidInputError(
+                    f"'{folder}' holds a run with other texts: give the same corpora to go on with "
+                    "it, or another folder"
+                )
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot write '{folder}': {error.strerror}") from error
+        self._fingerprint = corpus.fingerprint
         self._training, self._measured = corpus.split(recipe.held_out, recipe.seed)
-        self._choices = Choices(model, recipe, folder / "choices.bin")
-        self._frames: dict[Framing, Framed] = {
-            framing: Framed(model, self._choices.writer(framing).frame)
-            for framing in recipe.framings
+        choices = Choices(model, recipe, folder / "choices.bin")
+        self._frames = {
+            framing: Framed(model, choices.writer(framing).frame) for framing in recipe.framings
         }
         self._live = Live(model, recipe)
+        self._lessons = Lessons(model, recipe, self._live, choices, self._frames)
         self._parameters = self._live.parameters()
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(), lr=recipe.lr, weight_decay=0.0
@@ -150,7 +152,7 @@ class _Training:
         measured = Draw(
             self._measured, Examples(self._measured, clozes, {}), self._frames, recipe
         ).held_out()
-        bounds, untrained = self._bounds(measured)
+        measuring = Measuring(measured, self._lessons, self._log, self._progress)
         share: float | None = None
         saved = began = time.monotonic()
         with Interruption() as interruption:
@@ -162,8 +164,8 @@ class _Training:
                 self._log.write({"step": self._step, **line, "elapsed": round(self._seconds, 1)})
                 self._told(self._step, recipe.steps or 0, line)
                 last = self._done() >= 1
-                if bounds and (last or self._step % recipe.evaluate_every == 0):
-                    share = self._measure(measured, bounds)
+                if measured and (last or self._step % recipe.evaluate_every == 0):
+                    share = measuring.measure(self._step)
                     began = time.monotonic()  # measuring is not training
                 if last or interruption.asked or began - saved > 60 * recipe.checkpoint_minutes:
                     self._save()
@@ -171,8 +173,9 @@ class _Training:
         if interruption.asked:
             raise KeyboardInterrupt
         folder = self._folder / "adapter"
-        if share is None and bounds:
-            share = self._measure(measured, bounds)
+        if share is None and measured:
+            share = measuring.measure(self._step)
+        untrained = measuring.untrained
         figures = {"share": share, "share_untrained": untrained}
         told = provenance(self._model, recipe, self._data, self._training, self._step, figures)
         self._live.save(folder, told)
@@ -206,7 +209,7 @@ class _Training:
         sums = {"loss": 0.0, "kl": 0.0, "nll": 0.0}
         for i in range(recipe.batch):
             passage = draw.passage(self._step * recipe.batch + i)
-            found = self.losses(passage)
+            found = self._lessons.losses(passage)
             (found.total / recipe.batch).backward()
             for name, value in zip(sums, (found.total, found.kl, found.nll), strict=True):
                 sums[name] += float(value.detach()) / recipe.batch
@@ -231,88 +234,6 @@ class _Training:
         }
 
     def _save(self) -> None:
-        state = Progressed(self._step, self._seconds, self._recipe.to_json())
+        said = {**self._recipe.to_json(), "corpus": self._fingerprint}
+        state = Progressed(self._step, self._seconds, said)
         checkpoint.save(self._file, self._parameters, self._optimizer, state)
-
-    # --- a passage ---
-
-    def losses(self, passage: Passage) -> Losses:
-        """The losses of a passage, with gradients."""
-        prompts = self._recipe.prompt_weight > 0
-        wanted = targets(passage.rows, prompts=prompts)
-        teacher = self._teach(passage, prompts)
-        return losses(self._remember(passage, prompts), teacher, wanted, self._recipe)
-
-    def _remember(self, passage: Passage, prompts: bool, trained: bool = True) -> Tensor:
-        """Logits with the passage among memories; without the adapter if not `trained`."""
-        writer = self._choices.writer(passage.framing)
-        shape = writer.shape
-        live = self._live
-        choices = self._choices.of(passage.memory, passage.framing, passage.budget)
-        references = [reference.tokens for reference in passage.memory]
-        model = live.model if trained else self._model.base
-        prefix = running.key_values(model, shape.prefix)
-        keys, values = encode(model, prefix, references, shape.layers)
-        kept = kept_pairs(keys, values, choices)
-        memories = Remembered(kept, shape.layers, shape.kv_heads, len(passage.rows))
-        reader = live.reader if trained else self._model.base
-        if reader is not model:
-            prefix = self._model.prefix(shape.prefix)
-        start = len(shape.prefix) + shape.reference_length
-        return read(reader, prefix, passage.rows, start, memories, prompts=prompts)
-
-    @torch.no_grad()
-    def _teach(self, passage: Passage, prompts: bool) -> Tensor:
-        """Logits of the untrained model with the passage as text, which it reads once."""
-        text = self._frames[passage.framing].text(passage.gold)
-        before = running.key_values(self._model.base, text)
-        return read(self._model.base, before, passage.rows, len(text), prompts=prompts)
-
-    # --- measuring ---
-
-    @torch.no_grad()
-    def _bounds(self, passages: Sequence[Passage]) -> tuple[Bounds | None, float | None]:
-        """What memories are measured by, and what they are worth without the adapter; from the log
-        if the run goes on."""
-        if not passages:
-            return None, None
-        known = self._log.find("bounds")
-        if known is not None:
-            bounds = Bounds(known["nothing"], known["text"])
-            return bounds, known["share_untrained"]
-        nll: dict[str, list[float]] = {"nothing": [], "text": [], "untrained": []}
-        for number, passage in enumerate(passages):
-            self._progress("measuring without", number, len(passages))
-            framed = self._frames[passage.framing]
-            wanted = targets(passage.rows, prompts=False)
-            nll["nothing"].append(nothing(self._model.base, framed, passage))
-            nll["text"].append(answer_nll(self._teach(passage, False), wanted))
-            memory = self._remember(passage, False, trained=False)
-            nll["untrained"].append(answer_nll(memory, wanted))
-        self._progress("measuring without", len(passages), len(passages))
-        means = {name: sum(values) / len(values) for name, values in nll.items()}
-        bounds = Bounds(means["nothing"], means["text"])
-        share = bounds.share(means["untrained"])
-        line = {"bounds": True, "step": self._step, "passages": len(passages), **means}
-        self._log.write({**line, "share_untrained": share})
-        return bounds, share
-
-    @torch.no_grad()
-    def _measure(self, passages: Sequence[Passage], bounds: Bounds) -> float:
-        """The share that memories are worth now; a line of the log."""
-        kl = 0.0
-
-        def nll(passage: Passage) -> float:
-            nonlocal kl
-            wanted = targets(passage.rows, prompts=False)
-            student = self._remember(passage, False)
-            found = losses(student, self._teach(passage, False), wanted, self._recipe)
-            kl += float(found.kl) / len(passages)
-            return float(found.nll)
-
-        value = mean(passages, nll)
-        share = bounds.share(value)
-        self._log.write(
-            {"measured": True, "step": self._step, "kl": kl, "nll": value, "share": share}
-        )
-        return share

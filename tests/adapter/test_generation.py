@@ -35,7 +35,9 @@ def model() -> LanguageModel:
 
 @pytest.fixture
 def db(tmp_path: Path, model: LanguageModel, minilm: SentenceEmbedder) -> Iterator[MemDB]:
-    with create_database(tmp_path / "db", model=model, embedder=minilm) as database:
+    with create_database(
+        tmp_path / "db", model=model, embedder=minilm, selection="reconstruction"
+    ) as database:
         for fact in FACTS:
             database.insert(fact.text, id=fact.id, cold=True)
         yield database

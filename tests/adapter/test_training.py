@@ -4,7 +4,6 @@ learns, and it goes on where it was."""
 from __future__ import annotations
 
 import json
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,15 @@ import pytest
 import torch
 
 from memdb import InvalidInputError, pack
-from memdb.errors import CorpusError
 from model_adapter import Context, LanguageModel, Stretch, Writer
 from model_adapter.adapters import load_adapter
 from model_adapter.choice import kept_pairs
 from model_adapter.training import Recipe, draw_log, read, read_log, train
-from model_adapter.training.corpus import Corpus
 from model_adapter.training.examples import Row
 from model_adapter.training.live import Live
 from model_adapter.training.passes import Remembered, encode, targets
 from model_adapter.training.passes import read as read_rows
-from model_adapter.training.record import provenance
+from tests.adapter.adapted import make_adapter
 from tests.helpers import FACTS, SAMPLE, tiny_model
 
 TEXTS = ["The harbour of Veldmoor is old.", SAMPLE[:150], "Storms and whales."]
@@ -44,18 +41,6 @@ def corpus_file(tmp_path: Path) -> Path:
     return file
 
 
-def randomized(model: LanguageModel, how: Recipe, folder: Path) -> Live:
-    """A live adapter that changes something, and the same as a folder."""
-    live = Live(model, how)
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for parameter in live.parameters().values():
-            parameter.normal_(0, 0.15)
-    told = provenance(model, how, {}, Corpus((), (), {}), 0, {})
-    live.save(folder, told)
-    return live
-
-
 # --- the same numbers ---
 
 
@@ -64,9 +49,8 @@ def randomized(model: LanguageModel, how: Recipe, folder: Path) -> Live:
 def test_a_step_reads_what_writer_and_context_read(
     path: Any, architecture: str, tmp_path: Path
 ) -> None:
-    how = recipe(path=path, dtype="float32", rank=4)
     base = tiny_model(architecture)
-    live = randomized(base, how, tmp_path)
+    live = make_adapter(tmp_path, model=base, path=path)
     with torch.no_grad():
         # As it is used: the adapter is loaded, memories are written, packed and read.
         made = tiny_model(architecture)
@@ -165,22 +149,29 @@ def losses_of(folder: Path) -> list[float]:
 
 def test_it_learns_a_tiny_corpus(corpus_file: Path, tmp_path: Path) -> None:
     model = tiny_model()
-    how = recipe(steps=60, lr=1e-2, references=(1, 2), nll_weight=1.0, examples=4, rank=8)
+    lines = corpus_file.read_text().splitlines()
+    corpus_file.write_text(lines[0] + "\n")
+    how = recipe(
+        steps=60,
+        lr=1e-2,
+        references=(1, 1),
+        budgets=(768,),
+        kl_weight=0.0,
+        nll_weight=1.0,
+        examples=4,
+        rank=8,
+    )
     done = train(model, read(model, [corpus_file]), how, tmp_path / "out")
     found = losses_of(tmp_path / "out")
     assert len(found) == done.steps == 60
-    assert sum(found[-12:]) < 0.9 * sum(found[:12])
+    assert sum(found[-12:]) < 0.8 * sum(found[:12])
     # What came out is an adapter that can be used, for this model alone.
     adapter = load_adapter(str(done.folder))
     assert adapter.recipe["steps"] == 60
     assert adapter.recipe["recipe"] == how.to_json()
+    other = tiny_model("qwen2")
     with pytest.raises(InvalidInputError, match="not for 'tiny-qwen2'"):
-        other = tiny_model("qwen2")
         LanguageModel(other.model, other.tokenizer, other.name, adapter)
-
-
-class _Ended(Exception):  # noqa: N818
-    pass
 
 
 def test_interrupted_it_goes_on_as_if_it_had_not_been(corpus_file: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_references_are_those_of_ingest(model: LanguageModel, tmp_path: Path) ->
     assert corpus.names == ("a 0", "a 1")
     long, short = corpus.documents
     assert [reference.ordinal for reference in long] == list(range(len(long)))
-    assert len(long) > 3
+    assert len(long) == 3
     assert all(len(reference.tokens) <= 128 for reference in long)
     assert all(list(r.tokens) == model.tokens(r.text) for r in long)
     assert short[0].text == FACTS[0].text
@@ -52,7 +52,7 @@ def test_what_must_not_be_learned_is_left_out(model: LanguageModel, tmp_path: Pa
     corpus = read(model, [learned], exclude=[corpus_file(tmp_path, "b", reworded, "Nothing.")])
     assert corpus.excluded == 1
     assert [len(document) for document in corpus.documents] == [1, 0, 1, 1]
-    with pytest.raises(InvalidInputError, match="nothing to learn from .* that --exclude leaves"):
+    with pytest.raises(InvalidInputError, match=r"nothing to learn from .* that --exclude leaves"):
         read(model, [learned], exclude=[learned])
 
 

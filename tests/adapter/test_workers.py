@@ -204,6 +204,6 @@ def test_a_process_takes_its_share_of_the_devices(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(workers.LanguageModel, "load", lambda *_, **options: asked.append(options))
     monkeypatch.setattr(workers, "open_database", lambda *_, **__: None)
     for number in range(3):
-        workers._open(workers._Job("db", "tiny", "bfloat16", number, 1))
+        workers._open(workers._Job("db", "tiny", "none", "bfloat16", number, 1))
     assert [options["device"] for options in asked] == ["cuda:0", "cuda:1", "cuda:0"]
     assert {options["dtype"] for options in asked} == {torch.bfloat16}

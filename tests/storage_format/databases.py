@@ -62,11 +62,15 @@ class FakeEmbedder:
         return np.stack([rng(text).normal(size=DIMENSION) for text in texts]).astype(np.float32)
 
 
+#: What the writer says of how it writes.
+WRITTEN = {"selection": "none", "budget": 7, "spread": "all", "adapter": "trained"}
+
+
 @dataclass
 class FakeWriter:
     shape: MemoryShape
     name: str = "fake"
-    settings: dict[str, Any] = field(default_factory=lambda: {"selection": "none", "budget": 7})
+    settings: dict[str, Any] = field(default_factory=lambda: dict(WRITTEN))
 
     @cached_property
     def tokenizer(self) -> str:

@@ -22,6 +22,7 @@ from tests.storage_format.databases import (
     LONG,
     METADATA,
     OTHER,
+    WRITTEN,
     FakeEmbedder,
     FakeWriter,
     Written,
@@ -95,7 +96,7 @@ def test_an_independent_reader_reads_it_all(tmp_path: Path, dtype: str, codec: s
         assert database.setting("format")["id"] == db.stats()["id"]
         assert database.tokenizer == FakeWriter(db.shape).tokenizer
         assert database.setting("embedder") == {"name": "fake", "fingerprint": "e1", "dimension": 5}
-        assert database.setting("memory") == {"codec": codec, "selection": "none", "budget": 7}
+        assert database.setting("memory") == {"codec": codec, **WRITTEN}
         assert database.setting("index") == {"kind": "auto", "recall": 0.99, "keys": list(KEYS)}
 
         db.insert(LONG, id="a", metadata=METADATA)
@@ -216,7 +217,7 @@ def test_memories_under_a_fitted_codec(tmp_path: Path, dtype: str, family: str) 
         db.recode("rotated4")
         second = check_all(db, path, copy)
         assert set(codecs_of(second)) == {"rotated4"}
-        assert second.setting("memory") == {"codec": "rotated4", "selection": "none", "budget": 7}
+        assert second.setting("memory") == {"codec": "rotated4", **WRITTEN}
         assert second.fitted == first.fitted
         db.recode(family)
         third = check_all(db, path, copy)

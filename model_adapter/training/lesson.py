@@ -1,0 +1,102 @@
+"""One passage: what the model makes of it with memories, with the text, and with neither."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from memdb import Framing
+from model_adapter import running
+from model_adapter.choice import kept_pairs
+from model_adapter.language_model import LanguageModel
+from model_adapter.training.choices import Choices
+from model_adapter.training.examples import Framed
+from model_adapter.training.live import Live
+from model_adapter.training.losses import Losses, answer_nll, losses
+from model_adapter.training.passages import Passage
+from model_adapter.training.passes import Remembered, encode, read, targets
+from model_adapter.training.recipe import Recipe
+
+
+class Lessons:
+    """Passages as they are learned from.
+
+    Args:
+        model: without an adapter: the teacher.
+        recipe: how they are learned from.
+        live: the adapter.
+        choices: what references keep.
+        frames: by framing.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        recipe: Recipe,
+        live: Live,
+        choices: Choices,
+        frames: Mapping[Framing, Framed],
+    ) -> None:
+        self._model = model
+        self._recipe = recipe
+        self._live = live
+        self._choices = choices
+        self._frames = frames
+
+    def losses(self, passage: Passage) -> Losses:
+        """The losses of a passage, with gradients."""
+        prompts = self._recipe.prompt_weight > 0
+        return self._compared(passage, prompts)
+
+    @torch.no_grad()
+    def figures(self, passage: Passage) -> tuple[float, float]:
+        """The answers' divergence from the teacher, and their NLL, in nats a token."""
+        found = self._compared(passage, False)
+        return float(found.kl), float(found.nll)
+
+    def untrained(self, passage: Passage) -> float:
+        """The answers' NLL with memories that the adapter did not write."""
+        with torch.no_grad():
+            logits = self._remember(passage, False, trained=False)
+        return answer_nll(logits, targets(passage.rows, prompts=False))
+
+    def text(self, passage: Passage) -> float:
+        """The answers' NLL with the text, without the adapter."""
+        return answer_nll(self._teach(passage, False), targets(passage.rows, prompts=False))
+
+    def nothing(self, passage: Passage) -> float:
+        """The answers' NLL with neither text nor memory, without the adapter."""
+        framed = self._frames[passage.framing]
+        rows = [row for row in map(framed.alone, passage.examples) if row is not None]
+        with torch.no_grad():
+            logits = read(self._model.base, [], rows, 0, prompts=False)
+        return answer_nll(logits, targets(rows, prompts=False))
+
+    def _compared(self, passage: Passage, prompts: bool) -> Losses:
+        wanted = targets(passage.rows, prompts=prompts)
+        teacher = self._teach(passage, prompts)
+        return losses(self._remember(passage, prompts), teacher, wanted, self._recipe)
+
+    def _remember(self, passage: Passage, prompts: bool, *, trained: bool = True) -> Tensor:
+        """Logits with the passage among memories; without the adapter if not `trained`."""
+        shape = self._choices.writer(passage.framing).shape
+        choices = self._choices.of(passage.memory, passage.framing, passage.budget)
+        references = [reference.tokens for reference in passage.memory]
+        writing = self._live.model if trained else self._model.base
+        reading = self._live.reader if trained else self._model.base
+        prefix = running.key_values(writing, shape.prefix)
+        kept = kept_pairs(*encode(writing, prefix, references, shape.layers), choices)
+        memories = Remembered(kept, shape.layers, shape.kv_heads, len(passage.rows))
+        if reading is not writing:
+            prefix = self._model.prefix(shape.prefix)
+        start = len(shape.prefix) + shape.reference_length
+        return read(reading, prefix, passage.rows, start, memories, prompts=prompts)
+
+    @torch.no_grad()
+    def _teach(self, passage: Passage, prompts: bool) -> Tensor:
+        """Logits of the untrained model with the passage as text, which it reads once."""
+        text = self._frames[passage.framing].text(passage.gold)
+        before = running.key_values(self._model.base, text)
+        return read(self._model.base, before, passage.rows, len(text), prompts=prompts)
