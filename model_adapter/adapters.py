@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,7 +86,9 @@ class Adapter:
         from peft.tuners.lora import LoraLayer
 
         try:
-            adapted = PeftModel.from_pretrained(sharing_copy(model), str(self.folder))
+            with warnings.catch_warnings():  # of what peft asks transformers
+                warnings.simplefilter("ignore", FutureWarning)
+                adapted = PeftModel.from_pretrained(sharing_copy(model), str(self.folder))
         except Exception as error:  # files and configurations of peft have no common error
             raise InvalidInputError(
                 f"the adapter '{self.name}' cannot be used: {first_line(error)}"
