@@ -22,10 +22,9 @@ import torch
 from quality import Harness, Question, change, read
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from memdb import ExplicitMemory, Framing, MemDBError
-from model_adapter import DEFAULT_MODEL, LanguageModel, Writer
+from model_adapter import DEFAULT_MODEL, LanguageModel, Writer, running
 from model_adapter.choice import kept_pairs
 
 _LENGTH = 128  # of a reference
@@ -68,27 +67,14 @@ class Memories:
         for reference in references:
             starts.append(len(tokens))
             tokens += [*reference, *gap]
-        seen: list[tuple[Tensor, Tensor]] = []
-        prefix = writer.shape.prefix
-        model.observe(
-            [tokens],
-            lambda _, __, key, value, ___: seen.append(
-                (key[0, :, len(prefix) :], value[0, :, len(prefix) :])
-            ),
-            prefix=prefix,
-        )
-        keys, values = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        prefix = model.prefix(writer.shape.prefix)
+        with torch.no_grad():
+            keys, values = running.encode(model.base, prefix, [tokens], writer.shape.layers)
         memories = []
         for start, reference, choice in zip(starts, references, choices, strict=True):
             part = slice(start, start + len(reference))
-            kept = kept_pairs(keys[None, :, part], values[None, :, part], [choice])
-            counts = kept.rows.bincount(minlength=writer.shape.rows).numpy()
-            memory = ExplicitMemory(
-                offsets=np.concatenate([[0], counts.cumsum()]).astype(np.int32),
-                positions=kept.tokens.numpy().astype(writer.shape.position_dtype),
-                keys=kept.keys.numpy(),
-                values=kept.values.numpy(),
-            )
+            kept = kept_pairs(keys[:, :, part], values[:, :, part], [choice])
+            (memory,) = writer.memories(kept, 1)
             memories.append(turned(model, memory, -start))
         return memories
 
@@ -141,9 +127,7 @@ def measure(
             each = each[::-1] if how.backwards else each
             each = [turned(model, memory, i * _LENGTH) for i, memory in enumerate(each)]
             distance = _LENGTH * len(each)
-        prefix = shape.prefix
-        if not how.prefix:
-            prefix = prefix[: len(prefix) - len(model.tokens("Reference:"))]
+        prefix = shape.prefix if how.prefix else harness.frame.head
         start = len(shape.prefix) + distance
         nll.append(harness.memory(question, each, shape, prefix=prefix, start=start)[0])
     return np.array(nll)

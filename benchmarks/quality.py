@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from memdb import Chunker, ExplicitMemory, Framing, MemoryShape, PackedMemories, pack
 from model_adapter import Context, Frame, LanguageModel, Stretch, Writer
 from model_adapter.evaluation import Question as Question
-from model_adapter.evaluation import prompt_of, read_documents, read_questions, spread
+from model_adapter.evaluation import answer_of, prompt_of, read_documents, read_questions, spread
 from model_adapter.framing import Prompt
 
 
@@ -30,8 +30,7 @@ class Harness:
         return prompt_of(self.frame, question)
 
     def answer(self, question: Question) -> list[int]:
-        # In the chat framing a new line stands before the answer, in plain text a colon.
-        return self.model.tokens(("" if self.framing == "chat" else " ") + question.answers[0])
+        return self.model.tokens(answer_of(self.frame, question))
 
     def pieces(self, document: str) -> list[str]:
         return [piece.text.strip() for piece in self.chunker.split(self.texts[document])]

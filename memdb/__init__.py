@@ -12,7 +12,7 @@ from memdb.cache import CacheStats
 from memdb.care import Problem, Repair, backup, compact, migrate, repair, restore, verify
 from memdb.chunking import Chunker, Piece, text_tokenizer
 from memdb.codecs import CODEC_NAMES, CODECS, Codec
-from memdb.corpus import read_corpus
+from memdb.corpus import json_object, read_corpus
 from memdb.database import DEFAULT_CODEC, MemDB
 from memdb.environment import Durability
 from memdb.errors import (
@@ -116,6 +116,7 @@ __all__ = [
     "compact",
     "from_float32",
     "import_database",
+    "json_object",
     "migrate",
     "no_progress",
     "pack",

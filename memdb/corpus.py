@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from memdb.documents import checked, content_hash
 from memdb.errors import CorpusError, InvalidInputError
@@ -51,7 +52,16 @@ def read_corpus(path: Path, name: str | None = None) -> Iterator[tuple[int, str,
         raise InvalidInputError(f"cannot read '{name}': {error.strerror or error}") from error
 
 
-def _document(line: bytes) -> Document:
+def json_object(line: bytes, like: str) -> dict[str, Any]:
+    """The JSON object of a line.
+
+    Args:
+        line: UTF-8.
+        like: a line as it should look, for who did not know.
+
+    Raises:
+        InvalidInputError: saying what is wrong, not where.
+    """
     try:
         fields = json.loads(line.decode())
     except UnicodeDecodeError as error:
@@ -61,7 +71,12 @@ def _document(line: bytes) -> Document:
     except (RecursionError, ValueError) as error:  # nested too deep, or a number too long
         raise InvalidInputError(f"not JSON that can be read: {error}") from error
     if not isinstance(fields, dict):
-        raise InvalidInputError('not a JSON object; a line looks like {"id": "a", "text": "…"}')
+        raise InvalidInputError(f"not a JSON object; a line looks like {like}")
+    return fields
+
+
+def _document(line: bytes) -> Document:
+    fields = json_object(line, '{"id": "a", "text": "…"}')
     if "text" not in fields:
         raise InvalidInputError("the field 'text' is missing")
     unknown = sorted(set(fields) - set(_FIELDS))

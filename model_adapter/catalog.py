@@ -102,7 +102,6 @@ CATALOG = {
             ),
             size=93,
             license="Apache-2.0",
-            default_adapter=None,
         ),
         CatalogEntry(
             name="gemma3-270m",

@@ -46,6 +46,10 @@ class Frame:
         framing: `plain` or `chat`.
         prefix: the recorded prefix of a database; default: made here.
 
+    Attributes:
+        head: token ids of what stands before everything, the prefix's "Reference:" left out.
+        gap: text between references and prompt.
+
     Raises:
         InvalidInputError: `chat` for a model without a template, or with one that cannot be used.
     """
@@ -57,28 +61,29 @@ class Frame:
         self.framing = framing
         tokenizer = model.tokenizer
         if framing == "plain":
-            self._head = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+            bos = tokenizer.bos_token_id
+            self.head: tuple[int, ...] = () if bos is None else (int(bos),)
             self._tail: list[int] = []
-            self._gap = "\n"
+            self.gap = "\n"
         elif framing == "chat":
             if not tokenizer.chat_template:
                 raise InvalidInputError(
                     f"the model '{model.name}' has no chat template; use the framing 'plain'"
                 )
             head, tail = _template(model, [{"role": "user", "content": ""}])
-            self._head = model.tokens(head, special=True)
+            self.head = tuple(model.tokens(head, special=True))
             self._tail = model.tokens(tail, special=True)
-            self._gap = "\n\n"
+            self.gap = "\n\n"
         else:
             raise InvalidInputError(f"the framing is 'plain' or 'chat', not {framing!r}")
         reference = model.tokens(REFERENCE)
         if prefix is not None and list(prefix[-len(reference) :]) == reference:
-            self._head = list(prefix[: -len(reference)])
+            self.head = tuple(prefix[: -len(reference)])
 
     @property
     def prefix(self) -> tuple[int, ...]:
         """What stands before every reference, and before the memories."""
-        return (*self._head, *self._model.tokens(REFERENCE))
+        return (*self.head, *self._model.tokens(REFERENCE))
 
     def behind_memories(self, prompt: str | Sequence[Message]) -> Prompt:
         """A prompt that goes on behind the memories.
@@ -86,19 +91,19 @@ class Frame:
         Raises:
             InvalidInputError: it is empty, or messages that are none of a conversation.
         """
-        return self._framed(prompt, [], self._gap)
+        return self._framed(prompt, [], self.gap)
 
     def alone(self, prompt: str | Sequence[Message]) -> Prompt:
         """A prompt without references; errors as above."""
-        return self._framed(prompt, self._head, "")
+        return self._framed(prompt, self.head, "")
 
     def with_text(self, references: Sequence[str], prompt: str | Sequence[Message]) -> Prompt:
         """A prompt with the references as text before it (RAG), where memories would stand; errors
         as above."""
         text = self._model.tokens("\n\n".join(references))
-        return self._framed(prompt, [*self.prefix, *text], self._gap)
+        return self._framed(prompt, [*self.prefix, *text], self.gap)
 
-    def _framed(self, prompt: str | Sequence[Message], before: list[int], gap: str) -> Prompt:
+    def _framed(self, prompt: str | Sequence[Message], before: Sequence[int], gap: str) -> Prompt:
         if isinstance(prompt, str):
             if not prompt.strip():
                 raise InvalidInputError("the prompt is empty")

@@ -289,11 +289,10 @@ class LanguageModel:
         prefix: Sequence[int] = (),
         start: int | None = None,
         last_layer: int | None = None,
-        what: Pass = "choose",
     ) -> None:
-        """Run several sequences behind a prefix, side by side, padded at their ends (which no token
-        before sees), and show each layer's queries, keys and values to the observer. The prefix
-        has keys and values, but no queries: it is computed once.
+        """Run several sequences behind a prefix by the base weights, side by side, padded at their
+        ends (which no token before sees), and show each layer's queries, keys and values to the
+        observer. The prefix has keys and values, but no queries: it is computed once.
 
         Args:
             sequences: token ids, without the prefix.
@@ -301,12 +300,11 @@ class LanguageModel:
             prefix: what stands before each of them.
             start: position of the first token; default: right behind the prefix.
             last_layer: behind it nothing is computed; default: the last one.
-            what: by which weights.
         """
         start = len(prefix) if start is None else start
         last = self.layers - 1 if last_layer is None else last_layer
-        before = self.prefix(prefix, what)
-        running.observe(self.weights(what), sequences, observer, before, start, last)
+        before = self.prefix(prefix, "choose")
+        running.observe(self.base, sequences, observer, before, start, last)
 
     @cached_property
     def can_unrotate(self) -> bool:

@@ -82,3 +82,30 @@ def observe(
             use_cache=True,
             observer=look,
         )
+
+
+def encode(
+    model: Any,
+    prefix: KeyValues,
+    references: Sequence[Sequence[int]],
+    layers: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of references behind a prefix, (references, rows, longest, head_dim).
+
+    Args:
+        model: whose; a causal language model of transformers.
+        prefix: the key-values of what stands before each.
+        references: token ids.
+        layers: the memory layers; rows are these with their kv heads.
+    """
+    wanted = set(layers)
+    seen: list[tuple[Tensor, Tensor]] = []
+    start = prefix[0][0].shape[2] if prefix else 0
+
+    def look(layer: int, _: Tensor, key: Tensor, value: Tensor, __: float) -> None:
+        if layer in wanted:
+            seen.append((key[:, :, start:], value[:, :, start:]))
+
+    observe(model, references, look, prefix, start, max(layers))
+    keys, values = (torch.cat(parts, 1) for parts in zip(*seen, strict=True))
+    return keys, values

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from memdb import ExplicitMemory, Framing, InvalidInputError, MemoryBatch, MemoryShape
+from model_adapter import running
 from model_adapter.choice import Choice, Kept, kept_pairs
 from model_adapter.framing import Frame, default_framing
 from model_adapter.language_model import LanguageModel
@@ -139,7 +140,7 @@ class Writer:
         choices = self.choices(scores, references)
         if self.model.writing is not self.model.base:
             keys, values = self._written(references)
-        return self._memories(kept_pairs(keys, values, choices), len(references))
+        return self.memories(kept_pairs(keys, values, choices), len(references))
 
     def scores(self, references: Sequence[list[int]]) -> Tensor:
         """How much each pair counts, (references, rows, longest) float32, by the model's own
@@ -176,23 +177,13 @@ class Writer:
         keys, values, scores = (torch.cat(parts, 1) for parts in zip(*seen, strict=True))
         return keys, values, scores
 
+    @torch.no_grad()
     def _written(self, references: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """Keys and values likewise, by the adapter's weights."""
-        memory_layers = set(self.shape.layers)
-        prefix = self.shape.prefix
-        seen: list[tuple[Tensor, Tensor]] = []
+        prefix = self.model.prefix(self.shape.prefix, "write")
+        return running.encode(self.model.writing, prefix, references, self.shape.layers)
 
-        def observe(layer: int, _: Tensor, key: Tensor, value: Tensor, __: float) -> None:
-            if layer in memory_layers:
-                seen.append((key[:, :, len(prefix) :], value[:, :, len(prefix) :]))
-
-        self.model.observe(
-            references, observe, prefix=prefix, last_layer=self.shape.layers[-1], what="write"
-        )
-        keys, values = (torch.cat(parts, 1) for parts in zip(*seen, strict=True))
-        return keys, values
-
-    def _memories(self, kept: Kept, references: int) -> list[ExplicitMemory]:
+    def memories(self, kept: Kept, references: int) -> list[ExplicitMemory]:
         """What is kept of a batch, brought to the CPU at once."""
         rows = self.shape.rows
         counts = (kept.references * rows + kept.rows).bincount(minlength=references * rows)

@@ -10,7 +10,7 @@ docs/evaluation.md.
 """
 
 from model_adapter.evaluation.answers import exact_match, f1, normalized
-from model_adapter.evaluation.arms import prompt_of
+from model_adapter.evaluation.arms import answer_of, prompt_of
 from model_adapter.evaluation.bootstrap import Bootstrap, Interval
 from model_adapter.evaluation.branches import Branches
 from model_adapter.evaluation.picture import plot, require_picture
@@ -36,6 +36,7 @@ __all__ = [
     "RunningText",
     "Settings",
     "Size",
+    "answer_of",
     "evaluate",
     "exact_match",
     "f1",

@@ -67,9 +67,7 @@ class Arm(ABC):
 
     def answer(self, question: Question) -> list[int]:
         """Token ids of the first accepted answer."""
-        # In the chat framing a new line stands before the answer, in plain text a colon.
-        before = " " if self.frame.framing == "plain" else ""
-        return self.model.tokens(before + question.answers[0])
+        return self.model.tokens(answer_of(self.frame, question))
 
     @abstractmethod
     def open(self, questions: Sequence[Question]) -> Opened:
@@ -165,6 +163,12 @@ def prompt_of(frame: Frame, question: Question) -> str:
     """What is asked."""
     plain = frame.framing == "plain"
     return f"Question: {question.text}\nAnswer:" if plain else question.text
+
+
+def answer_of(frame: Frame, question: Question) -> str:
+    """The first accepted answer, as it goes on behind the prompt."""
+    # In the chat framing a new line stands before the answer, in plain text a colon.
+    return (" " if frame.framing == "plain" else "") + question.answers[0]
 
 
 def _whole(prompt: Prompt) -> list[int]:

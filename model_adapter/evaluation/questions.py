@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from memdb import Document, InvalidInputError, read_corpus
+from memdb import Document, InvalidInputError, json_object, read_corpus
 
 _LINE = '{"question": "...", "answers": ["..."], "document": "..."}'
 
@@ -99,16 +98,7 @@ def spread(number: int, limit: int | None) -> list[int]:
 
 
 def _question(line: bytes, number: int, documents: dict[str, Document]) -> Question:
-    try:
-        fields = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
-    except json.JSONDecodeError as error:
-        raise InvalidInputError(f"not JSON: {error.msg} (column {error.colno})") from error
-    except (RecursionError, ValueError) as error:  # nested too deep, or a number too long
-        raise InvalidInputError(f"not JSON that can be read: {error}") from error
-    if not isinstance(fields, dict):
-        raise InvalidInputError(f"not a JSON object; a line looks like {_LINE}")
+    fields = json_object(line, _LINE)
     for name in ("question", "answers", "document"):
         if name not in fields:
             raise InvalidInputError(f"the field '{name}' is missing; a line looks like {_LINE}")

@@ -30,7 +30,8 @@ from model_adapter.evaluation.work import (
     make_folder,
 )
 from model_adapter.framing import Frame
-from model_adapter.language_model import LanguageModel, load_model
+from model_adapter.language_model import LanguageModel
+from model_adapter.recorded import language_of
 from model_adapter.writer import Writer
 
 
@@ -73,10 +74,8 @@ def evaluate(
     settings = settings or Settings()
     documents = read_documents(corpus)
     plan = Plan(documents, read_questions(questions, documents), settings)
-    language = (
-        load_model(model, notify, adapter=chosen_adapter(adapter, model, new=True))
-        if isinstance(model, str)
-        else model
+    language = language_of(
+        model, adapter, lambda name: chosen_adapter(adapter, name, new=True), notify
     )
     # All settings are checked before anything is computed.
     writers = [

@@ -24,13 +24,12 @@ from model_adapter.evaluation.questions import spread
 from model_adapter.evaluation.scoring import batches, likelihoods
 from model_adapter.evaluation.settings import SEEN
 from model_adapter.evaluation.work import Results
-from model_adapter.framing import REFERENCE, Frame
+from model_adapter.framing import Frame
 from model_adapter.language_model import LanguageModel
 from model_adapter.overlap import overlaps
 
 _CHUNK = 64
 _OVERLAP = 2 / 3
-_GAP = {"plain": "\n", "chat": "\n\n"}  # between memories and text, as in `framing`
 
 
 @dataclass(frozen=True)
@@ -138,13 +137,12 @@ def _measured(
     found = database.retrieve_batch(contexts, SEEN, accept=accept)
     memories = [pack(one.stored, database.shape) for one in found]
     prefix = frame.prefix
-    gap = model.tokens(_GAP[frame.framing])
+    gap = model.tokens(frame.gap)
     start = len(prefix) + database.shape.reference_length
     context = Context(model, prefix, start, batch=len(pieces), capacity=4 * _CHUNK)
     with_memories = _read(context, [[*gap, *tokens] for tokens in contexts], pieces, memories)
-    head = prefix[: -len(model.tokens(REFERENCE))]
     # At its own first token a model without a beginning of text has nothing to go by.
-    context = Context(model, head, batch=len(pieces), capacity=4 * _CHUNK)
+    context = Context(model, frame.head, batch=len(pieces), capacity=4 * _CHUNK)
     without = _read(context, contexts, pieces, [None] * len(pieces))
     return {
         piece.key: {

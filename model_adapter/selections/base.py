@@ -66,6 +66,11 @@ class LayerView:
         tokens = torch.arange(self.longest, device=self.keys.device)
         return tokens >= self.per_reference(self.lengths)
 
+    @property
+    def value_lengths(self) -> Tensor:
+        """(batch, kv heads, longest) float32: how long each value of the references is."""
+        return self.values[:, :, self.reference].float().norm(dim=-1)
+
     def grouped(self, queries: Tensor) -> Tensor:
         """(batch, heads, n, d) -> (batch, kv heads, heads of a group * n, d)."""
         batch, heads, n, d = queries.shape

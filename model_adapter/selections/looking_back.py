@@ -75,8 +75,7 @@ class Contribution(Reconstruction):
 
     def score(self, model: LanguageModel, view: LayerView) -> Tensor:
         """See `Selection.score`."""
-        lengths = view.values[:, :, view.reference].float().norm(dim=-1)
-        return super().score(model, view) * lengths
+        return super().score(model, view) * view.value_lengths
 
 
 class Questions(LookingBack):
@@ -102,5 +101,4 @@ class Questions(LookingBack):
 
     def score(self, model: LanguageModel, view: LayerView) -> Tensor:
         """See `Selection.score`; counted as contributions."""
-        lengths = view.values[:, :, view.reference].float().norm(dim=-1)
-        return super().score(model, view) * lengths
+        return super().score(model, view) * view.value_lengths

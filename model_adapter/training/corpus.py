@@ -98,7 +98,7 @@ class Corpus:
 
 
 def _worth(references: Sequence[Reference]) -> bool:
-    return any(len(reference.tokens) >= _LEAST for reference in references)
+    return any(map(worth_asking, references))
 
 
 def worth_asking(reference: Reference) -> bool:

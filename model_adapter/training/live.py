@@ -17,7 +17,6 @@ from memdb import InvalidInputError
 from model_adapter import running
 from model_adapter.adapters import RECIPE, WEIGHTS, sharing_copy
 from model_adapter.language_model import LanguageModel
-from model_adapter.training.passes import encode
 from model_adapter.training.recipe import Recipe
 
 
@@ -73,7 +72,7 @@ class Live:
                 weights.append(module.lora_B["default"].weight)
         vocabulary = int(self.model.config.vocab_size)
         tokens = [token % vocabulary for token in range(3, 7)]
-        keys, values = encode(self.model, [], [tokens], range(last + 1))
+        keys, values = running.encode(self.model, [], [tokens], range(last + 1))
         reached = torch.autograd.grad(keys.sum() + values.sum(), weights, allow_unused=True)
         return [name for name, found in zip(names, reached, strict=True) if found is not None]
 

@@ -17,33 +17,6 @@ from model_adapter.running import KeyValues
 from model_adapter.training.examples import Row
 
 
-def encode(
-    model: Any,
-    prefix: KeyValues,
-    references: Sequence[Sequence[int]],
-    layers: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    """Keys and values of references behind a prefix, (references, rows, longest, head_dim).
-
-    Args:
-        model: whose; a causal language model of transformers.
-        prefix: the key-values of what stands before each.
-        references: token ids.
-        layers: the memory layers; rows are these with their kv heads.
-    """
-    wanted = set(layers)
-    seen: list[tuple[Tensor, Tensor]] = []
-    start = prefix[0][0].shape[2] if prefix else 0
-
-    def look(layer: int, _: Tensor, key: Tensor, value: Tensor, __: float) -> None:
-        if layer in wanted:
-            seen.append((key[:, :, start:], value[:, :, start:]))
-
-    running.observe(model, references, look, prefix, start, max(layers))
-    keys, values = (torch.cat(parts, 1) for parts in zip(*seen, strict=True))
-    return keys, values
-
-
 class Remembered:
     """Memories with gradients, all seen by each sequence of a pass; a `Memories`.
 

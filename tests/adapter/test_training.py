@@ -15,10 +15,11 @@ from memdb import InvalidInputError, pack
 from model_adapter import Context, LanguageModel, Stretch, Writer
 from model_adapter.adapters import load_adapter
 from model_adapter.choice import kept_pairs
+from model_adapter.running import encode
 from model_adapter.training import Recipe, draw_log, read, read_log, train
 from model_adapter.training.examples import Row
 from model_adapter.training.live import Live
-from model_adapter.training.passes import Remembered, encode, targets
+from model_adapter.training.passes import Remembered, targets
 from model_adapter.training.passes import read as read_rows
 from tests.adapter.adapted import make_adapter
 from tests.helpers import FACTS, SAMPLE, tiny_model
