@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from memdb import (
@@ -22,11 +23,11 @@ from memdb import (
     repair,
     rewrite,
 )
-from model_adapter.adapters import chosen_adapter
 from model_adapter.catalog import DEFAULT_EMBEDDER, DEFAULT_MODEL, Notify, source_key
 from model_adapter.embedder import SentenceEmbedder
+from model_adapter.head_file import Head
 from model_adapter.language_model import LanguageModel
-from model_adapter.recorded import language_of, recorded_adapter, require_adapter
+from model_adapter.recorded import language_for_new, language_of, recorded_adapter, require_adapter
 from model_adapter.selections import DEFAULT_SELECTION, Spread
 from model_adapter.writer import Writer
 
@@ -52,6 +53,7 @@ def create_database(
     embedder: str | SentenceEmbedder = DEFAULT_EMBEDDER,
     framing: Framing | None = None,
     layers: Sequence[int] | None = None,
+    heads: Sequence[Head] | Path | None = None,
     selection: str = DEFAULT_SELECTION,
     budget: int | None = None,
     spread: Spread | None = None,
@@ -73,6 +75,8 @@ def create_database(
         framing: `plain` or `chat`; fixed for the database. Default: `chat` where the model has a
             template.
         layers: memory layers; default: all.
+        heads: memory heads, as (layer, kv head), or a file of `memdb heads`; default: all of these
+            layers.
         selection: which key-values are kept; a name of `SELECTIONS`.
         budget: how many of a 128-token reference; default: the selection's.
         spread: where the budget is spent; see `Writer`.
@@ -88,11 +92,13 @@ def create_database(
         UnsupportedModelError: the model cannot be used.
     """
     writer = Writer(
-        language_of(model, adapter, lambda name: chosen_adapter(adapter, name, new=True), notify),
+        language_for_new(model, adapter, notify),
         framing=framing,
         layers=layers,
+        heads=heads,
         selection=selection,
         budget=budget,
+        spread=spread,
     )
     vectors = load_embedder(embedder, notify) if isinstance(embedder, str) else embedder
     return MemDB.create(
@@ -146,6 +152,7 @@ def open_database(
             language,
             framing=shape.framing,
             layers=shape.layers,
+            heads=_heads_of(memory),
             selection=memory["selection"],
             budget=memory["budget"],
             spread=memory.get("spread"),
@@ -179,6 +186,7 @@ def rewrite_database(
     adapter: str | None = None,
     framing: Framing | None = None,
     layers: Sequence[int] | None = None,
+    heads: Sequence[Head] | Path | None = None,
     selection: str | None = None,
     budget: int | None = None,
     spread: Spread | None = None,
@@ -187,7 +195,8 @@ def rewrite_database(
     notify: Notify = lambda _: None,
 ) -> RewriteReport:
     """Write the memories of a database anew (`memdb.rewrite`), after a change of model, adapter,
-    framing, layers, selection, budget or codec; what is None stays as recorded.
+    framing, layers, memory heads, selection, budget or codec; what is None stays as recorded.
+    (Other layers have all their heads, unless `heads` says else.)
 
     Another model takes its own defaults of framing and layers, and no adapter unless one is given
     (a name of the catalogue, or a folder; `none` for none). Interrupted, the same call goes on.
@@ -215,6 +224,7 @@ def rewrite_database(
         language,
         framing=framing or (shape.framing if same else None),
         layers=layers if layers is not None else (shape.layers if same else None),
+        heads=heads if heads is not None or layers is not None or not same else _heads_of(memory),
         selection=selection or memory.get("selection", DEFAULT_SELECTION),
         budget=budget if budget is not None else (None if selection else memory.get("budget")),
         spread=spread or (None if selection else memory.get("spread")),
@@ -229,6 +239,12 @@ def rewrite_database(
         codec=codec,
         progress=progress,
     )
+
+
+def _heads_of(memory: Mapping[str, Any]) -> list[Head] | None:
+    """The memory heads that a database records; None: all."""
+    heads = memory.get("heads")
+    return None if heads is None else [(layer, head) for layer, head in heads]
 
 
 def repair_database(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from memdb import InvalidInputError, MemoryShape, MismatchError
-from model_adapter.adapters import NONE, is_there
+from model_adapter.adapters import NONE, chosen_adapter, is_there
 from model_adapter.catalog import Notify
 from model_adapter.language_model import LanguageModel, load_model
 
@@ -33,6 +33,15 @@ def language_of(
             "its name, or LanguageModel.load(..., adapter=...)"
         )
     return source
+
+
+def language_for_new(
+    source: str | LanguageModel, adapter: str | None, notify: Notify
+) -> LanguageModel:
+    """A model for new memories: with the adapter that is given, or the catalogue's for it."""
+    return language_of(
+        source, adapter, lambda name: chosen_adapter(adapter, name, new=True), notify
+    )
 
 
 def recorded_adapter(memory: Mapping[str, Any], given: str | None) -> str | None:

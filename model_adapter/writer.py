@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from memdb import ExplicitMemory, Framing, InvalidInputError, MemoryBatch, Memor
 from model_adapter import running
 from model_adapter.choice import Choice, Kept, kept_pairs
 from model_adapter.framing import Frame, default_framing
+from model_adapter.head_file import Head, heads_of
 from model_adapter.language_model import LanguageModel
 from model_adapter.selections import DEFAULT_SELECTION, LayerView, Spread, selection_named
 
@@ -32,6 +34,8 @@ class Writer:
         framing: `plain` or `chat`; default: `chat` where the model has a template.
         layers: memory layers; default: all. (The paper takes half of them, for a model that is
             trained for it; for one that is not, all layers measure best.)
+        heads: memory heads, as (layer, kv head), which alone keep key-values (paper, Remark 4), or
+            a file of `memdb heads`, which measures them; default: all of the memory layers.
         selection: which key-values are kept; a name of `SELECTIONS`.
         budget: key-value pairs kept of a 128-token reference; default: the selection's.
         spread: where the budget is spent: `uniform` over (layer, kv head) pairs, evenly over each
@@ -48,6 +52,7 @@ class Writer:
         *,
         framing: Framing | None = None,
         layers: Sequence[int] | None = None,
+        heads: Sequence[Head] | Path | None = None,
         selection: str = DEFAULT_SELECTION,
         budget: int | None = None,
         spread: Spread | None = None,
@@ -81,14 +86,32 @@ class Writer:
             reference_length=reference_length,
             rope=tuple(model.rope(layer) for layer in chosen),
         )
+        if isinstance(heads, Path):
+            heads = heads_of(heads, model.fingerprint, model.name)
+        self.heads = None if heads is None else tuple(sorted(set(heads)))
         self.selection = selection_named(selection)(
             budget,
             self.shape.rows,
             reference_length,
             kv_heads=model.kv_heads,
+            heads=None if self.heads is None else self._rows_of(self.heads),
             spread=spread,
         )
         self.selection.require_supported(model)
+
+    def _rows_of(self, heads: Sequence[Head]) -> Tensor:
+        """(rows,) bool: those of memory heads."""
+        kv_heads, layers = self.shape.kv_heads, self.shape.layers
+        for layer, head in heads:
+            if layer not in layers or not 0 <= head < kv_heads:
+                raise InvalidInputError(
+                    f"memory heads are of the memory layers and have kv heads 0 to {kv_heads - 1}; "
+                    f"there is no head {head} of layer {layer}"
+                )
+        if not heads:
+            raise InvalidInputError("there has to be a memory head")
+        there = set(heads)
+        return torch.tensor([(layer, h) in there for layer in layers for h in range(kv_heads)])
 
     @property
     def name(self) -> str:
@@ -97,16 +120,16 @@ class Writer:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Selection and budget; the adapter's name, if there is one."""
-        adapter = self.model.adapter
-        named = {} if adapter is None else {"adapter": adapter.name}
-        selection = self.selection
-        return {
+        """Selection and budget; memory heads and the adapter's name, if there are any."""
+        adapter, selection = self.model.adapter, self.selection
+        every = {
             "selection": selection.name,
             "budget": selection.budget,
             "spread": selection.spread,
-            **named,
+            "heads": self.heads and [list(head) for head in self.heads],
+            "adapter": adapter and adapter.name,
         }
+        return {name: value for name, value in every.items() if value is not None}
 
     @property
     def tokenizer(self) -> str:

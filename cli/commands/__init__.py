@@ -12,6 +12,7 @@ from cli.commands.eval import evaluate
 from cli.commands.exchange import export_database, import_export
 from cli.commands.generate import generate
 from cli.commands.get import get
+from cli.commands.heads import heads
 from cli.commands.index import index
 from cli.commands.ingest import ingest
 from cli.commands.init import init
@@ -46,6 +47,7 @@ COMMANDS: tuple[click.Command, ...] = (
     index,
     evaluate,
     train,
+    heads,
     rewrite,
     recode,
     export_database,

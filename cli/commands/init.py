@@ -58,6 +58,12 @@ codec_option = click.option(
     help="How they are stored; for a new database klt8, if not given.",
 )
 
+heads_option = click.option(
+    "--heads",
+    type=click.Path(path_type=Path),
+    help="Memory heads: a file of `memdb heads`; default: all of these layers.",
+)
+
 spread_option = click.option(
     "--spread",
     type=click.Choice(["uniform", "layer", "all"]),
@@ -76,6 +82,7 @@ def how_options(command: Any) -> Any:
             "template.",
         ),
         click.option("--layers", help="Memory layers, e.g. 0-14,20; default: all."),
+        heads_option,
         click.option(
             "--selection",
             type=click.Choice(SELECTION_NAMES),

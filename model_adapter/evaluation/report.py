@@ -16,6 +16,7 @@ from model_adapter.evaluation.questions import Question
 from model_adapter.evaluation.running_text import RunningText
 from model_adapter.evaluation.settings import References
 from model_adapter.evaluation.sights import Size
+from model_adapter.head_file import Head
 
 #: The arms, in the order of tables.
 ARMS = ("nothing", "rag", "memory")
@@ -128,6 +129,7 @@ class Evaluation:
         selection: of the memories.
         budget: key-value pairs of a 128-token reference.
         layers: memory layers.
+        heads: memory heads, (layer, kv head) each; None: all of them.
         codec: that was asked for (`Size.codecs`: those in use; one that is fitted to memories takes
             over once there are 256).
         seed: of what was drawn.
@@ -144,6 +146,7 @@ class Evaluation:
     selection: str
     budget: int
     layers: tuple[int, ...]
+    heads: tuple[Head, ...] | None
     codec: str
     seed: int
     max_new_tokens: int
@@ -165,6 +168,7 @@ class Evaluation:
             "framing": best.framing,
             "framings": {one.framing: one.to_json() for one in self.framings},
             **{**about, "layers": list(self.layers)},
+            "heads": self.heads and [list(head) for head in self.heads],
         }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from memdb import Document, Framing, MemDB, Progress, no_progress
-from model_adapter.adapters import NONE, chosen_adapter
+from model_adapter.adapters import NONE
 from model_adapter.catalog import DEFAULT_EMBEDDER, DEFAULT_MODEL, Notify
 from model_adapter.database import load_embedder
 from model_adapter.embedder import SentenceEmbedder
@@ -31,7 +31,7 @@ from model_adapter.evaluation.work import (
 )
 from model_adapter.framing import Frame
 from model_adapter.language_model import LanguageModel
-from model_adapter.recorded import language_of
+from model_adapter.recorded import language_for_new
 from model_adapter.writer import Writer
 
 
@@ -74,15 +74,14 @@ def evaluate(
     settings = settings or Settings()
     documents = read_documents(corpus)
     plan = Plan(documents, read_questions(questions, documents), settings)
-    language = language_of(
-        model, adapter, lambda name: chosen_adapter(adapter, name, new=True), notify
-    )
+    language = language_for_new(model, adapter, notify)
     # All settings are checked before anything is computed.
     writers = [
         Writer(
             language,
             framing=framing,
             layers=settings.layers,
+            heads=settings.heads,
             selection=settings.selection,
             budget=settings.budget,
             spread=settings.spread,
@@ -113,6 +112,7 @@ def evaluate(
         selection=settings.selection,
         budget=first.selection.budget,
         layers=first.shape.layers,
+        heads=first.heads,
         codec=settings.codec,
         seed=settings.seed,
         max_new_tokens=settings.new_tokens,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from memdb import DEFAULT_CODEC, Framing, InvalidInputError
+from model_adapter.head_file import Head
 from model_adapter.selections import DEFAULT_SELECTION, Spread
 
 #: What is seen of a question's corpus: its own document; that and 4 more of its article; or the 5
@@ -29,6 +31,7 @@ class Settings:
         budget: how many of a 128-token reference; None: the selection's default.
         spread: where the budget is spent; None: likewise.
         layers: memory layers; None: all.
+        heads: memory heads, see `Writer`; None: all of these layers.
         codec: how memories are stored.
         answers: whether to answer, too: exact match, F1 and seconds. Else likelihoods alone.
         max_new_tokens: of an answer, at least 1.
@@ -46,6 +49,7 @@ class Settings:
     budget: int | None = None
     spread: Spread | None = None
     layers: Sequence[int] | None = None
+    heads: Sequence[Head] | Path | None = None
     codec: str = DEFAULT_CODEC
     answers: bool = True
     max_new_tokens: int = 24

@@ -142,6 +142,7 @@ def evaluated_database(
                 embedder=embedder,
                 framing=writer.shape.framing,
                 layers=writer.shape.layers,
+                heads=writer.heads,
                 selection=settings.selection,
                 budget=settings.budget,
                 spread=settings.spread,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,6 +93,8 @@ class Selection(ABC):
         rows: number of (memory layer, kv head) pairs.
         reference_length: tokens that the budget is for.
         kv_heads: rows of a layer.
+        heads: (rows,) bool: the memory heads, which alone keep pairs (paper, Remark 4); default:
+            all.
         spread: where the budget is spent; default: the selection's `default_spread`.
     """
 
@@ -107,10 +110,13 @@ class Selection(ABC):
         reference_length: int = 128,
         *,
         kv_heads: int = 1,
+        heads: Tensor | None = None,
         spread: Spread | None = None,
     ) -> None:
-        self.budget = self.default_per_row * rows if budget is None else budget
-        most = rows * reference_length
+        self._heads = torch.ones(rows, dtype=torch.bool) if heads is None else heads
+        used = int(self._heads.sum())
+        self.budget = self.default_per_row * used if budget is None else budget
+        most = used * reference_length
         if not 1 <= self.budget <= most:
             raise InvalidInputError(
                 f"the budget must be 1 to {most} key-value pairs per reference (that is, all of "
@@ -121,7 +127,9 @@ class Selection(ABC):
             raise InvalidInputError(
                 f"a budget is spread {', '.join(SPREADS)}; there is no {spread!r}"
             )
-        self.parts = {"uniform": rows, "layer": rows // kv_heads, "all": 1}[self.spread]
+        parts = {"uniform": rows, "layer": rows // kv_heads, "all": 1}[self.spread]
+        self._parts = self._heads.view(parts, -1).any(dim=1)  # those with memory heads
+        self.parts = int(self._parts.sum())
         if self.budget < self.parts:
             what = {"uniform": "(layer, kv head) pairs", "layer": "layers"}[self.spread]
             raise InvalidInputError(
@@ -154,7 +162,9 @@ class Selection(ABC):
 
     def keep(self, scores: Tensor) -> Tensor:
         """What is kept of one reference: (rows, reference tokens) scores -> bool of that shape."""
-        parts = scores.reshape(self.parts, -1)
-        best = parts.topk(min(self.pairs_of(scores.shape[1]), parts.shape[1]), dim=1).indices
-        kept = torch.zeros_like(parts, dtype=torch.bool).scatter_(1, best, True)
-        return kept.reshape(scores.shape)
+        heads = self._heads.to(scores.device)
+        may = scores.masked_fill(~heads[:, None], -math.inf).reshape(len(self._parts), -1)
+        count = min(self.pairs_of(scores.shape[1]), may.shape[1])
+        best = may.topk(count, dim=1).indices
+        kept = torch.zeros_like(may, dtype=torch.bool).scatter_(1, best, True)
+        return kept.reshape(scores.shape) & heads[:, None]

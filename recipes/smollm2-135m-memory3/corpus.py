@@ -1,6 +1,6 @@
 """The text that `smollm2-135m-memory3` is trained on: FOLDOC and documentation from Debian 12.
 
-    python recipes/smollm2-135m-memory3/corpus.py corpus.jsonl
+    python recipes/smollm2-135m-memory3/corpus.py corpus.jsonl --documents 2000
 
 Needs `apt-get` and `dpkg-deb` (Debian or a relative of it, with package lists); `--packages FOLDER`
 takes packages that are there already. Nothing of it is an encyclopaedia, and none of SQuAD.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import re
 import subprocess
 import tempfile
@@ -96,10 +97,12 @@ def foldoc(dictionary: Path) -> Iterator[tuple[str, str]]:
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--packages", type=click.Path(exists=True, path_type=Path))
-def main(out: Path, packages: Path | None) -> None:
+@click.option("--documents", type=int, help="That many, drawn at random (seed 0); default: all.")
+def main(out: Path, packages: Path | None, documents: int | None) -> None:
     """Write the corpus as JSON lines of `id`, `text` and `metadata`."""
     seen: set[str] = set()
-    with tempfile.TemporaryDirectory() as temporary, out.open("w", encoding="utf-8") as file:
+    lines: list[str] = []
+    with tempfile.TemporaryDirectory() as temporary:
         folder = packages or Path(temporary)
         if packages is None:
             subprocess.run(["apt-get", "download", *PACKAGES], cwd=folder, check=True)
@@ -118,9 +121,13 @@ def main(out: Path, packages: Path | None) -> None:
                     continue
                 seen.add(text)
                 line = {"id": f"{name}/{key}"[:200], "text": text, "metadata": {"source": name}}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                lines.append(json.dumps(line, ensure_ascii=False) + "\n")
                 count += 1
             click.echo(f"{name}: {count:,} documents")
+    most = len(lines) if documents is None else min(documents, len(lines))
+    kept = sorted(random.Random(0).sample(range(len(lines)), most))
+    out.write_text("".join(lines[index] for index in kept), encoding="utf-8")
+    click.echo(f"{out}: {len(kept):,} documents")
 
 
 if __name__ == "__main__":

@@ -100,3 +100,39 @@ def test_an_interrupted_run_goes_on(run: Run, tmp_path: Path, number: signal.Sig
     done = len(log.read_text().splitlines())
     run("train", *QUICK, "--steps", str(done + 1))
     assert len(log.read_text().splitlines()) == done + 1
+
+
+def test_memory_heads_from_measuring_to_a_database(run: Run, tmp_path: Path) -> None:
+    measure = (
+        *("heads", "--corpus", "corpus.jsonl", "--out", "heads.jsonl", "--model", "model"),
+        *("--budget", "100", "--passages", "3", "--examples", "2"),
+    )
+    found = run(*measure)
+    assert "of 6 heads earn their bytes" in found.stdout
+    assert run(*measure).stdout == found.stdout  # it is done
+    run("init", "--model", "model", "--heads", "heads.jsonl", "--codec", "exact")
+    run("ingest", "corpus.jsonl")
+    (stats,) = rows(run("stats", "--json"))
+    chosen = stats["memory"]["heads"]
+    assert f"\n{len(chosen)} of 6 heads" in found.stdout
+    run("rewrite", "--budget", "90")  # the others stay as they are
+    assert rows(run("stats", "--json"))[0]["memory"]["heads"] == chosen
+    run("rewrite", "--layers", "0-2")
+    assert "heads" not in rows(run("stats", "--json"))[0]["memory"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--corpus", "missing.jsonl"), "'missing.jsonl'"),
+        (("--layers", "9"), "memory layers must be among 0 to 2"),
+        (("--budget", "0"), "the budget must be 1 to"),
+        (("--out", "corpus.jsonl"), "corpus.jsonl, line 1: it is not a file of memory heads"),
+        (("--out", "no/heads.jsonl"), "cannot write 'no/heads.jsonl'"),
+        (("--passages", "0"), "--passages"),
+        (("--seed", "-1"), "seed is not below 0"),
+    ],
+)
+def test_mistakes_of_measuring_heads(run: Run, arguments: tuple[str, ...], message: str) -> None:
+    given = ("--corpus", "corpus.jsonl", "--out", "heads.jsonl", "--model", "model")
+    assert message in run("heads", *given, *arguments, code=2).stderr

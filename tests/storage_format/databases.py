@@ -63,7 +63,13 @@ class FakeEmbedder:
 
 
 #: What the writer says of how it writes.
-WRITTEN = {"selection": "none", "budget": 7, "spread": "all", "adapter": "trained"}
+WRITTEN: dict[str, Any] = {
+    "selection": "none",
+    "budget": 7,
+    "spread": "all",
+    "heads": [[0, 1], [2, 0]],
+    "adapter": "trained",
+}
 
 
 @dataclass

@@ -1,0 +1,111 @@
+"""`memdb heads`: which heads earn their bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from cli.commands.init import SELECTION_NAMES, parse_layers, spread_option
+from cli.common import (
+    adapter,
+    adapter_option,
+    counted,
+    example,
+    goes_on,
+    model_option,
+    notify,
+)
+from cli.progress import progress_bar
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command(
+    short_help="Memory heads: those that earn their bytes on a text.",
+    epilog=example(
+        "memdb heads --corpus calibration.jsonl --out heads.jsonl",
+        "memdb init --db docs.memdb --heads heads.jsonl",
+    ),
+)
+@click.option(
+    "--corpus",
+    "corpora",
+    multiple=True,
+    required=True,
+    type=_FILE,
+    help="What to measure on, lines as for ingest; may be given again.",
+)
+@click.option("--out", required=True, type=_FILE, help="The file for what is measured.")
+@model_option
+@adapter_option
+@click.option(
+    "--framing",
+    type=click.Choice(["plain", "chat"]),
+    help="What stands around memories and prompt; default: chat where the model has a template.",
+)
+@click.option("--layers", help="Memory layers, e.g. 0-14,20; default: all.")
+@click.option(
+    "--selection",
+    type=click.Choice(SELECTION_NAMES),
+    default=SELECTION_NAMES[0],
+    show_default=True,
+    help="Which key-values are kept.",
+)
+@click.option("--budget", type=int, help="How many of a 128-token reference.")
+@spread_option
+@click.option(
+    "--passages",
+    type=click.IntRange(min=1),
+    default=24,
+    show_default=True,
+    help="References to measure by; as many check it.",
+)
+@click.option("--examples", default=4, show_default=True, help="Answers about each.")
+@click.option("--seed", default=0, show_default=True)
+def heads(
+    corpora: tuple[Path, ...],
+    out: Path,
+    model: str | None,
+    adapter_name: str | None,
+    layers: str | None,
+    **options: Any,
+) -> None:
+    """Measure what each memory head, a (layer, kv head), is worth: how much less likely right
+    answers about a text are when it keeps nothing and the others keep more.
+
+    The heads without which answers are likelier, by more than the standard error, are left out when
+    a database is made with --heads OUT. May be interrupted; the same command goes on.
+    """
+    goes_on()
+    models = adapter()
+    from model_adapter import training
+    from model_adapter.memory_heads import measure_heads
+    from model_adapter.recorded import language_for_new
+
+    chosen = parse_layers(layers)
+    language = language_for_new(model or models.DEFAULT_MODEL, adapter_name, notify)
+    with progress_bar() as progress:
+        corpus = training.read(language, corpora, progress=progress)
+        found = measure_heads(language, corpus, out, layers=chosen, progress=progress, **options)
+    table = Table(title=f"{language.name}, budget {found.about['budget']:,}")
+    for column in ("layer", "kv head", "pairs of a reference", "worth, nats a token", "left out"):
+        table.add_column(column, justify="right")
+    worths = sorted(found.worths, key=lambda one: -one.worth)
+    for one in worths:
+        table.add_row(
+            str(one.head[0]),
+            str(one.head[1]),
+            f"{one.pairs:.1f}",
+            f"{one.worth:+.4f} ± {one.error:.4f}",
+            "" if one.earns else "yes",
+        )
+    Console().print(table)
+    every, kept = found.check or (0.0, 0.0)
+    click.echo(
+        f"{len(found.chosen)} of {counted(len(worths), 'head')} earn their bytes; on as many other "
+        f"passages answers have {every:.3f} nats a token with all, {kept:.3f} with these"
+    )
