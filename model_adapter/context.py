@@ -146,6 +146,30 @@ class Context:
         """Those in use, a set for each sequence."""
         return list(self._in_use)
 
+    def branches(self, rows: Sequence[int], capacity: int = 0) -> Context:
+        """One text, several continuations: a context that goes on from what this one has read. What
+        either reads afterwards does not reach the other.
+
+        Args:
+            rows: for each sequence of the new one, that of this one which it goes on from.
+            capacity: tokens of a sequence to make room for at once.
+        """
+        length = self._length
+        made = Context(self._model, batch=len(rows), capacity=length + capacity)
+        made._prefix, made._windows = self._prefix, self._windows
+        made._next = [self._next[row] for row in rows]
+        places = torch.tensor(list(rows), device=self._positions.device)
+        positions = self._positions[places, :length]
+        made._positions[:, :length] = positions
+        for layer, mine in zip(made._cache.layers, self._cache.layers, strict=True):
+            nothing = mine.keys[:, :, :0]
+            keys, values = mine.update(nothing, nothing)  # what is there already
+            chosen = places.to(keys.device)
+            layer.update(keys[chosen], values[chosen])
+            layer.hide(0, positions != NOWHERE)
+        made.remember([self._in_use[row] for row in rows])
+        return made
+
     def take_back(self, tokens: int) -> None:
         """Forget the last tokens that were read; for a single sequence."""
         if self._batch != 1 or not 0 <= tokens <= self._length - self._prefix:

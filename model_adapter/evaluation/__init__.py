@@ -12,21 +12,19 @@ docs/evaluation.md.
 from model_adapter.evaluation.answers import exact_match, f1, normalized
 from model_adapter.evaluation.arms import answer_of, prompt_of
 from model_adapter.evaluation.bootstrap import Bootstrap, Interval
-from model_adapter.evaluation.branches import Branches
 from model_adapter.evaluation.picture import plot, require_picture
-from model_adapter.evaluation.questions import Question, read_documents, read_questions, spread
 from model_adapter.evaluation.report import ARMS, ArmFigures, Evaluation, FramingFigures
 from model_adapter.evaluation.run import evaluate
 from model_adapter.evaluation.running_text import RunningText
 from model_adapter.evaluation.scoring import Outcome
 from model_adapter.evaluation.settings import References, Settings
 from model_adapter.evaluation.sights import Size
+from model_adapter.questions import Question, read_documents, read_questions, spread
 
 __all__ = [
     "ARMS",
     "ArmFigures",
     "Bootstrap",
-    "Branches",
     "Evaluation",
     "FramingFigures",
     "Interval",

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 from memdb import PackedMemories
 from model_adapter.context import Context, Stretch
-from model_adapter.evaluation.branches import Branches
-from model_adapter.evaluation.questions import Question
 from model_adapter.framing import Frame, Prompt
 from model_adapter.language_model import LanguageModel
+from model_adapter.questions import Question
 
 #: For each question the texts that it sees, in order.
 Texts = Callable[[Sequence[Question]], list[tuple[str, ...]]]
@@ -122,7 +121,7 @@ class Rag(Arm):
         seconds = (time.perf_counter() - began) / len(different)
         prompts = [_whole(prompt) for prompt in asked]
         rows = [different.index(tokens) for tokens in before]
-        context = Branches(trunk, rows, self._capacity(prompts))
+        context = trunk.branches(rows, self._capacity(prompts))
         return Opened(context, prompts, [None] * len(questions), seconds)
 
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from memdb import Framing
 from model_adapter.evaluation.answers import exact_match, f1
 from model_adapter.evaluation.bootstrap import Bootstrap, Interval
-from model_adapter.evaluation.questions import Question
 from model_adapter.evaluation.running_text import RunningText
 from model_adapter.evaluation.settings import References
 from model_adapter.evaluation.sights import Size
 from model_adapter.head_file import Head
+from model_adapter.questions import Question
 
 #: The arms, in the order of tables.
 ARMS = ("nothing", "rag", "memory")

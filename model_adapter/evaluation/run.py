@@ -15,7 +15,6 @@ from model_adapter.database import load_embedder
 from model_adapter.embedder import SentenceEmbedder
 from model_adapter.evaluation.arms import Arm, Memory, Nothing, Rag
 from model_adapter.evaluation.plan import Plan
-from model_adapter.evaluation.questions import Question, read_documents, read_questions
 from model_adapter.evaluation.report import Evaluation, FramingFigures, figures_of
 from model_adapter.evaluation.running_text import running_text
 from model_adapter.evaluation.scoring import batches, outcomes
@@ -31,6 +30,7 @@ from model_adapter.evaluation.work import (
 )
 from model_adapter.framing import Frame
 from model_adapter.language_model import LanguageModel
+from model_adapter.questions import Question, read_documents, read_questions
 from model_adapter.recorded import language_for_new
 from model_adapter.writer import Writer
 

@@ -20,13 +20,14 @@ import torch
 from memdb import Document, MemDB, PackedMemories, Progress, Reference, pack
 from model_adapter.context import Context, Stretch
 from model_adapter.evaluation.bootstrap import Bootstrap, Interval
-from model_adapter.evaluation.questions import spread
-from model_adapter.evaluation.scoring import batches, likelihoods
+from model_adapter.evaluation.scoring import batches
 from model_adapter.evaluation.settings import SEEN
 from model_adapter.evaluation.work import Results
 from model_adapter.framing import Frame
 from model_adapter.language_model import LanguageModel
+from model_adapter.likelihood import likelihoods
 from model_adapter.overlap import overlaps
+from model_adapter.questions import spread
 
 _CHUNK = 64
 _OVERLAP = 2 / 3

@@ -13,8 +13,8 @@ from torch import Tensor
 from model_adapter.context import Context, Stretch
 from model_adapter.detokenizing import Detokenizer
 from model_adapter.evaluation.arms import Arm
-from model_adapter.evaluation.branches import Branches
-from model_adapter.evaluation.questions import Question
+from model_adapter.likelihood import likelihoods
+from model_adapter.questions import Question
 
 _BATCH = 16  # questions side by side
 _TOKENS = 8192  # that all of a batch see together, as text: what bounds its memory
@@ -75,7 +75,7 @@ def outcomes(arm: Arm, questions: Sequence[Question], new_tokens: int) -> list[O
     reading = time.perf_counter() - began
     right = [arm.answer(question) for question in questions]
     # The answers are read by a copy, so that the context itself can go on with its own.
-    copy = Branches(opened.context, range(len(questions)), max(map(len, right)))
+    copy = opened.context.branches(range(len(questions)), max(map(len, right)))
     behind = copy.read(
         [[Stretch(answer, packed)] for answer, packed in zip(right, opened.memories, strict=True)],
         every=True,
@@ -94,12 +94,6 @@ def outcomes(arm: Arm, questions: Sequence[Question], new_tokens: int) -> list[O
         Outcome(nll, share, answer, opened.seconds + shared)
         for (nll, share), answer in zip(scores, said, strict=True)
     ]
-
-
-def likelihoods(logits: Tensor, tokens: Sequence[int]) -> Tensor:
-    """Negative log-likelihoods, (tokens,) float32, of tokens under the logits before each."""
-    target = torch.tensor(list(tokens), device=logits.device)
-    return -logits.float().log_softmax(-1).gather(1, target[:, None])[:, 0]
 
 
 def _score(logits: Tensor, answer: Sequence[int]) -> tuple[float, float]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from memdb import MemDB, PackedMemories, pack
 from model_adapter.evaluation.plan import Plan
-from model_adapter.evaluation.questions import Question
 from model_adapter.evaluation.settings import SEEN
+from model_adapter.questions import Question
 
 
 class Sights:

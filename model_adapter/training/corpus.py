@@ -14,6 +14,7 @@ import xxhash
 from memdb import Chunker, InvalidInputError, Progress, no_progress, read_corpus
 from model_adapter.language_model import LanguageModel
 from model_adapter.overlap import overlaps
+from model_adapter.questions import read_questions
 
 _LEAST = 16  # tokens of a reference that is worth asking about
 _EXCLUDED = 2 / 3  # overlap with what must not be learned (paper, evaluation)
@@ -164,28 +165,9 @@ def _questions(path: Path, names: Sequence[str]) -> dict[int, list[Question]]:
     """Questions of a file, by the number of the document that they are about."""
     numbers = {name: number for number, name in enumerate(names)}
     found: dict[int, list[Question]] = defaultdict(list)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise InvalidInputError(f"cannot read '{path}': {reason}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line)
-            question, answers, document = (fields[k] for k in ("question", "answers", "document"))
-            if not (isinstance(question, str) and question.strip() and isinstance(answers, list)):
-                raise ValueError("'question' has to be a text, and 'answers' a list of texts")
-            if not answers or not all(isinstance(a, str) and a.strip() for a in answers):
-                raise ValueError("'answers' has to be a list of texts, at least one")
-            if document not in numbers:
-                raise ValueError(f"no corpus has the document {document!r}")
-        except KeyError as error:
-            raise InvalidInputError(f"{path}, line {number}: {error} is missing") from error
-        except (ValueError, TypeError) as error:
-            raise InvalidInputError(f"{path}, line {number}: {error}") from error
-        found[numbers[document]].append(Question(question.strip(), answers[0].strip()))
+    for asked in read_questions(path, numbers):
+        question = Question(asked.text.strip(), asked.answers[0].strip())
+        found[numbers[asked.document]].append(question)
     return dict(found)
 
 

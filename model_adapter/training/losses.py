@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model_adapter.likelihood import likelihoods
 from model_adapter.training.recipe import Recipe
 
 
@@ -56,13 +57,15 @@ def losses(
     kl = (divergence * answers).sum()
     if recipe.prompt_weight and prompts.any():
         kl = kl + recipe.prompt_weight * (divergence * prompts).sum() / prompts.sum()
-    ids = torch.tensor([token for _, token, _ in targets], device=student.device)
-    nll = -(log_student.gather(1, ids[:, None])[:, 0] * answers).sum()
+    nll = _nll(student, targets)
     return Losses(kl, nll, recipe.kl_weight * kl + recipe.nll_weight * nll)
 
 
 def answer_nll(logits: Tensor, targets: Sequence[tuple[int, int, bool]]) -> float:
     """The answers' negative log-likelihood, in nats a token, weighted as in training."""
-    ids = torch.tensor([token for _, token, _ in targets], device=logits.device)
-    likelihood = logits.float().log_softmax(-1).gather(1, ids[:, None])[:, 0]
-    return float(-(likelihood * weights(targets).to(logits.device)).sum())
+    return float(_nll(logits, targets))
+
+
+def _nll(logits: Tensor, targets: Sequence[tuple[int, int, bool]]) -> Tensor:
+    each = likelihoods(logits, [token for _, token, _ in targets])
+    return (each * weights(targets).to(logits.device)).sum()

@@ -15,9 +15,9 @@ from model_adapter import Context, LanguageModel, SentenceEmbedder, Stretch, Wri
 from model_adapter.evaluation import Question, Settings
 from model_adapter.evaluation.arms import Arm, Memory, Nothing, Rag
 from model_adapter.evaluation.plan import Plan
-from model_adapter.evaluation.questions import read_documents, read_questions
 from model_adapter.evaluation.scoring import batches, outcomes
 from model_adapter.evaluation.sights import Sights
+from model_adapter.questions import read_documents, read_questions
 from tests.adapter.asked import asked_files, write
 from tests.helpers import tiny_model
 

@@ -22,9 +22,9 @@ from model_adapter.evaluation import (
     picture,
     plot,
 )
-from model_adapter.evaluation.questions import read_documents, read_questions, spread
 from model_adapter.evaluation.running_text import running_text
 from model_adapter.evaluation.work import Results
+from model_adapter.questions import read_documents, read_questions, spread
 from tests.helpers import FACTS, SAMPLE, tiny_model
 
 CORPUS = '{"id": "a", "text": "A."}\n\n{"id": "b", "text": "B."}\n'

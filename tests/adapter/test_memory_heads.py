@@ -115,7 +115,7 @@ def test_measuring_goes_on_where_it_was(
             measure_heads(model, corpus, parts, budget=100, progress=interrupt, **HOW)
         with parts.open("a") as file:
             file.write('{"all": 1.')  # cut off
-    with pytest.raises(InvalidInputError, match="is not finished .* same command again"):
+    with pytest.raises(InvalidInputError, match=r"is not finished .* same command again"):
         Writer(model, framing="plain", heads=parts)
     measure_heads(model, corpus, parts, budget=100, progress=interrupt, **HOW)
     assert parts.read_bytes() == whole.read_bytes()

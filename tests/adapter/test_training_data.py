@@ -63,22 +63,9 @@ def test_questions_belong_to_documents(model: LanguageModel, tmp_path: Path) -> 
     asked.write_text(json.dumps(line) + "\n\n")
     corpus = read(model, [file], questions=asked)
     assert corpus.questions == {0: [Question(FACTS[0].question, FACTS[0].answer)]}
-    for change, message in (
-        ({"document": "b"}, "line 1: no corpus has the document 'b'"),
-        ({"answers": []}, "line 1: 'answers' has to be a list of texts"),
-        ({"answers": "Marrowgate"}, "line 1: 'question' has to be a text"),
-    ):
-        asked.write_text(json.dumps({**line, **change}))
-        with pytest.raises(InvalidInputError, match=message):
-            read(model, [file], questions=asked)
-    asked.write_text('{"question": "?"}')
-    with pytest.raises(InvalidInputError, match="line 1: 'answers' is missing"):
+    asked.write_text(json.dumps({**line, "document": "b"}))
+    with pytest.raises(InvalidInputError, match="line 1: the corpus has no document 'b'"):
         read(model, [file], questions=asked)
-    asked.write_text("no")
-    with pytest.raises(InvalidInputError, match="line 1: Expecting value"):
-        read(model, [file], questions=asked)
-    with pytest.raises(InvalidInputError, match="cannot read"):
-        read(model, [file], questions=tmp_path / "none")
 
 
 def test_a_mistake_in_a_corpus_is_named(model: LanguageModel, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_adapters_are_listed(run: Run) -> None:
         (("--steps", "1", "--plot", "log.txt"), "a picture ends in .svg, .png, .pdf"),
         (("--steps", "1", "--corpus", "none.jsonl"), "cannot read 'none.jsonl'"),
         (("--steps", "1", "--exclude", "corpus.jsonl"), "nothing to learn from"),
-        (("--steps", "1", "--questions", "corpus.jsonl"), "line 1: 'question' is missing"),
+        (("--steps", "1", "--questions", "corpus.jsonl"), "line 1: the field 'question' is missing"),
         (("--steps", "1", "--held-out", "9"), "9 passages cannot be held out of 4 documents"),
         (("--steps", "1", "--targets", "qkv"), "no linear layers called qkv"),
         (("--steps", "1", "--out", "corpus.jsonl"), "cannot write 'corpus.jsonl'"),
@@ -110,9 +110,10 @@ def test_memory_heads_from_measuring_to_a_database(run: Run, tmp_path: Path) -> 
     found = run(*measure)
     assert "of 6 heads earn their bytes" in found.stdout
     assert run(*measure).stdout == found.stdout  # it is done
-    run("init", "--model", "model", "--heads", "heads.jsonl", "--codec", "exact")
+    run("init", "--model", "model", "--heads", "heads.jsonl", "--spread", "layer")
     run("ingest", "corpus.jsonl")
     (stats,) = rows(run("stats", "--json"))
+    assert stats["memory"]["spread"] == "layer"
     chosen = stats["memory"]["heads"]
     assert f"\n{len(chosen)} of 6 heads" in found.stdout
     run("rewrite", "--budget", "90")  # the others stay as they are

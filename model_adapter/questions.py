@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,13 @@ def read_documents(path: Path) -> dict[str, Document]:
     return documents
 
 
-def read_questions(path: Path, documents: dict[str, Document]) -> list[Question]:
+def read_questions(path: Path, documents: Container[str]) -> list[Question]:
     """The questions of a file, in its order; blank lines are passed over.
 
     Args:
         path: JSON lines of `question`, `answers`, `document`, and `id` (optional); other fields are
             passed over.
-        documents: those that questions may name.
+        documents: ids of those that questions may name.
 
     Raises:
         InvalidInputError: naming file and line: no JSON, a field that is missing or wrong, a
@@ -97,7 +98,7 @@ def spread(number: int, limit: int | None) -> list[int]:
     return places
 
 
-def _question(line: bytes, number: int, documents: dict[str, Document]) -> Question:
+def _question(line: bytes, number: int, documents: Container[str]) -> Question:
     fields = json_object(line, _LINE)
     for name in ("question", "answers", "document"):
         if name not in fields:
