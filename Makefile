@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench adapter clean
 
 demo: $(VENV)/adapter.installed
 	$(BIN)/python demo/run.py
@@ -26,8 +26,19 @@ lint: $(VENV)/test.installed
 bench: $(VENV)/bench.installed
 	$(BIN)/python benchmarks/engine.py --quick
 
+# The adapter that comes with memdb, anew; Debian's packages are its text. Interrupted, it goes on.
+RECIPE := recipes/smollm2-135m-memory3
+adapter: build/adapter/corpus.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/memdb train --corpus build/adapter/corpus.jsonl --out build/adapter \
+	  --steps 420 --rank 8 --lr 7e-4 --references 1-5 --held-out 16 --evaluate-every 140 \
+	  --self-questions 96 --plot build/adapter/log.svg
+
+build/adapter/corpus.jsonl: $(RECIPE)/corpus.py | $(VENV)/adapter.installed
+	mkdir -p build/adapter
+	$(BIN)/python $(RECIPE)/corpus.py $@ --documents 2000
+
 clean:
-	rm -rf $(VENV) demo/build
+	rm -rf $(VENV) demo/build build
 
 $(VENV)/adapter.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing memdb and the model adapter into $(VENV) (about a minute) ..."
