@@ -39,10 +39,11 @@ class Setting:
     budget: int | None = None
     layers: tuple[int, ...] | None = None
     spread: Spread | None = None
+    heads: Path | None = None
     codec: str = "exact"
 
 
-def settings(layers: int, kv_heads: int, quick: bool) -> list[Setting]:
+def settings(layers: int, kv_heads: int, quick: bool, heads: Path | None) -> list[Setting]:
     rows = layers * kv_heads
     half, quarter = layers // 2, layers // 4
     where = {
@@ -63,8 +64,15 @@ def settings(layers: int, kv_heads: int, quick: bool) -> list[Setting]:
         for name in SPREADS
         if name != SELECTIONS[default].default_spread
     ]
+    measured = [
+        Setting(
+            f"{default}, {per_row * rows:,}, memory heads", default, per_row * rows, heads=heads
+        )
+        for per_row in (4, 8)
+        if heads is not None
+    ]
     coded = Setting(f"{default}, {16 * rows:,}, int8", default, 16 * rows, codec="int8")
-    return [chosen[-1], coded] if quick else [*paper, *chosen, *spread, coded]
+    return [chosen[-1], coded] if quick else [*paper, *chosen, *spread, *measured, coded]
 
 
 def measure(
@@ -78,6 +86,7 @@ def measure(
         selection=setting.selection,
         budget=setting.budget,
         spread=setting.spread,
+        heads=setting.heads,
     )
     codec = CODECS[setting.codec]
     scores, size, tokens, seconds = [], 0, 0, list[float]()
@@ -105,11 +114,18 @@ def measure(
     type=click.IntRange(min=1),
     help="Questions, spread over the file; default: 60, with --quick 6.",
 )
+@click.option("--heads", type=click.Path(path_type=Path), help="A file of `memdb heads`, as well.")
 @click.option("--model", default=DEFAULT_MODEL, show_default=True)
 @click.option("--quick", is_flag=True, help="A few questions and settings, under a minute.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write figures here.")
 def main(
-    corpus: Path, questions: Path, limit: int | None, model: str, quick: bool, output: Path | None
+    corpus: Path,
+    questions: Path,
+    limit: int | None,
+    heads: Path | None,
+    model: str,
+    quick: bool,
+    output: Path | None,
 ) -> None:
     """What a memory is worth, by selection, budget, layers and codec."""
     try:
@@ -156,7 +172,7 @@ def main(
         ]
         for name, score in plain:
             row(name, [score(question) for question in chosen])
-        for setting in settings(loaded.layers, loaded.kv_heads, quick):
+        for setting in settings(loaded.layers, loaded.kv_heads, quick, heads):
             scores, size, seconds = measure(harness, chosen, setting)
             row(setting.name, scores, f"{size:,.0f}", f"{seconds:.2f}")
             print(".", end="", flush=True)

@@ -71,7 +71,10 @@ def test_adapters_are_listed(run: Run) -> None:
         (("--steps", "1", "--plot", "log.txt"), "a picture ends in .svg, .png, .pdf"),
         (("--steps", "1", "--corpus", "none.jsonl"), "cannot read 'none.jsonl'"),
         (("--steps", "1", "--exclude", "corpus.jsonl"), "nothing to learn from"),
-        (("--steps", "1", "--questions", "corpus.jsonl"), "line 1: the field 'question' is missing"),
+        (
+            ("--steps", "1", "--questions", "corpus.jsonl"),
+            "line 1: the field 'question' is missing",
+        ),
         (("--steps", "1", "--held-out", "9"), "9 passages cannot be held out of 4 documents"),
         (("--steps", "1", "--targets", "qkv"), "no linear layers called qkv"),
         (("--steps", "1", "--out", "corpus.jsonl"), "cannot write 'corpus.jsonl'"),
