@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from model_adapter.context import Context, Stretch
-from model_adapter.detokenizing import Detokenizer
 from model_adapter.evaluation.arms import Arm
 from model_adapter.likelihood import likelihoods
 from model_adapter.questions import Question
@@ -103,19 +102,23 @@ def _score(logits: Tensor, answer: Sequence[int]) -> tuple[float, float]:
 
 
 def _greedy(arm: Arm, context: Context, logits: Tensor, most: int) -> list[str]:
-    """The likeliest tokens, up to the end of a text or of a line."""
+    """The likeliest tokens, up to the end of a text or of the first line that says something. (A
+    model that begins with an empty line has not answered yet.)"""
     stops = arm.model.stop_tokens()
-    texts = [Detokenizer(arm.model.tokenizer, ["\n"]) for _ in logits]
-    finished = [False] * len(texts)
+    said: list[list[int]] = [[] for _ in logits]
+    finished = [False] * len(said)
     for number in range(most):
         chosen = logits.argmax(-1)
         for place, token in enumerate(chosen.tolist()):
+            finished[place] = finished[place] or token in stops
             if not finished[place]:
-                texts[place].add(token)
-                finished[place] = token in stops or texts[place].stopped
+                said[place].append(token)
+                finished[place] = "\n" in _text(arm, said[place]).lstrip()
         if all(finished) or number + 1 == most:
             break
         logits = context.step(chosen)
-    for text in texts:
-        text.end()
-    return [text.text.strip() for text in texts]
+    return [_text(arm, tokens).strip().partition("\n")[0].rstrip() for tokens in said]
+
+
+def _text(arm: Arm, tokens: Sequence[int]) -> str:
+    return str(arm.model.tokenizer.decode(tokens, skip_special_tokens=True))

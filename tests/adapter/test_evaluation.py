@@ -133,6 +133,42 @@ def test_an_answer_ends_with_its_line_or_its_text(
     assert any(len(answer) > 12 for answer in whole)
 
 
+@pytest.mark.parametrize(
+    ("says", "answer"),
+    [
+        ("\n\n The tower.\nQuestion", "The tower."),  # a line that is empty is no answer
+        ("The tower.\n\nIt is high", "The tower."),
+        ("\n \n", ""),
+        ("The tower", "The tower"),
+    ],
+)
+def test_an_answer_is_the_first_line_that_says_something(
+    parts: tuple[LanguageModel, MemDB, list[Question], dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    says: str,
+    answer: str,
+) -> None:
+    model, database, asked, documents = parts
+    nothing, _, _ = arms(model, database, Plan(documents, asked, Settings()), "1")
+    tokens = iter([*model.tokens(says), *[9] * 99])
+    given: list[int] = []
+
+    def saying(like: torch.Tensor) -> torch.Tensor:
+        given.append(next(tokens))
+        logits = torch.zeros_like(like)
+        logits[:, given[-1]] = 1
+        return logits
+
+    read, step = Context.read, Context.step
+    monkeypatch.setattr(
+        Context, "read", lambda *a, **k: [saying(one) if not k else one for one in read(*a, **k)]
+    )
+    monkeypatch.setattr(Context, "step", lambda *a: saying(step(*a)))
+    (outcome,) = outcomes(nothing, asked[:1], len(model.tokens(says)))
+    assert outcome.answer == answer
+    assert len(given) <= len(model.tokens(says))
+
+
 # --- what is seen ---------------------------------------------------------------------------------
 
 
