@@ -22,6 +22,7 @@ from cli.common import (
 from cli.progress import progress_bar
 
 _FILE = click.Path(path_type=Path)
+_NOTHING = 0.05  # pairs of a reference
 
 
 @click.command(
@@ -105,7 +106,9 @@ def heads(
         )
     Console().print(table)
     every, kept = found.check or (0.0, 0.0)
+    bare = sum(one.pairs < _NOTHING for one in worths)
     click.echo(
-        f"{len(found.chosen)} of {counted(len(worths), 'head')} earn their bytes; on as many other "
-        f"passages answers have {every:.3f} nats a token with all, {kept:.3f} with these"
+        f"{len(worths) - len(found.chosen)} of {counted(len(worths), 'head')} left out, "
+        f"{bare} keep next to nothing; on as many other passages answers have {every:.3f} nats a "
+        f"token with all heads, {kept:.3f} without those left out"
     )

@@ -111,14 +111,14 @@ def test_memory_heads_from_measuring_to_a_database(run: Run, tmp_path: Path) -> 
         *("--budget", "100", "--passages", "3", "--examples", "2"),
     )
     found = run(*measure)
-    assert "of 6 heads earn their bytes" in found.stdout
+    assert "of 6 heads left out" in found.stdout
     assert run(*measure).stdout == found.stdout  # it is done
     run("init", "--model", "model", "--heads", "heads.jsonl", "--spread", "layer")
     run("ingest", "corpus.jsonl")
     (stats,) = rows(run("stats", "--json"))
     assert stats["memory"]["spread"] == "layer"
     chosen = stats["memory"]["heads"]
-    assert f"\n{len(chosen)} of 6 heads" in found.stdout
+    assert f"\n{6 - len(chosen)} of 6 heads" in found.stdout
     run("rewrite", "--budget", "90")  # the others stay as they are
     assert rows(run("stats", "--json"))[0]["memory"]["heads"] == chosen
     run("rewrite", "--layers", "0-2")
