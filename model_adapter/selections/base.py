@@ -69,8 +69,13 @@ class LayerView:
 
     @property
     def value_lengths(self) -> Tensor:
-        """(batch, kv heads, longest) float32: how long each value of the references is."""
-        return self.values[:, :, self.reference].float().norm(dim=-1)
+        """(batch, kv heads, longest) float32: how long each value of a reference is, over the mean
+        of the layer's. (Layers differ in scale, and some models, as Gemma, take it out again behind
+        the attention: bare lengths would spend a budget where values happen to be long.)"""
+        lengths = self.values[:, :, self.reference].float().norm(dim=-1)
+        inside = lengths.masked_fill(self.outside[:, None], 0).sum((1, 2))
+        tokens = torch.tensor(self.lengths, device=lengths.device)
+        return lengths * (tokens * lengths.shape[1] / inside)[:, None, None]
 
     def grouped(self, queries: Tensor) -> Tensor:
         """(batch, heads, n, d) -> (batch, kv heads, heads of a group * n, d)."""

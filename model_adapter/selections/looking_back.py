@@ -64,7 +64,7 @@ class Reconstruction(LookingBack):
 
 class Contribution(Reconstruction):
     """What each pair contributes while the model repeats the reference: the largest attention that
-    it gets, times the length of its value.
+    it gets, times the length of its value (over the mean of the layer's).
 
     A key that is looked at adds little where its value is short, as that of a token which takes the
     attention that nothing else wants (value-aware scores: Guo et al., 2024, arXiv 2406.12335). The
