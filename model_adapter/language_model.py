@@ -307,6 +307,13 @@ class LanguageModel:
         running.observe(self.base, sequences, observer, before, start, last)
 
     @cached_property
+    def normalizes_attention(self) -> bool:
+        """Whether attention's output is normalized before it is added to the residual stream (Gemma
+        2 and 3, OLMo 2, GLM-4): such layers have a norm behind their MLP, too."""
+        ends = ("post_feedforward_layernorm", "post_mlp_layernorm")
+        return any(name.endswith(ends) for name, _ in self.base.named_modules())
+
+    @cached_property
     def can_unrotate(self) -> bool:
         """Whether `unrotate` is right for this model: kinds of rotation differ, so it is tried."""
         return unrotation_is_right(self)

@@ -69,10 +69,13 @@ class LayerView:
 
     @property
     def value_lengths(self) -> Tensor:
-        """(batch, kv heads, longest) float32: how long each value of a reference is, over the mean
-        of the layer's. (Layers differ in scale, and some models, as Gemma, take it out again behind
-        the attention: bare lengths would spend a budget where values happen to be long.)"""
-        lengths = self.values[:, :, self.reference].float().norm(dim=-1)
+        """(batch, kv heads, longest) float32: how long each value of the references is."""
+        return self.values[:, :, self.reference].float().norm(dim=-1)
+
+    @property
+    def relative_value_lengths(self) -> Tensor:
+        """The same, over the mean of the layer's for each reference."""
+        lengths = self.value_lengths
         inside = lengths.masked_fill(self.outside[:, None], 0).sum((1, 2))
         tokens = torch.tensor(self.lengths, device=lengths.device)
         return lengths * (tokens * lengths.shape[1] / inside)[:, None, None]
@@ -164,6 +167,14 @@ class Selection(ABC):
     def score(self, model: LanguageModel, view: LayerView) -> Tensor:
         """Importance of each key in one layer, (batch, kv heads, longest reference) float32; behind
         a shorter reference's end it does not matter."""
+
+    def value_lengths(self, model: LanguageModel, view: LayerView) -> Tensor:
+        """How much values weigh where they arrive, (batch, kv heads, longest) float32: their
+        lengths; over the layer's mean in a model that normalizes what attention gives, as Gemma
+        does. (There bare lengths would spend a budget in layers that are scaled down again.)"""
+        if model.normalizes_attention:
+            return view.relative_value_lengths
+        return view.value_lengths
 
     def keep(self, scores: Tensor) -> Tensor:
         """What is kept of one reference: (rows, reference tokens) scores -> bool of that shape."""

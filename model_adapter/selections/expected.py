@@ -35,4 +35,4 @@ class ExpectedAttention(Selection):
         weights = logits.softmax(-1)[..., view.prefix :].unflatten(2, (-1, view.longest))
         expected = weights.masked_fill_(outside[:, None, None, :, None], 0).sum((2, 3))
         expected = expected / view.per_reference(view.lengths)[:, :, None]
-        return expected * view.value_lengths
+        return expected * self.value_lengths(model, view)

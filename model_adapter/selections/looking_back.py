@@ -64,7 +64,7 @@ class Reconstruction(LookingBack):
 
 class Contribution(Reconstruction):
     """What each pair contributes while the model repeats the reference: the largest attention that
-    it gets, times the length of its value (over the mean of the layer's).
+    it gets, times the length of its value.
 
     A key that is looked at adds little where its value is short, as that of a token which takes the
     attention that nothing else wants (value-aware scores: Guo et al., 2024, arXiv 2406.12335). The
@@ -75,7 +75,7 @@ class Contribution(Reconstruction):
 
     def score(self, model: LanguageModel, view: LayerView) -> Tensor:
         """See `Selection.score`."""
-        return super().score(model, view) * view.value_lengths
+        return super().score(model, view) * self.value_lengths(model, view)
 
 
 class Questions(LookingBack):
@@ -101,4 +101,4 @@ class Questions(LookingBack):
 
     def score(self, model: LanguageModel, view: LayerView) -> Tensor:
         """See `Selection.score`; counted as contributions."""
-        return super().score(model, view) * view.value_lengths
+        return super().score(model, view) * self.value_lengths(model, view)

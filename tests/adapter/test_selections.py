@@ -54,25 +54,33 @@ def looked_at(view: LayerView, first: int) -> np.ndarray:
     return best
 
 
-def relative_lengths(view: LayerView) -> np.ndarray:
-    """Lengths of a reference's values, over their mean."""
-    lengths = view.values[0, :, view.reference].norm(dim=-1).numpy()
-    return lengths / lengths.mean()
+def lengths_of(view: LayerView) -> np.ndarray:
+    return view.values[0, :, view.reference].norm(dim=-1).numpy()
 
 
-def test_the_scale_of_a_layers_values_does_not_matter() -> None:
-    """A model may take it out again, as Gemma does; and a shorter reference in a batch has the
-    same lengths as alone."""
-    keys = torch.randn(2, 2, 5 + 7, 8)
-    values = torch.randn(2, 2, 5 + 7, 8)
-    one = LayerView(0, torch.randn(2, 4, 7, 8), keys, values, (7, 4), (7, 4), 1.0)
-    other = LayerView(0, one.queries, keys, 30 * values, (7, 4), (7, 4), 1.0)
-    torch.testing.assert_close(one.value_lengths, other.value_lengths)
+@pytest.mark.parametrize(
+    ("architecture", "normalizes"),
+    [("llama", False), ("qwen3", False), ("gemma2", True), ("gemma3", True), ("olmo2", True)],
+)
+def test_scales_that_the_model_takes_out_again_do_not_count(
+    architecture: str, normalizes: bool
+) -> None:
+    """Values of a layer 30 times as long."""
+    model = tiny_model(architecture)
+    assert model.normalizes_attention == normalizes
+    selection = Writer(model, framing="plain").selection
+    keys, values = torch.randn(2, 2, 12, 8), torch.randn(2, 2, 12, 8)
+    about = ((7, 4), (7, 4), 1.0)
+    view = LayerView(0, torch.randn(2, 4, 7, 8), keys, values, *about)
+    longer = LayerView(0, view.queries, keys, 30 * values, *about)
+    factor = 1 if normalizes else 30
+    found = selection.value_lengths(model, view)
+    torch.testing.assert_close(selection.value_lengths(model, longer), factor * found)
+    # A shorter reference has the same in a batch as alone.
     alone = LayerView(
-        0, one.queries[1:, :, :4], keys[1:, :, :9], values[1:, :, :9], (4,), (4,), 1.0
+        0, view.queries[1:, :, :4], keys[1:, :, :9], values[1:, :, :9], (4,), (4,), 1.0
     )
-    torch.testing.assert_close(alone.value_lengths, one.value_lengths[1:, :, :4])
-    assert float(alone.value_lengths.mean()) == pytest.approx(1)
+    torch.testing.assert_close(selection.value_lengths(model, alone), found[1:, :, :4])
 
 
 def test_the_command_line_knows_all_selections() -> None:
@@ -89,7 +97,7 @@ def test_looking_back(model: LanguageModel, selection: str) -> None:
             first = view.ends[0] - view.lengths[0]
         expected = looked_at(view, first)
         if selection != "reconstruction":
-            expected *= relative_lengths(view)
+            expected *= lengths_of(view)
         np.testing.assert_allclose(scores.numpy(), expected, atol=1e-5)
 
 
@@ -111,7 +119,7 @@ def test_expected_attention_is_that_of_the_same_queries_further_on(model: Langua
         kv_head = head // (model.heads // model.kv_heads)
         weights = (later[0][head] @ keys[kv_head].T * seen[0].scaling).softmax(-1)
         expected[kv_head] += weights[:, seen[0].reference].sum(0).numpy() / len(tokens)
-    expected *= relative_lengths(seen[0])
+    expected *= lengths_of(seen[0])
     np.testing.assert_allclose(scores.numpy(), expected, atol=1e-5)
 
 
