@@ -23,7 +23,7 @@ from model_adapter.training.corpus import Corpus
 from model_adapter.training.examples import Examples, Framed
 from model_adapter.training.losses import answer_nll
 from model_adapter.training.passages import Draw, Passage
-from model_adapter.training.passes import Remembered, read, targets
+from model_adapter.training.passes import read_behind, targets
 from model_adapter.training.recipe import Recipe
 from model_adapter.writer import Writer
 
@@ -168,11 +168,10 @@ class _Passage:
     @torch.no_grad()
     def nll(self, choices: Sequence[Choice]) -> float:
         """The answers' negative log-likelihood with memories of these choices, in nats a token."""
-        shape = self._shape
         kept = kept_pairs(*self._pairs, choices)
-        memories = Remembered(kept, shape.layers, shape.kv_heads, len(self._rows))
-        start = len(shape.prefix) + shape.reference_length
-        logits = read(self._model.model, self._prefix, self._rows, start, memories, prompts=False)
+        logits = read_behind(
+            self._model.model, self._prefix, kept, self._shape, self._rows, prompts=False
+        )
         return answer_nll(logits, targets(self._rows, prompts=False))
 
 

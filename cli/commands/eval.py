@@ -10,7 +10,13 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from cli.commands.init import SELECTION_NAMES, heads_option, parse_layers, spread_option
+from cli.commands.init import (
+    SELECTION_NAMES,
+    heads_option,
+    layers_option,
+    parse_layers,
+    spread_option,
+)
 from cli.common import (
     adapter,
     adapter_option,
@@ -67,7 +73,7 @@ _WIDTH = 100  # of a table where there is no terminal
     help="Which key-values are kept; default: as `memdb init`.",
 )
 @spread_option
-@click.option("--layers", help="Memory layers, e.g. 0-14,20; default: all.")
+@layers_option
 @heads_option
 @click.option("--codec", type=click.Choice(CODEC_NAMES), help="How they are stored; default: klt8.")
 @click.option(

@@ -9,7 +9,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from cli.commands.init import SELECTION_NAMES, parse_layers, spread_option
+from cli.commands.init import (
+    corpora_option,
+    framing_option,
+    layers_option,
+    parse_layers,
+    selection_option,
+    spread_option,
+)
 from cli.common import (
     adapter,
     adapter_option,
@@ -32,30 +39,13 @@ _NOTHING = 0.05  # pairs of a reference
         "memdb init --db docs.memdb --heads heads.jsonl",
     ),
 )
-@click.option(
-    "--corpus",
-    "corpora",
-    multiple=True,
-    required=True,
-    type=_FILE,
-    help="What to measure on, lines as for ingest; may be given again.",
-)
+@corpora_option("What to measure on")
 @click.option("--out", required=True, type=_FILE, help="The file for what is measured.")
 @model_option
 @adapter_option
-@click.option(
-    "--framing",
-    type=click.Choice(["plain", "chat"]),
-    help="What stands around memories and prompt; default: chat where the model has a template.",
-)
-@click.option("--layers", help="Memory layers, e.g. 0-14,20; default: all.")
-@click.option(
-    "--selection",
-    type=click.Choice(SELECTION_NAMES),
-    default=SELECTION_NAMES[0],
-    show_default=True,
-    help="Which key-values are kept.",
-)
+@framing_option
+@layers_option
+@selection_option
 @click.option("--budget", type=int, help="How many of a 128-token reference.")
 @spread_option
 @click.option(

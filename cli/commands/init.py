@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -28,6 +29,7 @@ SELECTION_NAMES = (
     "diversity",
     "paper",
 )
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 _LAYERS = 10_000  # more than any model has
 
 
@@ -58,6 +60,14 @@ codec_option = click.option(
     help="How they are stored; for a new database klt8, if not given.",
 )
 
+framing_option = click.option(
+    "--framing",
+    type=click.Choice(["plain", "chat"]),
+    help="What stands around memories and prompt; default: chat where the model has a template.",
+)
+
+layers_option = click.option("--layers", help="Memory layers, e.g. 0-14,20; default: all.")
+
 heads_option = click.option(
     "--heads",
     type=click.Path(path_type=Path),
@@ -72,16 +82,32 @@ spread_option = click.option(
 )
 
 
+selection_option = click.option(
+    "--selection",
+    type=click.Choice(SELECTION_NAMES),
+    default=SELECTION_NAMES[0],
+    show_default=True,
+    help="Which key-values are kept.",
+)
+
+
+def corpora_option(what: str) -> Callable[[_Command], _Command]:
+    """One or several corpora to learn or measure from."""
+    return click.option(
+        "--corpus",
+        "corpora",
+        multiple=True,
+        required=True,
+        type=click.Path(path_type=Path),
+        help=f"{what}, lines as for ingest; may be given again.",
+    )
+
+
 def how_options(command: Any) -> Any:
     """The options that say how memories are written."""
     options = (
-        click.option(
-            "--framing",
-            type=click.Choice(["plain", "chat"]),
-            help="What stands around memories and prompt; default: chat where the model has a "
-            "template.",
-        ),
-        click.option("--layers", help="Memory layers, e.g. 0-14,20; default: all."),
+        framing_option,
+        layers_option,
         heads_option,
         click.option(
             "--selection",

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cli.commands.init import SELECTION_NAMES
+from cli.commands.init import corpora_option, selection_option
 from cli.common import adapter, counted, example, goes_on, model_option, notify
 from cli.progress import progress_bar
 
@@ -45,14 +45,7 @@ def _range(text: str) -> tuple[int, int]:
         "memdb rewrite --adapter trained/adapter",
     ),
 )
-@click.option(
-    "--corpus",
-    "corpora",
-    multiple=True,
-    required=True,
-    type=_FILE,
-    help="What to learn from, lines as for ingest; may be given again.",
-)
+@corpora_option("What to learn from")
 @click.option("--out", required=True, type=_FILE, help="A folder for the adapter and the run.")
 @model_option
 @click.option(
@@ -76,13 +69,7 @@ def _range(text: str) -> tuple[int, int]:
     show_default=True,
     help="Key-values kept of a 128-token reference; each passage gets one of them.",
 )
-@click.option(
-    "--selection",
-    type=click.Choice(SELECTION_NAMES),
-    default=SELECTION_NAMES[0],
-    show_default=True,
-    help="Which key-values are kept.",
-)
+@selection_option
 @click.option(
     "--spread",
     type=click.Choice(["uniform", "layer", "all"]),

@@ -16,7 +16,7 @@ from model_adapter.training.examples import Framed
 from model_adapter.training.live import Live
 from model_adapter.training.losses import Losses, answer_nll, losses
 from model_adapter.training.passages import Passage
-from model_adapter.training.passes import Remembered, read, targets
+from model_adapter.training.passes import read, read_behind, targets
 from model_adapter.training.recipe import Recipe
 
 
@@ -88,11 +88,9 @@ class Lessons:
         reading = self._live.reader if trained else self._model.base
         prefix = running.key_values(writing, shape.prefix)
         kept = kept_pairs(*running.encode(writing, prefix, references, shape.layers), choices)
-        memories = Remembered(kept, shape.layers, shape.kv_heads, len(passage.rows))
         if reading is not writing:
             prefix = self._model.prefix(shape.prefix)
-        start = len(shape.prefix) + shape.reference_length
-        return read(reading, prefix, passage.rows, start, memories, prompts=prompts)
+        return read_behind(reading, prefix, kept, shape, passage.rows, prompts=prompts)
 
     @torch.no_grad()
     def _teach(self, passage: Passage, prompts: bool) -> Tensor:

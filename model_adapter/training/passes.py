@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memdb import MemoryShape
 from model_adapter import running
 from model_adapter.attention import NOWHERE, LayerMemory, Sight, Stretches
 from model_adapter.choice import Kept
@@ -120,6 +121,22 @@ def read(
             explicit_memory=Sight(queries, keys, memories, stretches),
         ).logits
     return logits[0]
+
+
+def read_behind(
+    model: Any,
+    prefix: KeyValues,
+    kept: Kept,
+    shape: MemoryShape,
+    rows: Sequence[Row],
+    *,
+    prompts: bool,
+) -> Tensor:
+    """Logits as `read` gives them, of rows behind memories: at the position where a database of
+    that shape has its context."""
+    memories = Remembered(kept, shape.layers, shape.kv_heads, len(rows))
+    start = len(shape.prefix) + shape.reference_length
+    return read(model, prefix, rows, start, memories, prompts=prompts)
 
 
 def targets(rows: Sequence[Row], *, prompts: bool = True) -> list[tuple[int, int, bool]]:
