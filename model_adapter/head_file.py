@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from memdb import InvalidInputError, StorageError
+from memdb import InvalidInputError
+from model_adapter.line_file import LineFile
 
 #: A memory head: a layer, and a kv head of it.
 Head = tuple[int, int]
@@ -57,7 +58,8 @@ class HeadFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        lines = list(_lines(path))
+        self._file = LineFile(path)
+        lines = self._file.read()
         self.about: dict[str, Any] = lines[0] if lines else {}
         self._passages: list[dict[str, Any]] = lines[1:]
         if lines and "heads" not in self.about:
@@ -74,7 +76,7 @@ class HeadFile:
         """
         about = json.loads(json.dumps(about))
         if not self.about:
-            self._append(about)
+            self._file.append(about)
             self.about = about
         for name, value in about.items():
             if self.about.get(name) != value:
@@ -85,19 +87,8 @@ class HeadFile:
 
     def add(self, passage: dict[str, Any]) -> None:
         """One more passage."""
-        self._append(passage)
+        self._file.append(passage)
         self._passages.append(passage)
-
-    def _append(self, line: dict[str, Any]) -> None:
-        try:
-            if self._passages or self.about:  # a last line that was cut off goes
-                whole = [self.about, *self._passages]
-                if self.path.read_bytes()[-1:] != b"\n":
-                    self.path.write_text("".join(json.dumps(one) + "\n" for one in whole))
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise StorageError(f"cannot write '{self.path}': {error.strerror}") from error
 
     def __len__(self) -> int:
         return len(self._passages)
@@ -162,22 +153,3 @@ def heads_of(path: Path, fingerprint: str, model: str) -> Sequence[Head]:
             f"'{model}'; measure them with that (`memdb heads`)"
         )
     return file.chosen
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines there are; a last one that is cut off is passed over."""
-    if not path.exists():
-        return
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise InvalidInputError(f"cannot read '{path}': {reason}") from error
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            found = json.loads(line)
-            if not isinstance(found, dict):
-                raise ValueError("not an object")
-        except ValueError as error:
-            raise InvalidInputError(f"{path}, line {number}: {error}") from error
-        yield found

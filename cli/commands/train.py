@@ -161,10 +161,8 @@ def train(
                 language, corpus, recipe, out, data=data, progress=progress, told=told
             )
     finally:
-        if plot is not None and (out / "log.jsonl").exists():
-            lines = training.read_log(out / "log.jsonl")
-            if any("loss" in line for line in lines):
-                training.draw_log(lines, plot)
+        if plot is not None:
+            training.draw_log(out / "log.jsonl", plot)
     click.echo(done.folder)
     worth = ""
     if done.share is not None and done.untrained is not None:

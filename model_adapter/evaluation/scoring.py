@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model_adapter.context import Context, Stretch
+from model_adapter.context import Stretch
 from model_adapter.evaluation.arms import Arm
+from model_adapter.first_line import first_lines
 from model_adapter.likelihood import likelihoods
 from model_adapter.questions import Question
+from model_adapter.sampling import Sampler
 
 _BATCH = 16  # questions side by side
 _TOKENS = 8192  # that all of a batch see together, as text: what bounds its memory
@@ -87,7 +89,8 @@ def outcomes(arm: Arm, questions: Sequence[Question], new_tokens: int) -> list[O
     if not new_tokens:
         return [Outcome(nll, share) for nll, share in scores]
     began = time.perf_counter()
-    said = _greedy(arm, opened.context, logits, new_tokens)
+    sampler = Sampler(len(questions))
+    said = first_lines(arm.model, opened.context, logits, new_tokens, sampler)
     shared = (reading + time.perf_counter() - began) / len(questions)
     return [
         Outcome(nll, share, answer, opened.seconds + shared)
@@ -99,26 +102,3 @@ def _score(logits: Tensor, answer: Sequence[int]) -> tuple[float, float]:
     target = torch.tensor(list(answer), device=logits.device)
     right = (logits.argmax(-1) == target).float().mean()
     return float(likelihoods(logits, answer).mean()), float(right)
-
-
-def _greedy(arm: Arm, context: Context, logits: Tensor, most: int) -> list[str]:
-    """The likeliest tokens, up to the end of a text or of the first line that says something. (A
-    model that begins with an empty line has not answered yet.)"""
-    stops = arm.model.stop_tokens()
-    said: list[list[int]] = [[] for _ in logits]
-    finished = [False] * len(said)
-    for number in range(most):
-        chosen = logits.argmax(-1)
-        for place, token in enumerate(chosen.tolist()):
-            finished[place] = finished[place] or token in stops
-            if not finished[place]:
-                said[place].append(token)
-                finished[place] = "\n" in _text(arm, said[place]).lstrip()
-        if all(finished) or number + 1 == most:
-            break
-        logits = context.step(chosen)
-    return [_text(arm, tokens).strip().partition("\n")[0].rstrip() for tokens in said]
-
-
-def _text(arm: Arm, tokens: Sequence[int]) -> str:
-    return str(arm.model.tokenizer.decode(tokens, skip_special_tokens=True))

@@ -32,6 +32,7 @@ from model_adapter.database import create_database, open_database
 from model_adapter.embedder import SentenceEmbedder
 from model_adapter.evaluation.settings import Settings
 from model_adapter.language_model import LanguageModel
+from model_adapter.line_file import LineFile
 from model_adapter.writer import Writer
 
 
@@ -62,17 +63,11 @@ class Results:
 
     def __init__(self, folder: Path, name: str, depends: Mapping[str, Any]) -> None:
         about = {**depends, "memdb": __version__}
-        self._path = folder / f"{name}-{digest(about)}.jsonl"
+        self._file = LineFile(folder / f"{name}-{digest(about)}.jsonl")
         self._about = about
-        self._rows: dict[str, dict[str, Any]] = {}
-        held = self._path.read_bytes() if self._path.exists() else b""
-        self._torn = bool(held) and not held.endswith(b"\n")
-        for line in held.splitlines():
-            try:
-                row = json.loads(line)
-                self._rows.setdefault(row["key"], row)
-            except (ValueError, KeyError, TypeError):  # the heading, or a line that was cut off
-                continue
+        heading, *rows = self._file.read() or [{}]
+        self._begun = bool(heading)
+        self._rows = {row["key"]: row for row in rows if "key" in row}
 
     def get(self, key: str) -> dict[str, Any] | None:
         """What was measured; None: nothing yet."""
@@ -80,16 +75,11 @@ class Results:
 
     def add(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
         """Keep what was measured."""
-        lines = [] if self._path.exists() else [json.dumps({"about": self._about})]
-        for key, values in rows.items():
-            # As they will be read again, so that both are the same.
-            line = json.dumps({"key": key, **values}, ensure_ascii=True)
-            self._rows[key] = json.loads(line)
-            lines.append(line)
-        text = "\n" * self._torn + "".join(line + "\n" for line in lines)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(text)
-        self._torn = False
+        # As they will be read again, so that both are the same.
+        lines = json.loads(json.dumps([{"key": key, **values} for key, values in rows.items()]))
+        self._file.append(*[{"about": self._about}][self._begun :], *lines)
+        self._begun = True
+        self._rows.update({row["key"]: row for row in lines})
 
 
 @contextmanager

@@ -7,7 +7,6 @@ train(model, corpus, Recipe(steps=2000), Path("out"))     # the adapter is in ou
 from model_adapter.training.corpus import Corpus, Question, Reference, read
 from model_adapter.training.picture import draw_log, require_drawing
 from model_adapter.training.recipe import Recipe
-from model_adapter.training.record import read_log
 from model_adapter.training.trainer import Trained, train
 
 __all__ = [
@@ -18,7 +17,6 @@ __all__ = [
     "Trained",
     "draw_log",
     "read",
-    "read_log",
     "require_drawing",
     "train",
 ]

@@ -5,7 +5,6 @@ Made once, in batches, and kept in a file of lines, so that a run that was inter
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections import defaultdict
@@ -16,8 +15,11 @@ import torch
 
 from memdb import Framing, InvalidInputError, Progress
 from model_adapter.context import Context, Stretch
+from model_adapter.first_line import first_lines
 from model_adapter.framing import Frame, default_framing
 from model_adapter.language_model import LanguageModel
+from model_adapter.line_file import LineFile
+from model_adapter.sampling import Sampler
 from model_adapter.training.corpus import Corpus, Question, Reference, worth_asking
 from model_adapter.training.examples import asked
 
@@ -48,12 +50,11 @@ class Asking:
     def __init__(self, model: LanguageModel, corpus: Corpus, file: Path, seed: int) -> None:
         self._model = model
         self._corpus = corpus
-        self._file = file
+        self._file = LineFile(file)
         self._seed = seed
         framing = default_framing(model)
         self._frame = Frame(model, framing)
         self._framing: Framing = framing
-        self._stops = model.stop_tokens()
 
     def questions(
         self, references: int, progress: Progress
@@ -77,18 +78,15 @@ class Asking:
     def _read(self) -> tuple[dict[tuple[str, int], list[Question]], set[tuple[str, int]]]:
         found: dict[tuple[str, int], list[Question]] = defaultdict(list)
         done: set[tuple[str, int]] = set()
-        if not self._file.exists():
-            return found, done
-        for number, line in enumerate(self._file.read_text(encoding="utf-8").splitlines(), 1):
+        for number, fields in enumerate(self._file.read(), 1):
             try:
-                fields = json.loads(line)
                 name = (fields["document"], fields["reference"])
                 done.add(name)
                 if fields["question"]:
                     found[name].append(Question(fields["question"], fields["answers"][0]))
-            except (ValueError, KeyError, TypeError) as error:
+            except (LookupError, TypeError) as error:
                 raise InvalidInputError(
-                    f"{self._file}, line {number}: no question ({error}); delete the line"
+                    f"{self._file.path}, line {number}: no question ({error}); delete the line"
                 ) from error
         return found, done
 
@@ -102,7 +100,8 @@ class Asking:
         begins = [head + rng.choice(_FIRST_WORDS) for _ in references]
         requests = [rng.choice(_REQUESTS) for _ in references]
         texts = [reference.text for reference in references]
-        said = self._go_on(texts, requests, begins, _QUESTION_TOKENS, rng.randrange(1 << 30))
+        drawing = Sampler(len(texts), temperature=0.8, top_k=40, seed=rng.randrange(1 << 30))
+        said = self._go_on(texts, requests, begins, _QUESTION_TOKENS, drawing, "?")
         questions = [
             _cleaned((begin + more).removeprefix("Question: "))
             for begin, more in zip(begins, said, strict=True)
@@ -111,10 +110,9 @@ class Asking:
         answers: dict[int, str] = {}
         if usable:
             prompts = [asked(questions[i], self._framing) for i in usable]
-            given = self._go_on(
-                [texts[i] for i in usable], prompts, [""] * len(usable), _ANSWER_TOKENS, None
-            )
-            answers = {i: text.strip() for i, text in zip(usable, given, strict=True)}
+            behind, greedy = [texts[i] for i in usable], Sampler(len(usable))
+            given = self._go_on(behind, prompts, [""] * len(usable), _ANSWER_TOKENS, greedy)
+            answers = dict(zip(usable, given, strict=True))
         lines = []
         for i, reference in enumerate(references):
             name = self._name(reference)
@@ -127,9 +125,8 @@ class Asking:
                 "question": question,
                 "answers": [answers[i]] if question else [],
             }
-            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write("".join(lines))
+            lines.append(line)
+        self._file.append(*lines)
 
     def _go_on(
         self,
@@ -137,10 +134,10 @@ class Asking:
         prompts: Sequence[str],
         begins: Sequence[str],
         most: int,
-        seed: int | None,
+        sampler: Sampler,
+        end: str = "\n",
     ) -> list[str]:
-        """What the model writes behind the texts, prompts and beginnings; without a seed the
-        likeliest, up to the end of a line."""
+        """What the model writes behind the texts, prompts and beginnings."""
         sequences = []
         for text, prompt, begin in zip(texts, prompts, begins, strict=True):
             framed = self._frame.with_text([text], prompt)
@@ -148,28 +145,7 @@ class Asking:
             sequences.append([Stretch(tokens)])
         context = Context(self._model, batch=len(sequences), capacity=most)
         logits = torch.stack([row[0] for row in context.read(sequences)])
-        generator = torch.Generator(logits.device)
-        generator.manual_seed(seed or 0)
-        written: list[list[int]] = [[] for _ in sequences]
-        ended = [False] * len(sequences)
-        tokenizer = self._model.tokenizer
-        for _ in range(most):
-            if seed is None:
-                chosen = logits.argmax(-1)
-            else:
-                best = (logits / 0.8).topk(min(40, logits.shape[-1]), dim=-1)
-                drawn = torch.multinomial(best.values.softmax(-1), 1, generator=generator)
-                chosen = best.indices.gather(1, drawn)[:, 0]
-            for i, token in enumerate(chosen.tolist()):
-                ended[i] = ended[i] or token in self._stops
-                if not ended[i]:
-                    written[i].append(token)
-                    text = tokenizer.decode(written[i])
-                    ended[i] = "\n" in text.lstrip("\n") or (seed is not None and "?" in text)
-            if all(ended):
-                break
-            logits = context.step(chosen)
-        return [tokenizer.decode(tokens).strip("\n").split("\n")[0] for tokens in written]
+        return first_lines(self._model, context, logits, most, sampler, end)
 
 
 def _cleaned(question: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from memdb import InvalidInputError, MissingPartError
+from model_adapter.line_file import LineFile
 
 _SMOOTH = 0.98  # of the mean that runs along
 _FORMS = (".svg", ".png", ".pdf")
@@ -34,20 +35,21 @@ def require_drawing(file: Path) -> Any:
     return pyplot
 
 
-def draw_log(lines: Sequence[dict[str, Any]], file: Path) -> None:
-    """Draw a log.
+def draw_log(log: Path, file: Path) -> None:
+    """Draw the log of a run; nothing, if it has no steps yet.
 
     Args:
-        lines: see `read_log`.
+        log: `log.jsonl` in the run's folder.
         file: where to; its suffix says in which form.
 
     Raises:
-        InvalidInputError: there are no steps, or the picture cannot be written.
+        InvalidInputError: the log is damaged, or the picture cannot be written.
         MissingPartError: matplotlib is not installed.
     """
+    lines = LineFile(log).read()
     steps = [line for line in lines if "loss" in line]
     if not steps:
-        raise InvalidInputError("there is nothing to draw: the log has no steps yet")
+        return
     pyplot = require_drawing(file)
     measured = [line for line in lines if line.get("measured")]
     bounds = next((line for line in lines if line.get("bounds")), None)
