@@ -1,8 +1,8 @@
 """What place, order, prefix and document are worth: memories written and read in other ways.
 
-For each question the model sees memories of its document, or of that and four others (the next ones
-of the file). Each row changes one thing about the default: parallel positions, the context behind
-128 of them, the reference prefix before all, each reference encoded alone.
+For each question the model sees memories of its document, or of that and, behind it, four others
+(the next ones of the file). Each row changes one thing about the default: parallel positions, the
+context behind 128 of them, the reference prefix before all, each reference encoded alone.
 
     python benchmarks/position.py --corpus corpus.jsonl --questions questions.jsonl --limit 60
 
@@ -101,8 +101,8 @@ class Setting:
 
 SETTINGS = (
     Setting("the default"),
-    Setting("serial positions", serial=True),
-    Setting("serial, the last first", serial=True, backwards=True),
+    Setting("serial, its document farthest", serial=True),
+    Setting("serial, its document nearest", serial=True, backwards=True),
     Setting("context at the prefix's length + 64", distance=64),
     Setting("context at + 256", distance=256),
     Setting("context at + 640", distance=640),
