@@ -13,6 +13,7 @@ from model_adapter import Context, Frame, LanguageModel, Stretch, Writer
 from model_adapter.evaluation import Question as Question
 from model_adapter.evaluation import answer_of, prompt_of, read_documents, read_questions, spread
 from model_adapter.framing import Prompt
+from model_adapter.likelihood import likelihoods
 
 
 class Harness:
@@ -70,9 +71,8 @@ class Harness:
         stretch = Stretch([*prompt.content, *prompt.tail, *answer], memories)
         (logits,) = (context or Context(self.model)).read([[stretch]], every=True)
         logits = logits[-len(answer) - 1 : -1]
-        target = torch.tensor(answer, device=logits.device)
-        likelihood = logits.float().log_softmax(-1).gather(1, target[:, None])
-        return float(-likelihood.mean()), float((logits.argmax(-1) == target).float().mean())
+        right = logits.argmax(-1) == torch.tensor(answer, device=logits.device)
+        return float(likelihoods(logits, answer).mean()), float(right.float().mean())
 
 
 def interval(values: np.ndarray, seed: int = 0) -> float:
