@@ -29,9 +29,10 @@ bench: $(VENV)/bench.installed
 # The adapter that comes with memdb, anew; Debian's packages are its text. Interrupted, it goes on.
 RECIPE := recipes/smollm2-135m-memory3
 adapter: build/adapter/corpus.jsonl
+	test -e build/adapter/questions.jsonl || cp $(RECIPE)/questions.jsonl build/adapter
 	OMP_NUM_THREADS=1 $(BIN)/memdb train --corpus build/adapter/corpus.jsonl --out build/adapter \
-	  --steps 420 --rank 8 --lr 7e-4 --references 1-5 --held-out 16 --evaluate-every 140 \
-	  --self-questions 96 --plot build/adapter/log.svg
+	  --steps 400 --rank 8 --lr 7e-4 --references 1-5 --held-out 16 --evaluate-every 200 \
+	  --self-questions 192 --plot build/adapter/log.svg
 
 build/adapter/corpus.jsonl: $(RECIPE)/corpus.py | $(VENV)/adapter.installed
 	mkdir -p build/adapter

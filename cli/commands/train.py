@@ -65,7 +65,7 @@ def _range(text: str) -> tuple[int, int]:
 @click.option("--lr", default=2e-4, show_default=True, help="The largest learning rate.")
 @click.option(
     "--budgets",
-    default="360,720",
+    default="360,720,1440",
     show_default=True,
     help="Key-values kept of a 128-token reference; each passage gets one of them.",
 )
@@ -99,8 +99,8 @@ def _range(text: str) -> tuple[int, int]:
 )
 @click.option("--held-out", default=24, show_default=True, help="Passages to measure by.")
 @click.option("--evaluate-every", default=200, show_default=True, metavar="STEPS")
-@click.option("--kl-weight", default=1.0, show_default=True, help="Of the distance to the text.")
-@click.option("--nll-weight", default=0.3, show_default=True, help="Of the right answers.")
+@click.option("--kl-weight", default=0.5, show_default=True, help="Of the distance to the text.")
+@click.option("--nll-weight", default=1.0, show_default=True, help="Of the right answers.")
 @click.option("--targets", help="Linear layers to change, e.g. q_proj,v_proj; default: all.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--plot", type=_FILE, help="Draw the run into this file (.svg or .png).")

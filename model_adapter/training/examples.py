@@ -14,6 +14,7 @@ from model_adapter.training.corpus import Corpus, Question, Reference
 
 _RUNNING = 32  # tokens of text that goes on
 _LONGEST_PROMPT, _LONGEST_ANSWER = 64, 40
+_FOLLOWING, _SAYING = 0.5, 0.2  # how often there is such an example: they teach to recite
 _OVERLAP = 0.9  # of text that goes on with what is remembered (paper, training)
 
 
@@ -113,11 +114,12 @@ class Examples:
         self._made = made
 
     def about(self, passage: Sequence[Reference], rng: random.Random, most: int) -> list[Example]:
-        """Up to so many different examples about consecutive references of a document: running text
-        and what the text says first, then questions of people and of the model, then clozes."""
+        """Up to so many different examples about consecutive references of a document: now and then
+        running text, questions of people and of the model, now and then what the text says, and
+        clozes."""
         found: list[Example] = []
         following = self._following(passage)
-        if following is not None:
+        if following is not None and rng.random() < _FOLLOWING:
             found.append(Example("", following))
         known = [*self._corpus.questions.get(passage[0].document, ())]
         for reference in passage:
@@ -125,7 +127,7 @@ class Examples:
         rng.shuffle(known)
         found += [Example(q.text, q.answer) for q in known[: max(1, most // 2)]]
         text = "\n\n".join(reference.text for reference in passage)
-        saying = self._clozes.saying(text, rng)
+        saying = self._clozes.saying(text, rng) if rng.random() < _SAYING else None
         if saying is not None:
             found.append(Example(saying.text, saying.answer))
         # More than are needed: some are too long.

@@ -29,13 +29,16 @@ class Losses:
 
 
 def weights(targets: Sequence[tuple[int, int, bool]]) -> Tensor:
-    """(wanted,) weights of answers' tokens, which sum to 1: an answer of n tokens has the square
-    root of n of them, so that long ones do not drown short ones, nor the other way round."""
-    lengths: dict[int, int] = {}
+    """(wanted,) weights of answers' tokens, which sum to 1: the n-th token of an answer weighs
+    1 / sqrt(n) of the first. So long answers do not drown short ones, nor the other way round, and
+    how an answer begins, which decides how it goes on, counts most."""
+    places: dict[int, int] = {}
+    raw = []
     for row, _, answers in targets:
-        lengths[row] = lengths.get(row, 0) + answers
-    raw = torch.tensor([lengths[row] ** -0.5 if answers else 0.0 for row, _, answers in targets])
-    return raw / raw.sum()
+        places[row] = places.get(row, 0) + answers
+        raw.append(places[row] ** -0.5 if answers else 0.0)
+    weighed = torch.tensor(raw)
+    return weighed / weighed.sum()
 
 
 def losses(

@@ -61,11 +61,11 @@ class Recipe:
     references: tuple[int, int] = (1, 5)
     gold: int = 3
     framings: tuple[Framing, ...] = ("plain", "chat")
-    budgets: tuple[int, ...] = (360, 720)
+    budgets: tuple[int, ...] = (360, 720, 1440)
     selection: str = DEFAULT_SELECTION
     spread: Spread | None = None
-    kl_weight: float = 1.0
-    nll_weight: float = 0.3
+    kl_weight: float = 0.5
+    nll_weight: float = 1.0
     prompt_weight: float = 0.2
     clip: float = 1.0
     self_questions: int = 64
