@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cli.commands.init import corpora_option, selection_option
+from cli.commands.init import corpora_option, selection_option, spread_option
 from cli.common import adapter, counted, example, goes_on, model_option, notify
 from cli.progress import progress_bar
 
@@ -70,11 +70,7 @@ def _range(text: str) -> tuple[int, int]:
     help="Key-values kept of a 128-token reference; each passage gets one of them.",
 )
 @selection_option
-@click.option(
-    "--spread",
-    type=click.Choice(["uniform", "layer", "all"]),
-    help="Where they are kept, as for `memdb init`.",
-)
+@spread_option
 @click.option(
     "--framings",
     help="plain, chat or plain,chat; default: chat as well where the model has a template.",
