@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from memdb import InvalidInputError
-from model_adapter.catalog import ADAPTERS, CATALOG, first_line, source_key
+from model_adapter.catalog import ADAPTERS, CATALOG, in_brief, source_key
 
 AdapterPath = Literal["write", "both"]
 
@@ -91,7 +91,7 @@ class Adapter:
                 adapted = PeftModel.from_pretrained(sharing_copy(model), str(self.folder))
         except Exception as error:  # files and configurations of peft have no common error
             raise InvalidInputError(
-                f"the adapter '{self.name}' cannot be used: {first_line(error)}"
+                f"the adapter '{self.name}' cannot be used: {in_brief(error)}"
             ) from error
         for layer in adapted.modules():
             if isinstance(layer, LoraLayer):
@@ -127,7 +127,7 @@ def load_adapter(name: str) -> Adapter:
             raise ValueError("it is of a kind that this release does not know")
         load_file(folder / WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else first_line(error)
+        reason = f"no {error}" if isinstance(error, KeyError) else in_brief(error)
         raise InvalidInputError(f"the adapter in '{folder}' cannot be read: {reason}") from error
     return Adapter(name, folder, path, base, recipe)
 

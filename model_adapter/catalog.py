@@ -143,7 +143,7 @@ DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
 
 
-def first_line(error: Exception) -> str:
+def in_brief(error: Exception) -> str:
     """What an error says, on one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from memdb import InvalidInputError
-from model_adapter.catalog import CATALOG, Notify, first_line, pull
+from model_adapter.catalog import CATALOG, Notify, in_brief, pull
 from model_adapter.fingerprint import weights_fingerprint
 
 
@@ -40,7 +40,7 @@ class SentenceEmbedder:
             self._model = SentenceTransformer(folder, device="cpu")
         except Exception as error:  # hub, file and configuration errors have no common base
             raise InvalidInputError(
-                f"the embedder '{name}' cannot be loaded: {first_line(error)}"
+                f"the embedder '{name}' cannot be loaded: {in_brief(error)}"
             ) from error
 
     @property

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from memdb import Framing, InvalidInputError
-from model_adapter.catalog import first_line
+from model_adapter.catalog import in_brief
 from model_adapter.language_model import LanguageModel
 
 REFERENCE = "Reference:"
@@ -164,7 +164,7 @@ def _template(model: LanguageModel, messages: Sequence[Message]) -> list[str]:
             raise ValueError("it does not print each message once")
     except Exception as error:  # templates are programs, and fail in every way
         raise InvalidInputError(
-            f"the chat template of the model '{model.name}' cannot be used ({first_line(error)}); "
+            f"the chat template of the model '{model.name}' cannot be used ({in_brief(error)}); "
             "use the framing 'plain'"
         ) from error
     return parts[::2]

@@ -18,7 +18,7 @@ from memdb import DType, InvalidInputError, Rope, UnsupportedModelError, text_to
 from model_adapter import attention, running
 from model_adapter.adapters import Adapter, adapter_key, load_adapter
 from model_adapter.attention import Observer, Sight
-from model_adapter.catalog import CATALOG, Notify, first_line, pull, source_key
+from model_adapter.catalog import CATALOG, Notify, in_brief, pull, source_key
 from model_adapter.fast import make_fast
 from model_adapter.fingerprint import weights_fingerprint
 from model_adapter.probe import turning_layers, unrotation_is_right
@@ -123,7 +123,7 @@ class LanguageModel:
             model = model.to(device) if device_map is None else model
         except Exception as error:  # hub, file and configuration errors have no common base
             raise InvalidInputError(
-                f"the model '{name}' cannot be loaded: {first_line(error)}"
+                f"the model '{name}' cannot be loaded: {in_brief(error)}"
             ) from error
         loaded = cls(model, tokenizer, name, trained)
         if fast:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from memdb import UnsupportedModelError
 from model_adapter.attention import Observer
-from model_adapter.catalog import first_line
+from model_adapter.catalog import in_brief
 
 _TOKENS = 8
 _SHIFT = 17  # positions between the two readings
@@ -65,7 +65,7 @@ def turning_layers(model: Probed) -> frozenset[int]:
         raise
     except Exception as error:  # whatever an unknown architecture stumbles over
         raise UnsupportedModelError(
-            f"{_name(model)} cannot be run with attention over memories: {first_line(error)}"
+            f"{_name(model)} cannot be run with attention over memories: {in_brief(error)}"
         ) from error
     expected = (model.kv_heads, _TOKENS, model.head_dim)
     for layer in range(model.layers):

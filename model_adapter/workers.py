@@ -33,7 +33,7 @@ from memdb import (
     no_progress,
 )
 from model_adapter.adapters import NONE
-from model_adapter.catalog import CATALOG, Notify, first_line, pull
+from model_adapter.catalog import CATALOG, Notify, in_brief, pull
 from model_adapter.database import open_database
 from model_adapter.language_model import LanguageModel
 
@@ -257,7 +257,7 @@ def _work(job: _Job, connection: Connection) -> None:
         last = "failed", error
     except Exception as error:  # of torch, transformers, the system: told to those who started it
         failed = WorkerError(
-            f"worker {job.number + 1} failed: {first_line(error)} ({type(error).__name__}). "
+            f"worker {job.number + 1} failed: {in_brief(error)} ({type(error).__name__}). "
             f"{_GOES_ON}"
         )
         failed.add_note(traceback.format_exc())
