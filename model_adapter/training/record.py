@@ -46,7 +46,7 @@ def provenance(
     figures: dict[str, Any],
 ) -> dict[str, Any]:
     """What `recipe.json` says."""
-    libraries = ("torch", "transformers", "peft")
+    libraries = ("torch", "transformers", "tokenizers", "peft")
     return {
         "model": model.name,
         "fingerprint": model.fingerprint,

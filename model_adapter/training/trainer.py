@@ -177,7 +177,8 @@ class _Training:
             share = measuring.measure(self._step)
         untrained = measuring.untrained
         figures = {"share": share, "share_untrained": untrained}
-        told = provenance(self._model, recipe, self._data, self._training, self._step, figures)
+        data = {**self._data, "fingerprint": self._fingerprint}
+        told = provenance(self._model, recipe, data, self._training, self._step, figures)
         self._live.save(folder, told)
         return Trained(folder, self._step, self._seconds, share, untrained)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from model_adapter import LanguageModel, training
 from tests.adapter.adapted import model_folder
 from tests.cli.conftest import Run, rows
 from tests.cli.test_program import PROGRAM, TIMEOUT
@@ -36,6 +37,9 @@ def test_an_adapter_from_training_to_an_answer(run: Run, tmp_path: Path) -> None
     recipe = json.loads((tmp_path / "out" / "adapter" / "recipe.json").read_text())
     assert recipe["data"]["corpora"] == ["corpus.jsonl"]
     assert recipe["data"]["references"] == len(FACTS)
+    language = LanguageModel.load(str(tmp_path / "model"))
+    read = training.read(language, [tmp_path / "corpus.jsonl"])
+    assert recipe["data"]["fingerprint"] == read.fingerprint
     assert recipe["recipe"]["budgets"] == [100, 200]
 
     made = run("init", "--model", "model", "--adapter", "out/adapter", "--codec", "exact")
