@@ -41,6 +41,19 @@ def turned(model: LanguageModel, memory: ExplicitMemory, by: int) -> ExplicitMem
     return replace(memory, keys=keys.numpy())
 
 
+def without_first(memory: ExplicitMemory, tokens: int) -> ExplicitMemory:
+    """A memory without the pairs of its reference's first tokens."""
+    keep = memory.positions >= tokens
+    offsets = np.concatenate([[0], np.cumsum(keep)])[memory.offsets]
+    return replace(
+        memory,
+        offsets=offsets.astype(memory.offsets.dtype),
+        positions=memory.positions[keep],
+        keys=memory.keys[keep],
+        values=memory.values[keep],
+    )
+
+
 class Memories:
     """The memories of documents, each reference encoded alone or within its document."""
 
@@ -89,6 +102,7 @@ class Setting:
         prefix: whether the reference prefix stands before what is read.
         whole: see `Memories.of`.
         backwards: the last memory first; matters where positions are serial.
+        first: so many tokens at the beginning of each reference are not remembered.
     """
 
     name: str
@@ -97,6 +111,7 @@ class Setting:
     prefix: bool = True
     whole: bool = False
     backwards: bool = False
+    first: int = 0
 
 
 SETTINGS = (
@@ -108,6 +123,8 @@ SETTINGS = (
     Setting("context at + 640", distance=640),
     Setting("read without the prefix 'Reference:'", prefix=False),
     Setting("encoded within the document", whole=True),
+    Setting("without the first token of each reference", first=1),
+    Setting("without its first 4 tokens", first=4),
 )
 
 
@@ -120,7 +137,9 @@ def measure(
     nll = []
     for question in chosen:
         each = [
-            memory for document in seen(question) for memory in memories.of(document, how.whole)
+            without_first(memory, how.first)
+            for document in seen(question)
+            for memory in memories.of(document, how.whole)
         ]
         distance = how.distance
         if how.serial:
