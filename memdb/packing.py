@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memdb.codecs import Coded, Layout, decode_into
+from memdb.errors import InvalidInputError
 from memdb.records import ExplicitMemory, MemoryShape
 from memdb.remembering import StoredMemory
 
@@ -22,7 +23,8 @@ class PackedLayer:
     Attributes:
         keys: (kv_heads, width, head_dim), `shape.storage_dtype`; zeros where padded.
         values: likewise.
-        visible: (kv_heads, width) bool; False where padded.
+        mask: (kv_heads, width) float32, added to the scores of these pairs: the bias of the memory
+            that each is of; -inf where padded.
         memory: (kv_heads, width) int16; which of the memories given, from 0, a pair is of; -1 where
             padded. int32 if there are more than 32,768 of them.
         positions: (kv_heads, width) int16; which token of its reference a pair is of (the memory's
@@ -31,9 +33,14 @@ class PackedLayer:
 
     keys: NDArray[Any]
     values: NDArray[Any]
-    visible: NDArray[np.bool_]
+    mask: NDArray[np.float32]
     memory: NDArray[np.signedinteger[Any]]
     positions: NDArray[np.signedinteger[Any]]
+
+    @property
+    def visible(self) -> NDArray[np.bool_]:
+        """(kv_heads, width); False where padded."""
+        return np.isfinite(self.mask)
 
 
 @dataclass(frozen=True)
@@ -48,16 +55,33 @@ class PackedMemories:
     layers: dict[int, PackedLayer]
 
 
-def pack(memories: Sequence[ExplicitMemory | StoredMemory], shape: MemoryShape) -> PackedMemories:
+def pack(
+    memories: Sequence[ExplicitMemory | StoredMemory],
+    shape: MemoryShape,
+    biases: Sequence[float] | None = None,
+) -> PackedMemories:
     """Lay several ragged memories side by side, for one softmax over them and the context
     (paper, 3.1: attention over concat(K_0..K_4, K_context)).
 
     Stored memories that are not in the cache are decoded here: those of one codec together,
     straight to their places.
 
+    Args:
+        memories: in the order in which they are numbered.
+        shape: of each.
+        biases: of each, in nats: what is added to the scores of its pairs, before the softmax;
+            default: 0.
+
     Raises:
         CorruptRecordError: a stored memory is damaged.
+        InvalidInputError: the biases are no finite number for each memory.
     """
+    if biases is None:
+        biases = [0.0] * len(memories)
+    if len(biases) != len(memories) or not np.isfinite(biases).all():
+        raise InvalidInputError(
+            f"each of the {len(memories)} memories needs a finite bias, got {list(biases)!r:.80}"
+        )
     sources = [_Source.of(memory) for memory in memories]
     counts = np.zeros((len(memories), shape.rows), np.int64)
     for i, source in enumerate(sources):
@@ -83,7 +107,8 @@ def pack(memories: Sequence[ExplicitMemory | StoredMemory], shape: MemoryShape) 
         memory[layout.places] = np.repeat(numbers, layout.sizes)
         positions[layout.places] = tokens.astype(positions.dtype)  # a cast first is faster
         _fill(run, layout, shape, keys, values)
-    visible = memory >= 0
+    of_pad = [*biases, -np.inf]  # a pair of memory -1 is of none
+    mask = np.array(of_pad, np.float32)[memory]
 
     layers = {}
     bounds = layer_starts.tolist()
@@ -93,7 +118,7 @@ def pack(memories: Sequence[ExplicitMemory | StoredMemory], shape: MemoryShape) 
             layers[layer] = PackedLayer(
                 keys=keys[part].reshape(shape.kv_heads, -1, shape.head_dim),
                 values=values[part].reshape(shape.kv_heads, -1, shape.head_dim),
-                visible=visible[part].reshape(shape.kv_heads, -1),
+                mask=mask[part].reshape(shape.kv_heads, -1),
                 memory=memory[part].reshape(shape.kv_heads, -1),
                 positions=positions[part].reshape(shape.kv_heads, -1),
             )

@@ -72,14 +72,15 @@ class LayerMemory:
     Attributes:
         keys: (sets, kv heads, width, head_dim), after RoPE.
         values: likewise.
-        visible: (sets, kv heads, width) bool; False where padded.
+        mask: (sets, kv heads, width), added to the scores: the bias of the memory that a key is of;
+            -inf where padded.
         memory: (sets, kv heads, width) int64: which memory of its set each key is of; -1: none.
         token: (sets, kv heads, width) int64: of which token of its reference, from 0.
     """
 
     keys: Tensor
     values: Tensor
-    visible: Tensor
+    mask: Tensor
     memory: Tensor
     token: Tensor
 
@@ -91,13 +92,14 @@ class Joined:
     Attributes:
         keys: (batch, kv heads, width + context, head_dim).
         values: likewise.
-        visible: (batch, kv heads, 1, width + context) bool; False where padded.
+        mask: (batch, kv heads, 1, width + context), added to the scores: memories' biases, 0 for the
+            context, -inf where padded.
         memory: the memories, a set for each sequence.
     """
 
     keys: Tensor
     values: Tensor
-    visible: Tensor
+    mask: Tensor
     memory: LayerMemory
 
 
@@ -200,7 +202,8 @@ def memory_attention(
     observer: Observer | None = None,
     **extra: Any,
 ) -> tuple[Tensor, None]:
-    """softmax(Q concat(K_memory, K_context)^T * scaling) concat(V_memory, V_context) (paper, 3.1).
+    """softmax(Q concat(K_memory, K_context)^T * scaling + bias) concat(V_memory, V_context) (paper,
+    3.1, where all biases are 0; here each memory has one, and the context none).
 
     Args:
         module: the layer's attention; `layer_idx` says which.
@@ -255,9 +258,9 @@ def memory_attention(
         scores = query @ key.transpose(2, 3) * (head_dim**-0.5 if scaling is None else scaling)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        weights = scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32)
+        weights = (scores + additive(mask, scores.dtype)).softmax(-1, dtype=torch.float32)
         if witness is not None and memory is not None:
-            width = memory.visible.shape[2]
+            width = memory.mask.shape[2]
             witness(weights[..., :width].reshape(rows, heads, length, width), memory)
         weights = torch.dropout(weights, dropout, module.training)
         mixed = weights.to(value.dtype) @ value
@@ -278,13 +281,13 @@ def _side_by_side(layer: int, key: Tensor, value: Tensor, rule: Rule, sight: Sig
     if joined is None:
         return key, value, sight.mask(rule), None
     if sight.sees_all(rule):
-        return joined.keys, joined.values, joined.visible, joined.memory
+        return joined.keys, joined.values, joined.mask, joined.memory
     memory = joined.memory
     context = sight.mask(rule)
-    visible = memory.visible[:, :, None]
+    mask = memory.mask[:, :, None]
     if sight.windows is not None:
-        visible = visible & _windowed(rule, sight.queries, memory.token + sight.windows)
-    return joined.keys, joined.values, _beside(visible, context), memory
+        mask = _windowed(mask, rule, sight.queries, memory.token + sight.windows)
+    return joined.keys, joined.values, _beside(mask, context), memory
 
 
 def _in_stretches(layer: int, key: Tensor, value: Tensor, rule: Rule, sight: Sight) -> _Given:
@@ -293,28 +296,38 @@ def _in_stretches(layer: int, key: Tensor, value: Tensor, rule: Rule, sight: Sig
     if sight.memories is None or sight.stretches is None:
         raise ValueError("stretches without memories")
     memory = sight.memories.sets(layer, key)
-    visible = memory.visible[:, :, None]
+    mask = memory.mask[:, :, None]
     if sight.windows is not None:
         queries = sight.queries.flatten()[sight.stretches.tokens]
-        visible = visible & _windowed(rule, queries, memory.token + sight.windows)
+        mask = _windowed(mask, rule, queries, memory.token + sight.windows)
     of = sight.stretches.sequence
     keys = torch.cat([memory.keys, key[of]], 2)
     values = torch.cat([memory.values, value[of]], 2)
-    return keys, values, _beside(visible, sight.mask(rule)), memory
+    return keys, values, _beside(mask, sight.mask(rule)), memory
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as what is added to scores: of a bool one, 0 where it is True and -inf elsewhere."""
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
 
 
 def _beside(memories: Tensor, context: Tensor) -> Tensor:
-    """Masks of memories (sets, kv heads, 1 or tokens, width) and context (sets, 1, tokens, keys) as
-    one."""
+    """Masks of memories (sets, kv heads, 1 or tokens, width) and context (sets, 1, tokens, keys;
+    bool) as one that is added."""
     kv_heads, tokens = memories.shape[1], context.shape[2]
-    return torch.cat([memories.expand(-1, -1, tokens, -1), context.expand(-1, kv_heads, -1, -1)], 3)
+    context = additive(context, memories.dtype).expand(-1, kv_heads, -1, -1)
+    return torch.cat([memories.expand(-1, -1, tokens, -1), context], 3)
 
 
-def _windowed(rule: Rule, queries: Tensor, memories: Tensor) -> Tensor:
-    """(sets, kv heads, tokens, width) bool: which memories a model with a window sees."""
+def _windowed(mask: Tensor, rule: Rule, queries: Tensor, memories: Tensor) -> Tensor:
+    """(sets, kv heads, tokens, width): a mask (sets, kv heads, 1, width) of memories at these
+    positions, -inf where a model with a window does not see them."""
     sets, kv_heads, width = memories.shape
     seen = rule.between(queries, memories.reshape(sets, kv_heads * width))
-    return seen.view(sets, -1, kv_heads, width).transpose(1, 2)
+    seen = seen.view(sets, -1, kv_heads, width).transpose(1, 2)
+    return mask.masked_fill(~seen, -torch.inf)
 
 
 def _rows(x: Tensor, stretches: Stretches) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from memdb import PackedLayer, PackedMemories
-from model_adapter.attention import Joined, LayerMemory
+from model_adapter.attention import Joined, LayerMemory, additive
 
 _ROOM = 64  # tokens that a buffer grows by, at least
 
@@ -61,7 +61,7 @@ class ContextLayer(CacheLayerMixin):  # type: ignore[misc]
         self.memory: LayerMemory | None = None
         self._capacity = capacity
         self._room = 0  # for memories
-        self._visible = torch.empty(0)
+        self._mask = torch.empty(0)
         self._wanted: Sequence[PackedLayer | None] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -70,8 +70,8 @@ class ContextLayer(CacheLayerMixin):  # type: ignore[misc]
         batch, kv_heads, _, head_dim = key_states.shape
         self.keys = key_states.new_empty(batch, kv_heads, size, head_dim)
         self.values = value_states.new_empty(batch, kv_heads, size, head_dim)
-        # What comes is visible, until it is hidden.
-        self._visible = key_states.new_ones(batch, kv_heads, size, dtype=torch.bool)
+        # What comes is visible, until it is hidden. Added to scores, so that a step builds no mask.
+        self._mask = key_states.new_zeros(batch, kv_heads, size)
         self.is_initialized = True
 
     def update(
@@ -102,13 +102,14 @@ class ContextLayer(CacheLayerMixin):  # type: ignore[misc]
             return None
         width = self.memory.keys.shape[2]
         part = slice(self._room - width, self._room + self.length)
-        visible = self._visible[:, :, None, part]
-        return Joined(self.keys[:, :, part], self.values[:, :, part], visible, self.memory)
+        mask = self._mask[:, :, None, part]
+        return Joined(self.keys[:, :, part], self.values[:, :, part], mask, self.memory)
 
     def hide(self, start: int, real: Tensor) -> None:
         """See `ContextCache.hide`."""
         place = slice(self._room + start, self._room + start + real.shape[1])
-        self._visible[:, :, place] = real[:, None].to(self._visible.device)
+        real = real[:, None].to(self._mask.device)
+        self._mask[:, :, place] = additive(real, self._mask.dtype)
 
     def _place(self, memories: Sequence[PackedLayer | None]) -> None:
         self._wanted, self.memory = None, None
@@ -120,12 +121,12 @@ class ContextLayer(CacheLayerMixin):  # type: ignore[misc]
         place = slice(self._room - width, self._room)
         self.keys[:, :, place] = memory.keys
         self.values[:, :, place] = memory.values
-        self._visible[:, :, place] = memory.visible
+        self._mask[:, :, place] = memory.mask
         self._look(memory)
 
     def _look(self, memory: LayerMemory) -> None:
         """Let `memory` be what lies in the buffers."""
-        width = memory.visible.shape[2]
+        width = memory.mask.shape[2]
         place = slice(self._room - width, self._room)
         self.memory = replace(memory, keys=self.keys[:, :, place], values=self.values[:, :, place])
 
@@ -133,14 +134,14 @@ class ContextLayer(CacheLayerMixin):  # type: ignore[misc]
         """Make the buffers larger if they are too small for so many memories and tokens."""
         if room <= self._room and length <= self._capacity:
             return
-        old, was = (self.keys, self.values, self._visible), self._room
+        old, was = (self.keys, self.values, self._mask), self._room
         if room > self._room:
             self._room = room + _ROOM
         if length > self._capacity:
             self._capacity = max(2 * self._capacity, length + _ROOM)
         self.lazy_initialization(self.keys, self.values)
-        width = 0 if self.memory is None else self.memory.visible.shape[2]
-        new = (self.keys, self.values, self._visible)
+        width = 0 if self.memory is None else self.memory.mask.shape[2]
+        new = (self.keys, self.values, self._mask)
         for there, here in zip(new, old, strict=True):
             kept = here.narrow(2, was - width, width + self.length)
             there.narrow(2, self._room - width, width + self.length).copy_(kept)
@@ -187,7 +188,7 @@ def stacked(memories: Sequence[PackedLayer | None], like: Tensor) -> LayerMemory
     _, kv_heads, _, head_dim = like.shape
     shape = (len(memories), kv_heads, width)
     keys, values = like.new_zeros(2, *shape, head_dim)
-    visible = like.new_zeros(shape, dtype=torch.bool)
+    mask = like.new_full(shape, -torch.inf)
     memory = like.new_full(shape, -1, dtype=torch.int64)
     token = like.new_zeros(shape, dtype=torch.int64)
     for i, packed in enumerate(memories):
@@ -195,10 +196,10 @@ def stacked(memories: Sequence[PackedLayer | None], like: Tensor) -> LayerMemory
             place = (i, slice(None), slice(width - packed.keys.shape[1], None))
             keys[place] = _tensor(packed.keys).to(like.device, like.dtype)
             values[place] = _tensor(packed.values).to(like.device, like.dtype)
-            visible[place] = torch.from_numpy(packed.visible).to(like.device)
+            mask[place] = torch.from_numpy(packed.mask).to(like.device, like.dtype)
             memory[place] = torch.from_numpy(packed.memory).to(like.device, torch.int64)
             token[place] = torch.from_numpy(packed.positions).to(like.device, torch.int64)
-    return LayerMemory(keys, values, visible, memory, token)
+    return LayerMemory(keys, values, mask, memory, token)
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:

@@ -36,7 +36,7 @@ class Watch:
         """See `Witness`."""
         sets, tokens = self._sets.to(weights.device), self._tokens.to(weights.device)
         given = weights[sets, :, tokens]  # (batch, heads, width)
-        batch, kv_heads = len(given), memory.visible.shape[1]
+        batch, kv_heads = len(given), memory.mask.shape[1]
         given = given.view(batch, kv_heads, -1, given.shape[-1]).sum(2)
         number, token = memory.memory[sets], memory.token[sets]
         # What fills up goes to a place of its own, the last.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from memdb import MemoryShape
 from model_adapter import running
-from model_adapter.attention import NOWHERE, LayerMemory, Sight, Stretches
+from model_adapter.attention import NOWHERE, LayerMemory, Sight, Stretches, additive
 from model_adapter.choice import Kept
 from model_adapter.running import KeyValues
 from model_adapter.training.examples import Row
@@ -56,18 +56,19 @@ class Remembered:
         if number is None:
             none = like.new_zeros(self._sequences, kv_heads, 0, head_dim)
             nowhere = torch.zeros(none.shape[:3], dtype=torch.int64, device=like.device)
-            return LayerMemory(none, none, nowhere.bool(), nowhere, nowhere)
+            return LayerMemory(none, none, none[..., 0], nowhere, nowhere)
         counts = self._counts[number]
         width = int(counts.max())
         pairs = self._pairs[number, :, :width]
-        visible = torch.arange(width, device=like.device) < counts[:, None]
+        real = torch.arange(width, device=like.device) < counts[:, None]
+        mask = additive(real, like.dtype)
         several = (self._sequences, -1, -1)
         keys, values = (
             vectors[pairs].to(like.dtype).expand(*several, -1)
             for vectors in (self._kept.keys, self._kept.values)
         )
         pairs = pairs.expand(several)
-        return LayerMemory(keys, values, visible.expand(several), pairs, pairs)
+        return LayerMemory(keys, values, mask.expand(several), pairs, pairs)
 
 
 def read(

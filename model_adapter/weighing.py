@@ -1,0 +1,79 @@
+"""How much each of several memories counts, by its retrieval score.
+
+One softmax goes over all memories and the context, so memories of other things take attention from
+the one that answers, and the more so the less it says. The retrieval scores tell them apart:
+
+    bias of a memory = lift + slope * (its score - the best score of the retrieval)
+
+is added to the attention scores of its pairs. `lift` gives back what a memory has lost with the
+pairs that were not kept; a memory that would be more than `cut` below the best is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from memdb import InvalidInputError, Retrieval
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """The constants of one model.
+
+    Attributes:
+        lift: nats, for all memories.
+        slope: nats for a whole unit of cosine similarity, at least 0.
+        cut: nats below the best at which a memory is left out, above 0.
+
+    Raises:
+        InvalidInputError: naming the constant.
+    """
+
+    lift: float
+    slope: float
+    cut: float = 3.0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not math.isfinite(value):
+                raise InvalidInputError(f"the {name} of memories is a number, not {value!r}")
+        if self.slope < 0 or self.cut <= 0:
+            raise InvalidInputError(
+                f"the slope is at least 0 and the cut above 0, got {self.slope} and {self.cut}"
+            )
+
+    def biases(self, scores: Sequence[float]) -> list[float | None]:
+        """What is added to the attention scores of each memory, in nats; None: it is left out.
+
+        Args:
+            scores: retrieval scores of the memories that are read together.
+        """
+        best = max(scores, default=0.0)
+        below = [self.slope * (best - score) for score in scores]
+        return [None if less > self.cut else self.lift - less for less in below]
+
+    def kept(self, retrieval: Retrieval) -> tuple[Retrieval, list[float]]:
+        """A retrieval without what is left out, and the bias of each hit that stays."""
+        each = self.biases([hit.score for hit in retrieval.hits])
+        pairs = [(h, b) for h, b in zip(retrieval.hits, each, strict=True) if b is not None]
+        return replace(retrieval, hits=[hit for hit, _ in pairs]), [bias for _, bias in pairs]
+
+    def to_json(self) -> dict[str, float]:
+        """Its constants by name."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Weighing:
+        """What `to_json` gave; `InvalidInputError` if it is none."""
+        try:
+            return cls(**value)
+        except TypeError as error:
+            raise InvalidInputError(f"no constants of memories: {dict(value)!r:.100}") from error
+
+
+#: Without it: all memories count the same (the paper).
+EVEN = Weighing(lift=0.0, slope=0.0)
