@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFReader
+from gguf import GGUFReader, ReaderTensor
 from gguf.quants import dequantize
 from huggingface_hub import split_torch_state_dict_into_shards
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -29,6 +30,8 @@ from transformers.modeling_gguf_pytorch_utils import (
 
 #: Largest shard. A tensor that is larger has a shard of its own.
 SHARD = "500MB"
+#: Rows of a tensor that are dequantized at once.
+ROWS = 1024
 
 
 def convert_gguf(
@@ -103,12 +106,8 @@ class _Source:
 
     def _weight(self, name: str) -> Tensor:
         tensor = self._tensors[name]
-        # Read, not mapped: what was touched of a mapping stays in memory.
-        stored = np.fromfile(
-            self._gguf, tensor.data.dtype, tensor.data.size, offset=int(tensor.data_offset)
-        )
         values = self._processor.process(
-            weights=dequantize(stored.reshape(tensor.data.shape), tensor.tensor_type),
+            weights=self._dequantized(tensor),
             name=tensor.name,
             tensor_key_mapping=self._names,
             parsed_parameters={"tensors": {}},
@@ -119,3 +118,17 @@ class _Source:
                 f"has {tuple(self._shapes[name])}"
             )
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+
+    def _dequantized(self, tensor: ReaderTensor) -> NDArray[np.float32]:
+        """Some rows at a time, since `dequantize` needs twice what it gives. They are read, not
+        mapped: what was touched of a mapping counts as memory."""
+        values = np.empty([int(n) for n in reversed(tensor.shape)], np.float32)
+        rows = values.reshape(-1, values.shape[-1])
+        width, dtype = tensor.data.shape[-1], tensor.data.dtype
+        with self._gguf.open("rb") as file:
+            file.seek(int(tensor.data_offset))
+            for begin in range(0, len(rows), ROWS):
+                some = rows[begin : begin + ROWS]
+                stored = np.fromfile(file, dtype, len(some) * width).reshape(len(some), width)
+                some[:] = dequantize(stored, tensor.tensor_type)
+        return values
