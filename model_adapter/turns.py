@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 #: A turn of the user with fewer tokens than this is looked up with what was said before, too.
-SHORT = 8
+#:
+#: Follow-ups need it ("Where did they come from?"); a new question that is as short loses by it,
+#: since what was said before finds its own references, with high scores. 7 is the largest limit
+#: with which the second questions of conversations from SQuAD, on something else than the first,
+#: find the right document first at least 95 % as often as each does alone (98 %; with 8, 94 %).
+SHORT = 7
 
 Role = Literal["system", "user", "assistant"]
 
