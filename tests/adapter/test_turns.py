@@ -312,8 +312,10 @@ def test_the_right_document_is_found_as_by_the_last_message_and_for_follow_ups(
     tmp_path: Path, smollm: LanguageModel, minilm: SentenceEmbedder
 ) -> None:
     given = json.loads(CONVERSATIONS.read_text())
+    # Random weights: only its tokens matter here.
+    model = LanguageModel(tiny_model(vocab_size=49152).model, smollm.tokenizer, "tiny")
     options: dict[str, Any] = {"mode": "rag", "memories": 1, "max_new_tokens": 1}
-    with create_database(tmp_path / "db", model=smollm, embedder=minilm) as database:
+    with create_database(tmp_path / "db", model=model, embedder=minilm) as database:
         for name, text in given["documents"].items():
             database.insert(text, id=name, cold=True)
         right = {}
