@@ -17,7 +17,7 @@ SOURCE = {"source": "chat"}
 
 class Chat:
     """Messages by turns, with memories for each. What was read of the conversation is kept, so that
-    a turn costs its own tokens only.
+    a turn costs its own tokens only, and only the new turn is looked up (as in `generate`).
 
         chat = Chat(db)
         for piece in chat.say("Who keeps the lighthouse?"):

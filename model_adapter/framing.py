@@ -15,15 +15,18 @@ memories, so that the prefix is the same for all.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from memdb import Framing, InvalidInputError
 from model_adapter.catalog import in_brief
 from model_adapter.language_model import LanguageModel
+from model_adapter.turns import Role, Turn
 
 REFERENCE = "Reference:"
-_ROLES = ("system", "user", "assistant")
+_EMPTY_LINE = "\n\n"  # behind what the system says
 _MARK = re.compile("\x1a([0-9]+)\x1a")  # stands for a message while the template is rendered
 
 #: What somebody said: `role` (system, user or assistant) and `content`.
@@ -32,10 +35,26 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids of a prompt: the part that queries are made of, and the template's end."""
+    """A prompt as the model reads it.
+
+    Attributes:
+        content: token ids of all up to the last word of the user.
+        tail: token ids of the template's end.
+        turns: where in the content somebody speaks, in the order of speaking.
+    """
 
     content: list[int]
     tail: list[int]
+    turns: list[Turn]
+
+
+@dataclass(frozen=True)
+class _Said:
+    """A message of user or assistant, with what the system said before it, if anything."""
+
+    role: Role
+    content: str
+    system: str | None = None
 
 
 class Frame:
@@ -107,47 +126,70 @@ class Frame:
         if isinstance(prompt, str):
             if not prompt.strip():
                 raise InvalidInputError("the prompt is empty")
-            return Prompt([*before, *self._model.tokens(gap + prompt)], self._tail)
-        messages = _conversation(prompt)
-        if self.framing != "chat":
-            raise InvalidInputError(
-                "messages need the framing 'chat', and this database's is 'plain': give the prompt "
-                "as a text"
-            )
-        _, *between = _template(self._model, messages)
-        content = [*before, *self._model.tokens(gap + messages[0]["content"])]
-        for control, message in zip(between, messages[1:], strict=False):
-            content += self._model.tokens(control, special=True)
-            content += self._model.tokens(message["content"])
-        return Prompt(content, self._model.tokens(between[-1], special=True))
+            said, between, tail = [_Said("user", prompt)], [], self._tail
+        else:
+            said = _conversation(prompt)
+            if self.framing != "chat":
+                raise InvalidInputError(
+                    "messages need the framing 'chat', and this database's is 'plain': give the "
+                    "prompt as a text"
+                )
+            parts = _template(self._model, [{"role": one.role} for one in said])
+            *between, tail = (self._model.tokens(text, special=True) for text in parts[1:])
+        content = [*before]
+        turns: list[Turn] = []
+        for control, one in zip([[], *between], said, strict=True):
+            content += control
+            self._say(one, "" if turns else gap, content, turns)
+        return Prompt(content, tail, turns)
+
+    def _say(self, said: _Said, gap: str, content: list[int], turns: list[Turn]) -> None:
+        """Put a message behind what was said so far."""
+        spoken: list[tuple[Role, str]] = [(said.role, said.content)]
+        if said.system is not None:
+            spoken.insert(0, ("system", said.system))
+        text = gap + _EMPTY_LINE.join(words for _, words in spoken)
+        spans = self._model.spans(text)
+        at, end = len(gap), 0
+        for role, words in spoken:
+            # A token that reaches from a text into what stands around it is one of the text's.
+            start = max(end, bisect_right(spans, at, key=lambda span: span[1]))
+            end = max(start, bisect_left(spans, at + len(words), key=lambda span: span[0]))
+            turns.append(Turn(role, len(content) + start, len(content) + end))
+            at += len(words) + len(_EMPTY_LINE)
+        content += self._model.tokens(text)
 
 
-def _conversation(prompt: Sequence[Message]) -> list[dict[str, str]]:
-    """Messages by user and assistant in turn, those of the system within the user's."""
-    said: list[dict[str, str]] = []
-    before = ""
+def _conversation(prompt: Sequence[Message]) -> list[_Said]:
+    """Messages by user and assistant in turn, those of the system with the user's."""
+    said: list[_Said] = []
+    system: str | None = None
     for number, message in enumerate(prompt, 1):
         if not isinstance(message, Mapping):
             raise InvalidInputError(
                 f"message {number} is no mapping with 'role' and 'content': {message!r:.60}"
             )
         role, content = message.get("role"), message.get("content")
-        if role not in _ROLES or not isinstance(content, str):
+        if role not in get_args(Role) or not isinstance(content, str):
             raise InvalidInputError(
-                f"message {number} needs a 'role' ({', '.join(_ROLES)}) and a text as 'content', "
-                f"got {message!r:.60}"
+                f"message {number} needs a 'role' ({', '.join(get_args(Role))}) and a text as "
+                f"'content', got {message!r:.60}"
             )
         if role == "system":
-            before += content + "\n\n"
+            system = content if system is None else system + _EMPTY_LINE + content
             continue
-        if role != ("user", "assistant")[len(said) % 2]:
+        speaker: Role = "assistant" if len(said) % 2 else "user"
+        if role != speaker:
             raise InvalidInputError(
                 f"message {number} is by the {role} again: user and assistant speak in turn, the "
                 "user first"
             )
-        said.append({"role": role, "content": before + content if role == "user" else content})
-        before = "" if role == "user" else before
-    if not said or said[-1]["role"] != "user" or not said[-1]["content"].strip():
+        if speaker == "user":
+            said.append(_Said(speaker, content, system))
+            system = None
+        else:
+            said.append(_Said(speaker, content))
+    if not said or said[-1].role != "user" or not said[-1].content.strip():
         raise InvalidInputError("the last message has to be the user's, and to say something")
     return said
 

@@ -33,10 +33,17 @@ def generate(
 ) -> Generation | list[Generation]:
     """Answer a prompt, or several side by side, with the explicit memories of a database.
 
-    Each chunk of 64 tokens of a prompt retrieves 5 memories for itself, and sees no others. While
-    generating, after every 64 tokens the memories are dropped and new ones retrieved with those
-    tokens as the query. A chunk that says nothing in words (blanks) keeps the memories in use. All
-    chunks of all prompts are read in one pass.
+    Each turn of a conversation is cut into chunks of 64 tokens; a prompt that is a text, and what
+    the system says, are turns, too. Each chunk retrieves 5 memories for itself, and sees no others.
+    It is looked up by the last 64 tokens of its turn's words up to its end: never by another
+    turn's, nor by the template's. Only a message of the user of less than 7 tokens ("And when?")
+    is looked up twice, by itself and by itself with what was said before (64 tokens together), and
+    the 5 best of both stay. While generating, after every 64 tokens the memories are dropped and
+    new ones retrieved with those tokens as the query. A chunk that says nothing in words (blanks)
+    keeps the memories in use. All chunks of all prompts are read in one pass.
+
+    With `mode="rag"` the same is looked up for the last turn, and the 5 best references of all its
+    chunks stand as text before the prompt.
 
     Args:
         prompt: plain text, or messages (`{"role": ..., "content": ...}`) of a conversation in the

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -225,14 +225,19 @@ class LanguageModel:
     def tokens(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of a text, nothing added. What looks like a control token in it is plain text
         unless `special` (for text that the framing writes itself)."""
+        ids: list[int] = self._encoding(text, self._control if special else self._text).ids
+        return ids
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """From which character to which each token of a text stands, see `tokens`."""
+        offsets: list[tuple[int, int]] = self._encoding(text, self._text).offsets
+        return offsets
+
+    def _encoding(self, text: str, tokenizer: Tokenizer) -> Encoding:
         try:
-            encoding = (self._control if special else self._text).encode(
-                text, add_special_tokens=False
-            )
+            return tokenizer.encode(text, add_special_tokens=False)
         except (TypeError, UnicodeError) as error:  # half a surrogate pair
             raise InvalidInputError(f"not a text: {text[:60]!r}") from error
-        ids: list[int] = encoding.ids
-        return ids
 
     def require_position(self, end: int) -> None:
         """Raise `InvalidInputError` if a text that ends before this position is too long."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from memdb import MemDB, PackedMemories, Reference, Retrieval, pack
+from memdb import Hit, MemDB, PackedMemories, Reference, Retrieval, pack
 from model_adapter.language_model import LanguageModel
 from model_adapter.options import Options
 from model_adapter.overlap import overlaps
@@ -27,10 +27,34 @@ class Query:
     Attributes:
         tokens: nearest to these.
         text: all that was read or said so far; what it says already need not be found.
+        before: what was said before, turn by turn, where the tokens alone say too little. Then what
+            is nearest to all of it together is looked for, too, and the best of both are found.
     """
 
     tokens: Sequence[int]
     text: Sequence[int]
+    before: Sequence[Sequence[int]] = ()
+
+
+def merged(retrievals: Sequence[Retrieval], k: int) -> Retrieval:
+    """Several retrievals as one: each reference once, with its best score, and the best k stay.
+
+    Args:
+        retrievals: what comes back names their queries, a line each, and counts the memories that
+            were written for any of them.
+        k: at least 1.
+    """
+    if len(retrievals) == 1:
+        return retrievals[0]
+    hits = sorted((hit for one in retrievals for hit in one.hits), key=lambda hit: -hit.score)
+    best: dict[int, Hit] = {}
+    for hit in hits:
+        best.setdefault(hit.id, hit)
+    return Retrieval(
+        "\n".join(one.query or "" for one in retrievals),
+        list(best.values())[:k],
+        sum(one.written for one in retrievals),
+    )
 
 
 class Lookup:
@@ -56,21 +80,10 @@ class Lookup:
     def find(self, queries: Sequence[Query]) -> list[Found | None]:
         """What each query finds; None for those that say nothing in words. All are embedded and
         searched together."""
-        decode = self._model.tokenizer.decode
-        asking = {
-            number: query
-            for number, query in enumerate(queries)
-            if decode(query.tokens, skip_special_tokens=True).strip()
-        }
-        retrievals = self._retrieve(
-            [query.tokens for query in asking.values()],
-            [query.text for query in asking.values()],
-            memories=True,
-        )
-        found: list[Found | None] = [None] * len(queries)
-        for number, retrieval in zip(asking, retrievals, strict=True):
-            found[number] = Found(retrieval, pack(retrieval.stored, self._db.shape))
-        return found
+        return [
+            None if one is None else Found(one, pack(one.stored, self._db.shape))
+            for one in self._retrieve(queries, memories=True)
+        ]
 
     def begin(self, queries: Sequence[Query]) -> None:
         """Begin to find, in the background; `ended` has the result."""
@@ -81,21 +94,35 @@ class Lookup:
         coming, self._coming = self._coming, None
         return None if coming is None else coming.result()
 
-    def find_texts(self, queries: Sequence[str]) -> list[Retrieval]:
-        """References without their memories."""
-        tokens = [self._model.tokens(query) for query in queries]
-        return self._retrieve(queries, tokens, memories=False)
+    def find_texts(self, queries: Sequence[Query]) -> list[Retrieval | None]:
+        """As `find`, but references without their memories."""
+        return self._retrieve(queries, memories=False)
 
-    def _retrieve(
-        self, queries: Sequence[str | Sequence[int]], texts: Sequence[Sequence[int]], memories: bool
-    ) -> list[Retrieval]:
-        return self._db.retrieve_batch(
-            queries,
+    def _retrieve(self, queries: Sequence[Query], memories: bool) -> list[Retrieval | None]:
+        asked = [
+            (number, text) for number, query in enumerate(queries) for text in self._asked(query)
+        ]
+        found: list[list[Retrieval]] = [[] for _ in queries]
+        retrievals = self._db.retrieve_batch(
+            [text for _, text in asked],
             self._options.memories,
             where=self._options.where,
             memories=memories,
-            accept=self._acceptance(texts),
+            accept=self._acceptance([queries[number].text for number, _ in asked]),
         )
+        for (number, _), retrieval in zip(asked, retrievals, strict=True):
+            found[number].append(retrieval)
+        return [
+            merged(of_query, self._options.memories) if of_query else None for of_query in found
+        ]
+
+    def _asked(self, query: Query) -> list[str | Sequence[int]]:
+        """What a query asks the database for: nothing, one thing, or two."""
+        decode = self._model.tokenizer.decode
+        said = [decode(part, skip_special_tokens=True) for part in (*query.before, query.tokens)]
+        if not said[-1].strip():
+            return []
+        return [query.tokens, "\n".join(said)] if query.before else [query.tokens]
 
     def _acceptance(
         self, texts: Sequence[Sequence[int]]

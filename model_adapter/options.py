@@ -18,11 +18,11 @@ class Options:
     """How to answer.
 
     Attributes:
-        mode: `memory`; for comparison, `rag` puts the same references into the prompt as text, and
-            `none` does without.
+        mode: `memory`; for comparison, `rag` puts the references that the last turn finds into the
+            prompt as text, and `none` does without.
         max_new_tokens: at least 1.
         memories: references per chunk, at least 1.
-        retrieve_every: tokens of a chunk, at least 1.
+        retrieve_every: most tokens of a chunk, and of a query; at least 1.
         where: only references of documents with this metadata (see `MemDB.retrieve`).
         max_overlap: references of which at least this share stands in the prompt or the answer
             already are passed over (paper, formula (6); its evaluation has 2/3). None: none are.

@@ -5,19 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from memdb import InvalidInputError, MemDB, PackedMemories
+from memdb import InvalidInputError, MemDB
 from model_adapter.chunks import Chunk, Reading
 from model_adapter.citations import Watch
 from model_adapter.context import Context, Stretch
 from model_adapter.detokenizing import Detokenizer
 from model_adapter.framing import Message, Prompt
-from model_adapter.lookup import Lookup, Query
+from model_adapter.lookup import Lookup, Query, merged
 from model_adapter.options import Options
+from model_adapter.turns import Cut, cuts_of
 from model_adapter.writer import Writer
 
 
@@ -97,51 +99,71 @@ class Reader:
         return torch.cat(logits)
 
     def _with_text(self, prompts: Sequence[str | Sequence[Message]]) -> list[Prompt]:
-        """The prompts, each with what it retrieves as text before it."""
-        queries = [
-            prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts
-        ]
-        framed = []
+        """The prompts, each with what it retrieves as text before it: what is nearest to the chunks
+        of its last turn, asked for as with memories, the best of all of them."""
+        asked: list[list[Query]] = []
+        for prompt in prompts:
+            framed = self._frame.behind_memories(prompt)
+            cuts = self._cuts(framed)
+            last = [cut for cut in cuts if cut.turn == cuts[-1].turn]
+            asked.append([self._query(framed, cut) for cut in last])
         with self._timed("retrieve"):
-            found = self._lookup.find_texts(queries)
-        for prompt, reading, retrieval in zip(prompts, self.readings, found, strict=True):
+            found = iter(self._lookup.find_texts([query for of in asked for query in of]))
+        texted = []
+        for prompt, reading, queries in zip(prompts, self.readings, asked, strict=True):
+            own = [one for one in islice(found, len(queries)) if one is not None]
+            retrieval = merged(own, self._options.memories)
             reading.chunks.append(Chunk(0, False, retrieval))
             texts = [hit.reference.content for hit in retrieval.hits]
-            framed.append(self._frame.with_text(texts, prompt))
-        return framed
+            texted.append(self._frame.with_text(texts, prompt))
+        return texted
 
     def _with_memories(self, framed: Sequence[Prompt], known: int) -> list[list[Stretch]]:
-        """The prompts cut into chunks, each with memories of its own (paper, 3.1): those that are
-        nearest to as many tokens as a chunk has, up to its end."""
-        size = self._options.retrieve_every
-        asked: list[tuple[int, int]] = []  # which prompt, up to where
-        ends = []
-        for number, prompt in enumerate(framed):
-            length = len(prompt.content)
-            ends.append([*range(known + size, length, size), length])
-            asked.extend((number, end) for end in ends[-1])
-        contents = [prompt.content for prompt in framed]
-        queries = [Query(contents[n][max(0, end - size) : end], contents[n]) for n, end in asked]
+        """The prompts cut into chunks (paper, 3.1), each with memories of its own: those that are
+        nearest to its turn's words up to its end."""
+        cuts = [self._cuts(prompt) for prompt in framed]
+        asked = {
+            (number, cut.start): self._query(framed[number], cut)
+            for number, of_prompt in enumerate(cuts)
+            for cut in of_prompt
+            if self._is_new(cut, known) or cut is of_prompt[-1]
+        }
         with self._timed("retrieve"):
-            found = dict(zip(asked, self._lookup.find(queries), strict=True))
+            found = dict(zip(asked, self._lookup.find(list(asked.values())), strict=True))
+        assert self._context is not None
         sequences = []
         for number, (prompt, reading) in enumerate(zip(framed, self.readings, strict=True)):
-            start = known
-            in_use: PackedMemories | None = None
+            in_use = self._context.memories[number]
             stretches = []
-            for end in ends[number]:
-                new = found[number, end]
+            for cut in cuts[number]:
+                start = max(known, cut.start)
+                new = found.get((number, cut.start))
                 if new is not None:  # else the memories in use stay
                     reading.chunks.append(Chunk(start - known, False, new.retrieval))
                     in_use = new.memories
-                # Of the tail, too, a part may be known: the same prompt again.
-                tail = prompt.tail[max(0, start - end) :] if end == len(prompt.content) else []
-                tokens = [*prompt.content[start:end], *tail]
+                tokens = prompt.content[start : cut.end]
+                if cut is cuts[number][-1]:
+                    # Of the tail, too, a part may be known: the same prompt again.
+                    tokens += prompt.tail[max(0, known - cut.end) :]
                 if tokens:
                     stretches.append(Stretch(tokens, in_use))
-                start = end
             sequences.append(stretches)
         return sequences
+
+    def _cuts(self, prompt: Prompt) -> list[Cut]:
+        return cuts_of(prompt.content, prompt.turns, self._options.retrieve_every)
+
+    @staticmethod
+    def _query(prompt: Prompt, cut: Cut) -> Query:
+        return Query(cut.words, prompt.content, cut.before)
+
+    @staticmethod
+    def _is_new(cut: Cut, known: int) -> bool:
+        """Whether a chunk needs memories of its own. The rest of an answer that was just given does
+        not: it is read with what it was given with."""
+        if cut.start < known and cut.turn.role == "assistant":
+            return False
+        return cut.end > known
 
     def _known(self, whole: list[list[int]]) -> int:
         """How many tokens of the only prompt the context has already; the rest of what it has is

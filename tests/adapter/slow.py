@@ -1,5 +1,6 @@
 """What attention over memories means, said as slowly and obviously as possible: one token at a
-time, one head at a time, each over a list of the keys that it sees."""
+time, one head at a time, each over a list of the keys that it sees. And likewise, what a
+conversation is looked up by."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, DynamicCache
 
-from memdb import ExplicitMemory, MemoryShape, to_float32
+from memdb import ExplicitMemory, Hit, MemDB, MemoryShape, to_float32
 from model_adapter import LanguageModel
 
 #: Tokens, and the memories that they see.
@@ -55,6 +56,67 @@ def slow_logits(
     finally:
         model.model.set_attn_implementation("memdb")
     return torch.stack(logits)
+
+
+def slow_cuts(
+    model: LanguageModel, messages: Sequence[dict[str, str]], size: int
+) -> list[tuple[list[int], list[str]]]:
+    """The stretches of a conversation in the template of `tests.helpers`, behind the memories: the
+    tokens of each, and the texts that it is looked up by."""
+    cuts: list[tuple[list[int], list[str]]] = []
+    said: list[list[int]] = []  # by user and assistant, turn by turn
+    stretch = model.tokens("\n\n")
+    for number, message in enumerate(messages):
+        words = model.tokens(message["content"])
+        short = message["role"] == "user" and len(words) < 7 and len(words) < size
+        own: list[int] = []
+        for place, token in enumerate(words, 1):
+            stretch.append(token)
+            own = [*own, token][-size:]
+            if place == len(words) or place % size == 0:
+                texts = [model.tokenizer.decode(own)]
+                if short and said:
+                    texts.append(_with_what_was_said(model, said, own, size))
+                cuts.append((stretch, texts if texts[0].strip() else []))
+                stretch = []
+        if message["role"] == "system":
+            stretch += model.tokens("\n\n")
+            continue
+        said.append(words)
+        answers = "user" if message["role"] == "assistant" else "assistant"
+        control = model.tokens(f"<|im_end|>\n<|im_start|>{answers}\n", special=True)
+        if number < len(messages) - 1:
+            stretch += control
+        else:
+            cuts[-1][0].extend(control)
+    return cuts
+
+
+def _with_what_was_said(
+    model: LanguageModel, said: Sequence[list[int]], own: list[int], size: int
+) -> str:
+    room = size - len(own)
+    text = model.tokenizer.decode(own)
+    for words in reversed(said):
+        end: list[int] = []
+        for token in reversed(words):
+            if room > 0:
+                end.insert(0, token)
+                room -= 1
+        if end:
+            text = model.tokenizer.decode(end) + "\n" + text
+    return text
+
+
+def slow_hits(db: MemDB, texts: Sequence[str], k: int) -> list[Hit]:
+    """The best k references for any of the texts, best first."""
+    found = [hit for text in texts for hit in db.retrieve(text, k).hits]
+    best: list[Hit] = []
+    while found and len(best) < k:
+        top = max(found, key=lambda hit: hit.score)
+        best.append(top)
+        found = [hit for hit in found if hit.id != top.id]
+    return best
 
 
 def _attention(

@@ -90,8 +90,11 @@ def test_a_turn_retrieves_for_what_is_new(db: MemDB) -> None:
     chat = Chat(db, memories=1, retrieve_every=64, cite=True, **SHORT)
     for fact in FACTS:
         result = chat.say(fact.question).result
-        assert fact.question in str(result.chunks[-1].retrieval.query)
-        assert result.chunks[0].start == 0
+        assert [chunk.retrieval.query for chunk in result.chunks] == [fact.question]
+        new = read_of(db, chat, "memory")[-result.prompt_tokens :]
+        said = db.writer.model.tokenizer.decode(new[result.chunks[0].start :])
+        before = "\n\n" if fact is FACTS[0] else "<|im_end|>\n<|im_start|>user\n"
+        assert said == f"{before}{fact.question}<|im_end|>\n<|im_start|>assistant\n"
         assert [source.reference.document_id for source in result.sources()] == [
             result.chunks[-1].retrieval.hits[0].reference.document_id
         ]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from memdb import InvalidInputError, MemDB
+from memdb import ExplicitMemory, InvalidInputError, MemDB
 from model_adapter import (
     Frame,
     LanguageModel,
@@ -24,7 +24,7 @@ from model_adapter import (
 )
 from model_adapter.detokenizing import Detokenizer
 from model_adapter.sampling import Sampler
-from tests.adapter.slow import Part, slow_logits
+from tests.adapter.slow import Part, slow_cuts, slow_hits, slow_logits
 from tests.helpers import FACTS, SAMPLE, tiny_model
 
 
@@ -45,10 +45,12 @@ def db(tmp_path: Path, model: LanguageModel, minilm: SentenceEmbedder) -> Iterat
 
 def test_each_chunk_of_prompt_and_answer_retrieves_for_itself(db: MemDB) -> None:
     prompt = " ".join(fact.question for fact in FACTS)
-    length = len(Frame(db.writer.model, "chat").behind_memories(prompt).content)
+    framed = Frame(db.writer.model, "chat").behind_memories(prompt)
+    (turn,) = framed.turns
+    assert (turn.start, turn.end) == (2, len(framed.content))  # behind an empty line
     result = generate(prompt, db, max_new_tokens=70, memories=2, retrieve_every=32)
     starts = [chunk.start for chunk in result.chunks if not chunk.generated]
-    assert starts == list(range(0, length, 32))
+    assert starts == [0, *range(2 + 32, turn.end, 32)]
     assert [chunk.start - result.prompt_tokens for chunk in result.chunks if chunk.generated] == [
         32,
         64,
@@ -66,10 +68,11 @@ def test_a_short_last_chunk_looks_for_the_tokens_up_to_its_end(db: MemDB) -> Non
     model = db.writer.model
     content = Frame(model, "chat").behind_memories(FACTS[0].question).content
     result = generate(
-        FACTS[0].question, db, max_new_tokens=1, retrieve_every=len(content) - 1, memories=1
+        FACTS[0].question, db, max_new_tokens=1, retrieve_every=len(content) - 3, memories=1
     )
     assert [chunk.start for chunk in result.chunks] == [0, len(content) - 1]
-    assert result.chunks[1].retrieval.query == model.tokenizer.decode(content[1:])
+    assert result.chunks[0].retrieval.query == model.tokenizer.decode(content[2:-1])
+    assert result.chunks[1].retrieval.query == model.tokenizer.decode(content[3:])
 
 
 def test_a_blank_stretch_keeps_the_memories_in_use(db: MemDB) -> None:
@@ -82,26 +85,50 @@ def test_a_blank_stretch_keeps_the_memories_in_use(db: MemDB) -> None:
     assert generate("Hi.", db, max_new_tokens=3, retrieve_every=1, memories=1).token_ids
 
 
-def test_answers_are_those_of_an_obvious_loop(db: MemDB) -> None:
+@pytest.mark.parametrize(
+    ("messages", "new"),
+    [
+        ([("user", FACTS[2].question)], 20),
+        (
+            [
+                ("system", "Be brief and kind."),
+                ("user", FACTS[0].question),
+                ("assistant", "  \n"),
+                ("user", FACTS[2].question),
+                ("assistant", "Eleven."),
+                ("user", "Why?"),
+            ],
+            2,
+        ),
+    ],
+)
+def test_answers_are_those_of_an_obvious_loop(
+    db: MemDB, messages: list[tuple[str, str]], new: int
+) -> None:
     """Prefix without memories, then chunk by chunk, each token at its place behind P + 128."""
     model, shape = db.writer.model, db.shape
-    frame = Frame(model, "chat")
-    prompt = frame.behind_memories(FACTS[2].question)
-    size = 16
-    result = generate(
-        FACTS[2].question, db, max_new_tokens=size + 4, memories=2, retrieve_every=size
-    )
-    content = prompt.content
-    ends = [*range(size, len(content), size), len(content)]
+    size, k = 16, 2
+    conversation = [{"role": role, "content": content} for role, content in messages]
+    result = generate(conversation, db, max_new_tokens=new, memories=k, retrieve_every=size)
     parts: list[Part] = []
-    for start, end in zip([0, *ends], ends, strict=False):
-        tokens = content[start:end] + (prompt.tail if end == len(content) else [])
-        parts.append((tokens, db.retrieve(content[max(0, end - size) : end], 2).memories))
-    start = len(frame.prefix) + 128
+    memories: list[ExplicitMemory] = []
+    found = []
+    for tokens, texts in slow_cuts(model, conversation, size):
+        if texts:
+            hits = slow_hits(db, texts, k)
+            found.append([hit.id for hit in hits])
+            memories = [hit.memory for hit in hits if hit.memory is not None]
+        parts.append((tokens, memories))
+    prompt = Frame(model, "chat").behind_memories(conversation)
+    assert [token for tokens, _ in parts for token in tokens] == [*prompt.content, *prompt.tail]
+    of_prompt = [chunk.retrieval.hits for chunk in result.chunks if not chunk.generated]
+    assert [[hit.id for hit in hits] for hits in of_prompt] == found
+    start = len(shape.prefix) + 128
     said: list[int] = []
-    while len(said) < size + 4:
+    while len(said) < new:
         said.append(int(slow_logits(model, shape, parts, start=start)[-1].argmax()))
-        memories = parts[-1][1] if len(said) != size else db.retrieve(said, 2).memories
+        if len(said) == size:
+            memories = db.retrieve(said, k).memories
         parts.append(([said[-1]], memories))
     assert result.token_ids == said
 
@@ -408,9 +435,9 @@ def test_citations_of_prompts_side_by_side(db: MemDB) -> None:
 
 def test_the_next_memories_are_looked_for_before_the_chunk_ends(db: MemDB) -> None:
     options = {"max_new_tokens": 40, "memories": 2, "retrieve_every": 16}
-    result = generate(FACTS[0].question, db, prefetch=4, **options)
+    result = generate(FACTS[1].question, db, prefetch=4, **options)
     model = db.writer.model
-    said = Frame(model, "chat").behind_memories(FACTS[0].question).content + result.token_ids
+    said = Frame(model, "chat").behind_memories(FACTS[1].question).content + result.token_ids
     queries = [chunk.retrieval.query for chunk in result.chunks if chunk.generated]
     before = len(said) - len(result.token_ids)
     assert queries == [
