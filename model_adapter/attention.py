@@ -92,8 +92,8 @@ class Joined:
     Attributes:
         keys: (batch, kv heads, width + context, head_dim).
         values: likewise.
-        mask: (batch, kv heads, 1, width + context), added to the scores: memories' biases, 0 for the
-            context, -inf where padded.
+        mask: (batch, kv heads, 1, width + context), added to the scores: a memory's bias, 0 for
+            the context, -inf where padded.
         memory: the memories, a set for each sequence.
     """
 
