@@ -92,7 +92,8 @@ def test_a_model_that_is_not_whole_in_memory_is_refused(tmp_path: Path) -> None:
 
 def test_pull_knows_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMDB_CACHE", str(tmp_path))
-    with pytest.raises(InvalidInputError, match="all-minilm-l6-v2, gemma3-270m, smollm2-135m"):
+    names = "all-minilm-l6-v2, gemma3-270m, qwen2.5-coder-0.5b, qwen2.5-coder-1.5b, smollm2-135m"
+    with pytest.raises(InvalidInputError, match=names):
         pull("gpt-9")
 
 
