@@ -71,7 +71,7 @@ def cuts_of(content: Sequence[int], turns: Sequence[Turn], size: int) -> list[Cu
     for number, turn in enumerate(turns):
         before: list[Sequence[int]] = []
         length = turn.end - turn.start
-        if turn.role == "user" and 0 < length < min(SHORT, size):
+        if turn.role == "user" and length < SHORT:
             before = _before(content, turns[:number], size - length)
         for end in [*range(turn.start + size, turn.end, size), turn.end]:
             words = content[max(turn.start, end - size) : end]
@@ -82,13 +82,11 @@ def cuts_of(content: Sequence[int], turns: Sequence[Turn], size: int) -> list[Cu
 
 
 def _before(content: Sequence[int], turns: Sequence[Turn], room: int) -> list[Sequence[int]]:
-    """The last words of user and assistant, `room` tokens of them."""
+    """The last words of user and assistant, at most `room` tokens of them."""
     found: list[Sequence[int]] = []
     for turn in reversed(turns):
         words = content[max(turn.start, turn.end - room) : turn.end]
         if turn.role != "system" and words:
             found.insert(0, words)
             room -= len(words)
-        if room == 0:
-            break
     return found

@@ -91,11 +91,19 @@ def test_turns_are_the_words_of_each_message(model: LanguageModel, smollm: Langu
             assert prompt.turns[-1].end == len(prompt.content)
 
 
-def test_a_token_across_the_end_of_a_turn_is_the_turns() -> None:
-    letters = sorted(set(SAMPLE + TEMPLATE + "BeW?"))
-    tokenizer = Tokenizer(
-        models.BPE({t: i for i, t in enumerate([*letters, ".\n"])}, [(".", "\n")])
-    )
+@pytest.mark.parametrize(
+    ("merges", "expected"),
+    [
+        ([(".", "\n")], ["Be brief.\n", "Why?"]),
+        ([("\n", "W")], ["Be brief.", "\nWhy?"]),
+        ([(".", "\n"), (".\n", "\n"), (".\n\n", "W")], ["Be brief.\n\nW", "hy?"]),
+    ],
+)
+def test_a_token_across_the_end_of_a_turn_is_of_the_first(
+    merges: list[tuple[str, str]], expected: list[str]
+) -> None:
+    vocabulary = [*sorted(set(SAMPLE + TEMPLATE + "BeW?")), *(a + b for a, b in merges)]
+    tokenizer = Tokenizer(models.BPE({text: i for i, text in enumerate(vocabulary)}, merges))
     tokenizer.decoder = decoders.Fuse()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=TEMPLATE)
     one = LanguageModel(tiny_model().model, fast, "letters")
@@ -103,7 +111,7 @@ def test_a_token_across_the_end_of_a_turn_is_the_turns() -> None:
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     )
     words = [fast.decode(prompt.content[turn.start : turn.end]) for turn in prompt.turns]
-    assert words == ["Be brief.\n", "Why?"]
+    assert words == expected
 
 
 def test_a_text_is_one_turn(model: LanguageModel) -> None:
