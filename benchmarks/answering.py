@@ -1,4 +1,5 @@
-"""How well a model answers questions: shared by the benchmarks of selections and of codecs."""
+"""How well a model answers questions: shared by the benchmarks of selections, codecs, positions and
+fast decoding."""
 
 from __future__ import annotations
 
@@ -8,7 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from memdb import Chunker, ExplicitMemory, Framing, MemoryShape, PackedMemories, pack
+from memdb import (
+    Chunker,
+    ExplicitMemory,
+    Framing,
+    InvalidInputError,
+    MemoryShape,
+    PackedMemories,
+    pack,
+)
 from model_adapter import Context, Frame, LanguageModel, Stretch, Writer
 from model_adapter.evaluation import Question as Question
 from model_adapter.evaluation import answer_of, prompt_of, read_documents, read_questions, spread
@@ -86,6 +95,12 @@ def interval(values: np.ndarray, seed: int = 0) -> float:
 def read(corpus: Path, questions: Path, limit: int) -> tuple[dict[str, str], list[Question]]:
     documents = read_documents(corpus)
     asked = read_questions(questions, documents)
+    several = next((one.id for one in asked if len(one.documents) > 1), None)
+    if several is not None:
+        raise InvalidInputError(
+            f"the question '{several}' of '{questions}' needs several documents, and here each "
+            "question sees one; `memdb eval` shows it all of them"
+        )
     texts = {key: document.text for key, document in documents.items()}
     return texts, [asked[place] for place in spread(len(asked), limit)]
 
