@@ -25,6 +25,8 @@ class Question:
         documents: ids of the documents that answer it, at least one.
         distractors: ids of documents that are close to it and do not answer it.
         kind: what sort of question it is; None: nobody says.
+        wrong: answers that are not accepted, among which the right one is ranked; none: answers to
+            other questions.
     """
 
     id: str
@@ -33,6 +35,7 @@ class Question:
     documents: tuple[str, ...]
     distractors: tuple[str, ...] = ()
     kind: str | None = None
+    wrong: tuple[str, ...] = ()
 
     @property
     def document(self) -> str:
@@ -64,7 +67,7 @@ def read_questions(path: Path, documents: Container[str]) -> list[Question]:
 
     Args:
         path: JSON lines of `question`, `answers`, `document` or `documents`, and `id`,
-            `distractors`, `kind` (optional); other fields are passed over.
+            `distractors`, `kind`, `wrong` (optional); other fields are passed over.
         documents: ids of those that questions may name.
 
     Raises:
@@ -136,7 +139,19 @@ def _question(line: bytes, number: int, documents: Container[str]) -> Question:
         own = f"line {number}"
     elif isinstance(own, bool) or not isinstance(own, (str, int)):
         raise InvalidInputError(f"'id' must be a text, got {own!r:.60}")
-    return Question(str(own), fields["question"], tuple(answers), answering, distractors, kind)
+    wrong = _wrong(fields.get("wrong") or [], answers)
+    text = fields["question"]
+    return Question(str(own), text, tuple(answers), answering, distractors, kind, wrong)
+
+
+def _wrong(value: Any, answers: list[str]) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise InvalidInputError(f"'wrong' must be a list of answers, got {value!r:.60}")
+    for answer in value:
+        _require_text("an answer of 'wrong'", answer)
+        if answer in answers:
+            raise InvalidInputError(f"the answer {answer!r:.60} of 'wrong' is an accepted one, too")
+    return tuple(value)
 
 
 def _answering(fields: Mapping[str, Any], documents: Container[str]) -> tuple[str, ...]:

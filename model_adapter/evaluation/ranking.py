@@ -71,7 +71,10 @@ class Candidates:
                 self._own[sort, title].setdefault(name, answer)
 
     def of(self, question: Question) -> tuple[str, ...]:
-        """Those of a question; fewer than seven where the whole file has fewer."""
+        """Those of a question: its own wrong answers, if it has any; fewer than seven where the
+        whole file has fewer."""
+        if question.wrong:
+            return question.wrong
         name = "\0".join([question.text, *question.documents])
         digits = hashlib.blake2b(name.encode(), digest_size=8).digest()
         random = np.random.default_rng(int.from_bytes(digits))

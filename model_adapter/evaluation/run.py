@@ -41,7 +41,7 @@ def evaluate(
     Args:
         corpus: JSON lines of `id`, `text`, `metadata`.
         questions: JSON lines of `question`, `answers`, `document` or `documents`, and `id`,
-            `distractors`, `kind` (optional).
+            `distractors`, `kind`, `wrong` (optional).
         settings: see `Settings`; default: its defaults.
         model: a name of the catalogue, a folder, a Hugging Face id, or a model.
         adapter: by which memories are written: a name of the catalogue, a folder, or `none`;

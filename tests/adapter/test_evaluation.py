@@ -319,6 +319,8 @@ def test_candidates_are_of_the_article_the_corpus_or_any_sort(tmp_path: Path) ->
     changed = Plan(documents, questions, Settings(limit=2, seed=5))
     assert all(changed.candidates(one) == plan.candidates(one) for one in questions)
     assert Plan(documents, questions, Settings(ranking=False)).candidates(names[0]) == ()
+    own = replace(names[0], wrong=("x", "y"))
+    assert plan.candidates(own) == own.wrong
     assert Plan(documents, names[:1], Settings()).candidates(names[0]) == ()
     assert len(Plan(documents, names[:3], Settings()).candidates(names[0])) == 2
 

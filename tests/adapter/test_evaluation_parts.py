@@ -65,6 +65,9 @@ GOOD = {"question": "q?", "answers": ["x"], "document": "a"}
         ({"distractors": ["c"]}, "no document 'c' of 'distractors'"),
         ({"distractors": ["b", "a"]}, "'a' stands among the 'distractors', too"),
         ({"kind": 1}, "'kind' must be a text"),
+        ({"wrong": "y"}, "'wrong' must be a list of answers"),
+        ({"wrong": ["y", ""]}, "an answer of 'wrong' must be a text"),
+        ({"wrong": ["y", "x"]}, "the answer 'x' of 'wrong' is an accepted one, too"),
     ],
 )
 def test_mistakes_in_questions(tmp_path: Path, line: Any, problem: str) -> None:
