@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint bench adapter clean
+.PHONY: demo test test-slow lint bench quality adapter clean
 
 demo: $(VENV)/adapter.installed
 	$(BIN)/python demo/run.py
@@ -25,6 +25,12 @@ lint: $(VENV)/test.installed
 
 bench: $(VENV)/bench.installed
 	$(BIN)/python benchmarks/engine.py --quick
+
+# What memories are worth, in one table; hours. Interrupted, it goes on. `make quality QUALITY=--quick`
+# takes ten minutes, `QUALITY='--models smollm2-135m'` one model.
+QUALITY :=
+quality: $(VENV)/adapter.installed
+	$(BIN)/python benchmarks/quality.py $(QUALITY)
 
 # The adapter that comes with memdb, anew; Debian's packages are its text. Interrupted, it goes on.
 RECIPE := recipes/smollm2-135m-memory3

@@ -22,10 +22,10 @@ from typing import Any, Literal
 
 import click
 import numpy as np
+from answering import Harness, Question, read
 from codec_plot import plot
 from codec_run import Row, Stock, fitted, measure, score, write
 from numpy.typing import NDArray
-from quality import Harness, Question, read
 from rich.console import Console
 from rich.table import Table
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from answering import Harness, Question, change
 from numpy.typing import NDArray
-from quality import Harness, Question, change
 from torch import Tensor
 
 from memdb import Codec, ExplicitMemory, MemoryBatch, MemoryShape, to_float32

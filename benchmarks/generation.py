@@ -26,7 +26,7 @@ import click
 import generation_llama as llama
 import generation_run as run
 import torch
-from quality import read
+from answering import read
 from rich.console import Console
 from rich.table import Table
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from quality import Harness, Question, change
+from answering import Harness, Question, change
 
 from memdb import MemDB, pack
 from model_adapter import Context, LanguageModel, Stretch, Writer, generate

@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from quality import Harness, Question, change, read
+from answering import Harness, Question, change, read
 from rich.console import Console
 from rich.table import Table
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import click
 import numpy as np
-from quality import Harness, Question, interval, read
+from answering import Harness, Question, interval, read
 from rich.console import Console
 from rich.table import Table
 

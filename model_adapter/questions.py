@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,31 @@ _LINE = '{"question": "...", "answers": ["..."], "document": "..."}'
 
 @dataclass(frozen=True)
 class Question:
-    """A question that a document answers.
+    """A question that a document answers, or several together.
 
     Attributes:
         id: its name; default: the line it stands in.
         text: the question.
         answers: accepted answers, at least one; the likelihood is that of the first.
-        document: id of the document that answers it.
+        documents: ids of the documents that answer it, at least one.
+        distractors: ids of documents that are close to it and do not answer it.
+        kind: what sort of question it is; None: nobody says.
+        wrong: answers that are not accepted, among which the right one is ranked; none: answers to
+            other questions.
     """
 
     id: str
     text: str
     answers: tuple[str, ...]
-    document: str
+    documents: tuple[str, ...]
+    distractors: tuple[str, ...] = ()
+    kind: str | None = None
+    wrong: tuple[str, ...] = ()
+
+    @property
+    def document(self) -> str:
+        """The first of its documents."""
+        return self.documents[0]
 
 
 def read_documents(path: Path) -> dict[str, Document]:
@@ -54,8 +66,8 @@ def read_questions(path: Path, documents: Container[str]) -> list[Question]:
     """The questions of a file, in its order; blank lines are passed over.
 
     Args:
-        path: JSON lines of `question`, `answers`, `document`, and `id` (optional); other fields are
-            passed over.
+        path: JSON lines of `question`, `answers`, `document` or `documents`, and `id`,
+            `distractors`, `kind`, `wrong` (optional); other fields are passed over.
         documents: ids of those that questions may name.
 
     Raises:
@@ -74,10 +86,11 @@ def read_questions(path: Path, documents: Container[str]) -> list[Question]:
             continue
         try:
             question = _question(line, number, documents)
-            same = ("question", question.text, question.document)
+            same = ("question", question.text, *question.documents)
+            on = "document" if len(question.documents) == 1 else "documents"
             for key, what in (
                 (("id", question.id), f"the id '{question.id}' is already used"),
-                (same, "the same question on the same document is already"),
+                (same, f"the same question on the same {on} is already"),
             ):
                 if key in seen:
                     raise InvalidInputError(f"{what} in line {seen[key]}; leave one of them out")
@@ -100,9 +113,8 @@ def spread(number: int, limit: int | None) -> list[int]:
 
 def _question(line: bytes, number: int, documents: Container[str]) -> Question:
     fields = json_object(line, _LINE)
-    for name in ("question", "answers", "document"):
-        if name not in fields:
-            raise InvalidInputError(f"the field '{name}' is missing; a line looks like {_LINE}")
+    for name in ("question", "answers"):
+        _require_field(name, fields)
     answers = fields["answers"]
     if not isinstance(answers, list) or not answers:
         raise InvalidInputError(
@@ -112,18 +124,74 @@ def _question(line: bytes, number: int, documents: Container[str]) -> Question:
     for answer in answers:
         _require_text("an answer", answer)
     _require_text("'question'", fields["question"])
-    document = fields["document"]
-    if not isinstance(document, str) or document not in documents:
+    answering = _answering(fields, documents)
+    distractors = _ids("distractors", fields.get("distractors") or [], documents)
+    if both := set(answering) & set(distractors):
         raise InvalidInputError(
-            f"the corpus has no document {document!r:.100}; 'document' is the id of the one that "
-            "answers the question"
+            f"the document {min(both)!r:.100} stands among the 'distractors', too: these are "
+            "documents that do not answer the question"
         )
+    kind = fields.get("kind")
+    if kind is not None:
+        _require_text("'kind'", kind)
     own = fields.get("id")
     if own is None:
         own = f"line {number}"
     elif isinstance(own, bool) or not isinstance(own, (str, int)):
         raise InvalidInputError(f"'id' must be a text, got {own!r:.60}")
-    return Question(str(own), fields["question"], tuple(answers), document)
+    wrong = _wrong(fields.get("wrong") or [], answers)
+    text = fields["question"]
+    return Question(str(own), text, tuple(answers), answering, distractors, kind, wrong)
+
+
+def _wrong(value: Any, answers: list[str]) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise InvalidInputError(f"'wrong' must be a list of answers, got {value!r:.60}")
+    for answer in value:
+        _require_text("an answer of 'wrong'", answer)
+        if answer in answers:
+            raise InvalidInputError(f"the answer {answer!r:.60} of 'wrong' is an accepted one, too")
+    return tuple(value)
+
+
+def _answering(fields: Mapping[str, Any], documents: Container[str]) -> tuple[str, ...]:
+    """Ids of the documents that answer."""
+    if "documents" not in fields:
+        _require_field("document", fields)
+        document = fields["document"]
+        if not isinstance(document, str) or document not in documents:
+            raise InvalidInputError(
+                f"the corpus has no document {document!r:.100}; 'document' is the id of the one "
+                "that answers the question"
+            )
+        return (document,)
+    if "document" in fields:
+        raise InvalidInputError(
+            "'document' and 'documents' are both there; give the first for one document that "
+            "answers, the second for several"
+        )
+    found = _ids("documents", fields["documents"], documents)
+    if not found:
+        raise InvalidInputError(
+            "'documents' is empty; it lists the ids of those that answer the question, at least one"
+        )
+    return found
+
+
+def _ids(name: str, value: Any, documents: Container[str]) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise InvalidInputError(f"'{name}' must be a list of documents' ids, got {value!r:.60}")
+    for document in value:
+        if not isinstance(document, str) or document not in documents:
+            raise InvalidInputError(f"the corpus has no document {document!r:.100} of '{name}'")
+        if value.count(document) > 1:
+            raise InvalidInputError(f"the document {document!r:.100} stands twice in '{name}'")
+    return tuple(value)
+
+
+def _require_field(name: str, fields: Mapping[str, Any]) -> None:
+    if name not in fields:
+        raise InvalidInputError(f"the field '{name}' is missing; a line looks like {_LINE}")
 
 
 def _require_text(what: str, value: Any) -> None:

@@ -9,11 +9,12 @@ Figures are means over questions of the mean per answer token, with paired boots
 docs/evaluation.md.
 """
 
-from model_adapter.evaluation.answers import exact_match, f1, normalized
+from model_adapter.evaluation.answers import exact_match, f1, holds, normalized
 from model_adapter.evaluation.arms import answer_of, prompt_of
 from model_adapter.evaluation.bootstrap import Bootstrap, Interval
+from model_adapter.evaluation.figures import ArmFigures, Compared, Figure
 from model_adapter.evaluation.picture import plot, require_picture
-from model_adapter.evaluation.report import ARMS, ArmFigures, Evaluation, FramingFigures
+from model_adapter.evaluation.report import ARMS, Evaluation, FramingFigures
 from model_adapter.evaluation.run import evaluate
 from model_adapter.evaluation.running_text import RunningText
 from model_adapter.evaluation.scoring import Outcome
@@ -25,7 +26,9 @@ __all__ = [
     "ARMS",
     "ArmFigures",
     "Bootstrap",
+    "Compared",
     "Evaluation",
+    "Figure",
     "FramingFigures",
     "Interval",
     "Outcome",
@@ -38,6 +41,7 @@ __all__ = [
     "evaluate",
     "exact_match",
     "f1",
+    "holds",
     "normalized",
     "plot",
     "prompt_of",

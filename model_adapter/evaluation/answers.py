@@ -1,4 +1,4 @@
-"""Exact match and F1 of answers, as SQuAD's own evaluation computes them.
+"""Exact match and F1 of answers, as SQuAD's own evaluation computes them; and right answers.
 
 Source: Rajpurkar et al., "SQuAD: 100,000+ Questions for Machine Comprehension of Text", 2016, 6.1.
 """
@@ -28,6 +28,14 @@ def f1(answer: str, accepted: Sequence[str]) -> float:
     """The harmonic mean of precision and recall of the words that an answer shares with the
     accepted one that it is nearest to, 0 to 1."""
     return max(_f1(normalized(answer).split(), normalized(other).split()) for other in accepted)
+
+
+def holds(answer: str, accepted: Sequence[str]) -> float:
+    """1 if an accepted answer stands in the answer, word for word, both normalized; else 0."""
+    said = normalized(answer)
+    found = (normalized(other) for other in accepted)
+    # An accepted answer of articles alone is nothing when normalized, and stands everywhere.
+    return float(any(f" {other} " in f" {said} " if other else said == "" for other in found))
 
 
 def _f1(words: list[str], expected: list[str]) -> float:

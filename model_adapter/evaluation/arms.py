@@ -1,7 +1,7 @@
-"""The three arms: what a model sees before a question, and how it comes to see it.
+"""The arms: what a model sees before a question, and how it comes to see it.
 
-The prompts are those of benchmarks/quality.py: in plain framing `Question: ...` and `Answer:`, with
-the answer behind a space; in a chat template the question alone.
+The prompts are those of benchmarks/answering.py: in plain framing `Question: ...` and `Answer:`,
+with the answer behind a space; in a chat template the question alone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from model_adapter.questions import Question
 
 #: For each question the texts that it sees, in order.
 Texts = Callable[[Sequence[Question]], list[tuple[str, ...]]]
-#: For each question its memories; those of questions that see the same are one object.
-Memories = Callable[[Sequence[Question]], list[PackedMemories]]
+#: For each question its memories, or None; those of questions that see the same are one object.
+Memories = Callable[[Sequence[Question]], Sequence[PackedMemories | None]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,11 @@ class Arm(ABC):
 
     def answer(self, question: Question) -> list[int]:
         """Token ids of the first accepted answer."""
-        return self.model.tokens(answer_of(self.frame, question))
+        return self.tokens(question.answers[0])
+
+    def tokens(self, answer: str) -> list[int]:
+        """Token ids of any answer."""
+        return self.model.tokens(behind_prompt(self.frame, answer))
 
     @abstractmethod
     def open(self, questions: Sequence[Question]) -> Opened:
@@ -166,8 +170,13 @@ def prompt_of(frame: Frame, question: Question) -> str:
 
 def answer_of(frame: Frame, question: Question) -> str:
     """The first accepted answer, as it goes on behind the prompt."""
+    return behind_prompt(frame, question.answers[0])
+
+
+def behind_prompt(frame: Frame, answer: str) -> str:
+    """Any answer, likewise."""
     # In the chat framing a new line stands before the answer, in plain text a colon.
-    return (" " if frame.framing == "plain" else "") + question.answers[0]
+    return (" " if frame.framing == "plain" else "") + answer
 
 
 def _whole(prompt: Prompt) -> list[int]:

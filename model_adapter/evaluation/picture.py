@@ -52,7 +52,7 @@ def plot(evaluation: Evaluation, path: Path) -> None:
         for row, framing in zip(panels, evaluation.framings, strict=True):
             for panel, name in zip(row, names, strict=True):
                 for place, arm in enumerate(ARMS):
-                    found = framing.arm(arm)
+                    found = framing.arms[arm]
                     value, (low, high) = getattr(found, name), found.intervals[name]
                     panel.bar(place, value, 0.7, color=_COLOURS[arm])
                     middle, half = (low + high) / 2, (high - low) / 2

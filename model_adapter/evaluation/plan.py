@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 
 from memdb import Document, InvalidInputError
 from model_adapter.evaluation.arms import prompt_of
-from model_adapter.evaluation.settings import SEEN, Settings
+from model_adapter.evaluation.articles import Articles
+from model_adapter.evaluation.ranking import Candidates
+from model_adapter.evaluation.settings import BESIDE, SEEN, Settings
 from model_adapter.framing import Frame
 from model_adapter.language_model import LanguageModel
 from model_adapter.questions import Question, spread
@@ -25,7 +27,11 @@ class Plan:
         settings: see `Settings`.
 
     Attributes:
-        questions: that are asked; those of one document side by side, so that it is read once.
+        questions: that are asked; those of the same documents side by side, so that these are read
+            once.
+
+    Raises:
+        InvalidInputError: controls are asked for, and a question is about the whole corpus.
     """
 
     def __init__(
@@ -35,35 +41,61 @@ class Plan:
         settings: Settings,
     ) -> None:
         chosen = [questions[place] for place in spread(len(questions), settings.limit)]
-        order: dict[str, int] = {}
+        order: dict[tuple[str, ...], int] = {}
         for question in chosen:
-            order.setdefault(question.document, len(order))
-        self.questions = sorted(chosen, key=lambda question: order[question.document])
+            order.setdefault(question.documents, len(order))
+        self.questions = sorted(chosen, key=lambda question: order[question.documents])
+        self._all = questions
         self._documents = documents
         self._settings = settings
-        self._articles: dict[str, list[str]] = defaultdict(list)
-        for key, document in documents.items():
-            title = document.metadata.get("title")
-            if isinstance(title, str):
-                self._articles[title].append(key)
+        self._articles = Articles(documents)
+        if settings.controls:
+            self._require_others()
 
     def seen(self, question: Question) -> tuple[str, ...]:
-        """Ids of the documents that a question sees where none are retrieved. All questions of a
-        document see the same, whatever other questions there are."""
-        own = question.document
+        """Ids of the documents that a question sees where none are retrieved. All questions of the
+        same documents and distractors see the same, whatever other questions there are."""
+        own = question.documents
         if self._settings.references != "5":
-            return (own,)
-        title = self._documents[own].metadata.get("title")
-        article = self._articles[title] if isinstance(title, str) else []
-        others = [key for key in article if key != own]
-        if len(others) < SEEN - 1:
-            others = [key for key in self._documents if key != own]
-        name = hashlib.blake2b(own.encode(), digest_size=8).digest()
-        random = np.random.default_rng([self._settings.seed, int.from_bytes(name)])
-        most = min(SEEN - 1, len(others))
+            return own
+        if len(own) > 1:
+            most, others = BESIDE, list(question.distractors)
+        else:
+            most, others = SEEN - len(own), self._articles.beside(question.document)
+        if len(others) < most:
+            others = [key for key in self._documents if key not in own]
+        random = self._random(own)
+        most = min(most, len(others))
         chosen = [others[place] for place in random.choice(len(others), most, replace=False)]
-        both = [own, *chosen]
+        both = [*own, *chosen]
         return tuple(both[place] for place in random.permutation(len(both)))
+
+    def other(self, question: Question) -> tuple[str, ...]:
+        """Id of a document of another article; of the corpus, where there is no other article."""
+        own = question.documents
+        others = self._articles.outside(own) or [key for key in self._documents if key not in own]
+        return (others[self._random(("other", *own)).integers(len(others))],)
+
+    def candidates(self, question: Question) -> tuple[str, ...]:
+        """Answers to other questions, among which the right one is ranked; none without ranking."""
+        return self._candidates.of(question) if self._settings.ranking else ()
+
+    @cached_property
+    def _candidates(self) -> Candidates:
+        # Of the whole file: a limit changes none of them.
+        return Candidates(self._all, self._articles)
+
+    def _random(self, name: Sequence[str]) -> np.random.Generator:
+        digits = hashlib.blake2b("\0".join(name).encode(), digest_size=8).digest()
+        return np.random.default_rng([self._settings.seed, int.from_bytes(digits)])
+
+    def _require_others(self) -> None:
+        for question in self.questions:
+            if set(question.documents) == set(self._documents):
+                raise InvalidInputError(
+                    f"the question '{question.id}' is about all documents of the corpus; the "
+                    "controls need another one. Add a document, or leave out `--controls`"
+                )
 
     def texts(self, question: Question) -> tuple[str, ...]:
         """Those documents' texts."""

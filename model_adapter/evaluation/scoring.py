@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from model_adapter.context import Stretch
-from model_adapter.evaluation.arms import Arm
+from model_adapter.evaluation.arms import Arm, Opened
 from model_adapter.first_line import first_lines
 from model_adapter.likelihood import likelihoods
 from model_adapter.questions import Question
 from model_adapter.sampling import Sampler
 
 _BATCH = 16  # questions side by side
-_TOKENS = 8192  # that all of a batch see together, as text: what bounds its memory
+_TOKENS = 8192  # that all of a batch see together, as text: what bounds its memory; and of copies
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,18 @@ class Outcome:
     Attributes:
         nll: mean negative log-likelihood per token of the first accepted answer, in nats.
         right: share of these tokens that are the likeliest.
+        first: negative log-likelihood of the first token.
+        rest: mean of the tokens behind it; None: there are none.
+        ranked: whether the answer has the lowest nll among its candidates; None: there are none.
         answer: what the model says; None: it was not asked.
         seconds: to read what it sees and the prompt, and to answer; None likewise.
     """
 
     nll: float
     right: float
+    first: float
+    rest: float | None = None
+    ranked: bool | None = None
     answer: str | None = None
     seconds: float | None = None
 
@@ -59,7 +65,12 @@ def batches(tokens: Sequence[int]) -> Iterator[range]:
         yield range(start, len(tokens))
 
 
-def outcomes(arm: Arm, questions: Sequence[Question], new_tokens: int) -> list[Outcome]:
+def outcomes(
+    arm: Arm,
+    questions: Sequence[Question],
+    new_tokens: int,
+    candidates: Sequence[Sequence[str]] | None = None,
+) -> list[Outcome]:
     """What comes of several questions, computed side by side.
 
     Seconds are those that a question has to wait where it comes in such a batch: what it sees is
@@ -69,6 +80,8 @@ def outcomes(arm: Arm, questions: Sequence[Question], new_tokens: int) -> list[O
         arm: what they see.
         questions: at least one.
         new_tokens: of an answer at most; 0: none is given.
+        candidates: for each question the answers among which the right one is ranked; None: it is
+            not.
     """
     opened = arm.open(questions)
     began = time.perf_counter()
@@ -76,29 +89,66 @@ def outcomes(arm: Arm, questions: Sequence[Question], new_tokens: int) -> list[O
     reading = time.perf_counter() - began
     right = [arm.answer(question) for question in questions]
     # The answers are read by a copy, so that the context itself can go on with its own.
-    copy = opened.context.branches(range(len(questions)), max(map(len, right)))
-    behind = copy.read(
-        [[Stretch(answer, packed)] for answer, packed in zip(right, opened.memories, strict=True)],
-        every=True,
-    )
-    del copy
-    scores = [
-        _score(torch.cat([first[None], rest[:-1]]), answer)
-        for first, rest, answer in zip(logits, behind, right, strict=True)
-    ]
+    scores = _behind(opened, logits, range(len(questions)), right)
+    found = [_outcome(*score) for score in scores]
+    if candidates is not None:
+        others = [[arm.tokens(answer) for answer in answers] for answers in candidates]
+        best = _best(opened, logits, others)
+        found = [
+            replace(outcome, ranked=None if nll is None else outcome.nll < nll)
+            for outcome, nll in zip(found, best, strict=True)
+        ]
     if not new_tokens:
-        return [Outcome(nll, share) for nll, share in scores]
+        return found
     began = time.perf_counter()
     sampler = Sampler(len(questions))
     said = first_lines(arm.model, opened.context, logits, new_tokens, sampler)
     shared = (reading + time.perf_counter() - began) / len(questions)
     return [
-        Outcome(nll, share, answer, opened.seconds + shared)
-        for (nll, share), answer in zip(scores, said, strict=True)
+        replace(outcome, answer=answer, seconds=opened.seconds + shared)
+        for outcome, answer in zip(found, said, strict=True)
     ]
 
 
-def _score(logits: Tensor, answer: Sequence[int]) -> tuple[float, float]:
+def _best(
+    opened: Opened, logits: Tensor, others: Sequence[Sequence[Sequence[int]]]
+) -> list[float | None]:
+    """The lowest mean nll among each question's other answers; None: it has none."""
+    pairs = [(row, answer) for row, answers in enumerate(others) for answer in answers]
+    # Each is a copy of all that its question sees: few at a time.
+    most = max(1, min(_BATCH, _TOKENS // max(opened.context.positions)))
+    found: list[float | None] = [None] * len(others)
+    for start in range(0, len(pairs), most):
+        rows, answers = zip(*pairs[start : start + most], strict=True)
+        for row, (losses, _) in zip(rows, _behind(opened, logits, rows, answers), strict=True):
+            before, nll = found[row], float(losses.mean())
+            found[row] = nll if before is None else min(before, nll)
+    return found
+
+
+def _behind(
+    opened: Opened, logits: Tensor, rows: Sequence[int], answers: Sequence[Sequence[int]]
+) -> list[tuple[Tensor, float]]:
+    """Of each answer, behind the prompt of one of the questions, its tokens' negative
+    log-likelihoods and the share of them that are the likeliest. The context is left as it is."""
+    copy = opened.context.branches(rows, max(map(len, answers)))
+    memories = [opened.memories[row] for row in rows]
+    behind = copy.read(
+        [[Stretch(answer, packed)] for answer, packed in zip(answers, memories, strict=True)],
+        every=True,
+    )
+    return [
+        _score(torch.cat([logits[row][None], rest[:-1]]), answer)
+        for row, rest, answer in zip(rows, behind, answers, strict=True)
+    ]
+
+
+def _score(logits: Tensor, answer: Sequence[int]) -> tuple[Tensor, float]:
     target = torch.tensor(list(answer), device=logits.device)
     right = (logits.argmax(-1) == target).float().mean()
-    return float(likelihoods(logits, answer).mean()), float(right)
+    return likelihoods(logits, answer), float(right)
+
+
+def _outcome(losses: Tensor, right: float) -> Outcome:
+    rest = float(losses[1:].mean()) if len(losses) > 1 else None
+    return Outcome(float(losses.mean()), right, float(losses[0]), rest)

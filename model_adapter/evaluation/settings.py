@@ -11,12 +11,14 @@ from memdb import DEFAULT_CODEC, Framing, InvalidInputError
 from model_adapter.head_file import Head
 from model_adapter.selections import DEFAULT_SELECTION, Spread
 
-#: What is seen of a question's corpus: its own document; that and 4 more of its article; or the 5
-#: references that are retrieved for it.
+#: What is seen of a question's corpus: its own documents; those and others (of one document, 4 of
+#: its article; of several, 3 distractors); or the 5 references that are retrieved for it.
 References = Literal["1", "5", "retrieved"]
 
 #: References that are retrieved (paper, 3.1), and documents that are seen together.
 SEEN = 5
+#: Documents that are seen beside several that answer.
+BESIDE = 3
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,14 @@ class Settings:
         layers: memory layers; None: all.
         heads: memory heads, see `Writer`; None: all of these layers.
         codec: how memories are stored.
-        answers: whether to answer, too: exact match, F1 and seconds. Else likelihoods alone.
+        answers: whether to answer, too: right answers, exact match, F1 and seconds. Else
+            likelihoods alone.
+        ranking: whether to rank the right answer among others.
+        controls: whether to measure, too, what memories are worth that say nothing of the answer.
         max_new_tokens: of an answer, at least 1.
         text_limit: documents for the perplexity of running text; 0: none.
-        seed: of what is drawn: other documents, and the bootstrap.
+        seed: of what is drawn: other documents, and the bootstrap; not of the ranking's answers,
+            which are always the same.
 
     Raises:
         InvalidInputError: naming the setting.
@@ -52,6 +58,8 @@ class Settings:
     heads: Sequence[Head] | Path | None = None
     codec: str = DEFAULT_CODEC
     answers: bool = True
+    ranking: bool = True
+    controls: bool = False
     max_new_tokens: int = 24
     text_limit: int = 50
     seed: int = 0

@@ -1,11 +1,11 @@
-"""What a question sees: its document, its article, or what is retrieved for it."""
+"""What a question sees: its documents, others beside them, or what is retrieved for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memdb import MemDB, PackedMemories, pack
+from memdb import MemDB, PackedMemories, Retrieval, StoredMemory, pack
 from model_adapter.evaluation.plan import Plan
 from model_adapter.evaluation.settings import SEEN
 from model_adapter.questions import Question
@@ -28,38 +28,59 @@ class Sights:
     def texts(self, questions: Sequence[Question]) -> list[tuple[str, ...]]:
         """See `arms.Texts`."""
         if self._retrieved:
-            found = self._database.retrieve_batch(
-                [question.text for question in questions], SEEN, memories=False
-            )
+            found = self._found(questions, SEEN)
             return [tuple(hit.reference.content for hit in one.hits) for one in found]
         return [self._plan.texts(question) for question in questions]
 
+    def nearest(self, questions: Sequence[Question]) -> list[tuple[str, ...]]:
+        """Of each question the reference that is nearest to it, as text."""
+        found = self._found(questions, 1)
+        return [tuple(hit.reference.content for hit in one.hits) for one in found]
+
     def memories(self, questions: Sequence[Question]) -> list[PackedMemories]:
         """See `arms.Memories`."""
-        shape = self._database.shape
         if self._retrieved:
-            found = self._database.retrieve_batch([question.text for question in questions], SEEN)
-            return [pack(one.stored, shape) for one in found]
-        packed: dict[tuple[str, ...], PackedMemories] = {}
-        for question in questions:
-            seen = self._plan.seen(question)
-            if seen not in packed:
-                references = [pair for key in seen for pair in self._database.memories(key)]
-                packed[seen] = pack([m for _, m in references if m is not None], shape)
-        return [packed[self._plan.seen(question)] for question in questions]
+            found = self._found(questions, SEEN, memories=True)
+            return self._packed([list(one.stored) for one in found])
+        return self._packed(self._stored([self._plan.seen(question) for question in questions]))
 
-    def ranks(self, questions: Sequence[Question]) -> list[int]:
-        """For each question the place, from 1, of its document among the references that are
-        retrieved for it; 0: it is not there."""
-        found = self._database.retrieve_batch(
-            [question.text for question in questions], SEEN, memories=False
-        )
-        ranks = []
-        for question, one in zip(questions, found, strict=True):
-            documents = [hit.reference.document_id for hit in one.hits]
-            own = question.document
-            ranks.append(documents.index(own) + 1 if own in documents else 0)
-        return ranks
+    def others(self, questions: Sequence[Question]) -> list[PackedMemories]:
+        """Memories that say nothing of the answers: for each question those of a document of
+        another article."""
+        return self._packed(self._stored([self._plan.other(question) for question in questions]))
+
+    def found(self, questions: Sequence[Question]) -> list[list[str]]:
+        """For each question the documents of the references that are nearest to it, best first."""
+        found = self._found(questions, SEEN)
+        return [[hit.reference.document_id for hit in one.hits] for one in found]
+
+    def _found(
+        self, questions: Sequence[Question], most: int, *, memories: bool = False
+    ) -> list[Retrieval]:
+        texts = [question.text for question in questions]
+        return self._database.retrieve_batch(texts, most, memories=memories)
+
+    def _stored(self, seen: Sequence[tuple[str, ...]]) -> list[list[StoredMemory]]:
+        """For each question the memories of the documents that it sees; one list for those that see
+        the same."""
+        read = {
+            keys: [
+                memory
+                for key in keys
+                for _, memory in self._database.memories(key)
+                if memory is not None
+            ]
+            for keys in dict.fromkeys(seen)
+        }
+        return [read[keys] for keys in seen]
+
+    def _packed(self, stored: Sequence[list[StoredMemory]]) -> list[PackedMemories]:
+        """For each question its memories as attention reads them; those that are one list are
+        decoded once."""
+        shape = self._database.shape
+        different = {id(memories): memories for memories in stored}
+        packed = {key: pack(memories, shape) for key, memories in different.items()}
+        return [packed[id(memories)] for memories in stored]
 
 
 @dataclass(frozen=True)

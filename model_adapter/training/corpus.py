@@ -162,10 +162,13 @@ def read(
 
 
 def _questions(path: Path, names: Sequence[str]) -> dict[int, list[Question]]:
-    """Questions of a file, by the number of the document that they are about."""
+    """Questions of a file, by the number of the document that they are about. Those that need
+    several documents are passed over: a passage is of one."""
     numbers = {name: number for number, name in enumerate(names)}
     found: dict[int, list[Question]] = defaultdict(list)
     for asked in read_questions(path, numbers):
+        if len(asked.documents) > 1:
+            continue
         question = Question(asked.text.strip(), asked.answers[0].strip())
         found[numbers[asked.document]].append(question)
     return dict(found)

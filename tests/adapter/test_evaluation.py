@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from memdb import MemDB
+from memdb import InvalidInputError, MemDB
 from model_adapter import Context, LanguageModel, SentenceEmbedder, Stretch, Writer, create_database
-from model_adapter.evaluation import Question, Settings
+from model_adapter.evaluation import Question, Settings, normalized
 from model_adapter.evaluation.arms import Arm, Memory, Nothing, Rag
 from model_adapter.evaluation.plan import Plan
+from model_adapter.evaluation.ranking import sort_of
 from model_adapter.evaluation.scoring import batches, outcomes
 from model_adapter.evaluation.sights import Sights
 from model_adapter.questions import read_documents, read_questions
@@ -61,28 +62,53 @@ def arms(
     )
 
 
+CANDIDATES = ("twelve", "green light, green light", "x")
+
+
 @pytest.mark.parametrize("references", ["1", "5", "retrieved"])
 def test_a_batch_gives_what_its_questions_give_alone(
     parts: tuple[LanguageModel, MemDB, list[Question], dict[str, Any]], references: str
 ) -> None:
     model, database, asked, documents = parts
     plan = Plan(documents, asked, Settings(references=references))  # type: ignore[arg-type]
+    ranked = []
     for arm in arms(model, database, plan, references):
-        together = outcomes(arm, plan.questions, 5)
-        for question, outcome in zip(plan.questions, together, strict=True):
-            (alone,) = outcomes(arm, [question], 5)
+        # The second question has nothing to rank its answer among, the others one or all.
+        others = [CANDIDATES, (), *((CANDIDATES[place % 3],) for place in range(len(asked) - 2))]
+        together = outcomes(arm, plan.questions, 5, others)
+        for question, outcome, candidates in zip(plan.questions, together, others, strict=True):
+            (alone,) = outcomes(arm, [question], 5, [candidates])
             assert outcome.nll == pytest.approx(alone.nll, abs=1e-4)
             assert (outcome.right, outcome.answer) == (alone.right, alone.answer)
-            nll, right = slowly(arm, question, plan, database, references)
-            assert outcome.nll == pytest.approx(nll, abs=1e-4)
+            losses, right = slowly(arm, question, plan, database, references)
+            assert outcome.nll == pytest.approx(float(losses.mean()), abs=1e-4)
+            assert outcome.first == pytest.approx(float(losses[0]), abs=1e-4)
+            assert outcome.rest == pytest.approx(float(losses[1:].mean()), abs=1e-4)
             assert outcome.right == pytest.approx(right)
-        assert outcomes(arm, plan.questions, 0)[0].seconds is None
+            others_of = [replace(question, answers=(candidate,)) for candidate in candidates]
+            worse = [slowly(arm, one, plan, database, references)[0].mean() for one in others_of]
+            best = min(worse, default=None)
+            assert outcome.ranked is (None if best is None else bool(losses.mean() < best))
+            ranked.append(outcome.ranked)
+        first = outcomes(arm, plan.questions, 0)[0]
+        assert first.seconds is first.ranked is None
+    assert {True, False, None} == set(ranked)
+
+
+def test_a_one_token_answer_has_no_rest(
+    parts: tuple[LanguageModel, MemDB, list[Question], dict[str, Any]],
+) -> None:
+    model, database, asked, documents = parts
+    nothing, _, _ = arms(model, database, Plan(documents, asked, Settings()), "1")
+    assert len(model.tokens("x")) == 1
+    (outcome,) = outcomes(nothing, [replace(asked[0], answers=("x",))], 0)
+    assert (outcome.nll, outcome.rest) == (outcome.first, None)
 
 
 def slowly(
     arm: Arm, question: Question, plan: Plan, database: MemDB, references: str
-) -> tuple[float, float]:
-    """In one pass over everything, as benchmarks/quality.py has it."""
+) -> tuple[torch.Tensor, float]:
+    """In one pass over everything, as benchmarks/answering.py has it."""
     memories = None
     context = Context(arm.model)
     if isinstance(arm, Nothing):
@@ -103,8 +129,8 @@ def slowly(
     (logits,) = context.read([[stretch]], every=True)
     logits = logits[-len(answer) - 1 : -1]
     target = torch.tensor(answer)
-    nll = -logits.log_softmax(-1).gather(1, target[:, None]).mean()
-    return float(nll), float((logits.argmax(-1) == target).float().mean())
+    losses = -logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
+    return losses, float((logits.argmax(-1) == target).float().mean())
 
 
 def documents_text(plan: Plan, key: str) -> str:
@@ -180,7 +206,7 @@ def test_five_documents_of_an_article(tmp_path: Path) -> None:
     ]
     lines.append({"id": "none", "text": "none", "metadata": {"title": ["no", "text"]}})
     documents = read_documents(write(tmp_path / "c.jsonl", lines))
-    asked = [Question(str(n), f"{n}?", ("a",), key) for n, key in enumerate([*documents] * 2)]
+    asked = [Question(str(n), f"{n}?", ("a",), (key,)) for n, key in enumerate([*documents] * 2)]
     plan = Plan(documents, asked, Settings(references="5"))
     assert [q.document for q in plan.questions] == sorted(
         (q.document for q in asked), key=list(documents).index
@@ -201,13 +227,112 @@ def test_five_documents_of_an_article(tmp_path: Path) -> None:
     assert len(Plan(few, asked, Settings(references="5")).seen(asked[-1])) == 2
 
 
-def test_recall_is_that_of_the_questions_document(
+def test_several_documents_and_distractors(tmp_path: Path) -> None:
+    lines = [{"id": key, "text": key, "metadata": {"title": key}} for key in "abcdefghij"]
+    documents = read_documents(write(tmp_path / "c.jsonl", lines))
+    two = Question("0", "0?", ("a",), ("a", "b"), ("d", "e", "f", "g"))
+    few = Question("1", "1?", ("a",), ("a", "b", "c"), ("d",))
+    one = Question("2", "2?", ("a",), ("a",), ("d",))
+    asked = [two, one, few, replace(two, id="3", text="3?")]
+    plain = Plan(documents, asked, Settings())
+    assert [plain.seen(question) for question in (two, few)] == [("a", "b"), ("a", "b", "c")]
+    assert [question.id for question in plain.questions] == ["0", "3", "2", "1"]  # side by side
+    plan = Plan(documents, asked, Settings(references="5"))
+    assert {"a", "b"} < set(plan.seen(two)) < set("abdefg")
+    assert [len(set(plan.seen(question))) for question in (two, few, one)] == [5, 6, 5]
+    assert plan.seen(asked[3]) == plan.seen(two)
+    seeds = [Plan(documents, asked, Settings(references="5", seed=n)).seen(two) for n in range(9)]
+    assert len(set(seeds)) > 5
+
+
+def test_controls_see_another_article(tmp_path: Path) -> None:
+    lines = [
+        {"id": f"{title} {n}", "text": f"{title} {n}", "metadata": {"title": title}}
+        for title in ("one", "two")
+        for n in range(3)
+    ]
+    documents = read_documents(write(tmp_path / "c.jsonl", [*lines, {"id": "three", "text": "3"}]))
+    asked = [Question(str(n), f"{n}?", ("a",), (key,)) for n, key in enumerate(documents)]
+    plan = Plan(documents, asked, Settings(controls=True))
+    for question in asked:
+        (other,) = plan.other(question)
+        assert other.split()[0] != question.document.split()[0]
+    both = Question("9", "9?", ("a",), ("one 0", "two 2"))
+    assert plan.other(both) == ("three",)
+    article = {key: documents[key] for key in ("one 0", "one 1")}
+    assert Plan(article, asked[:1], Settings(controls=True)).other(asked[0]) == ("one 1",)
+    with pytest.raises(InvalidInputError, match="question '0' is about all documents"):
+        Plan({"one 0": documents["one 0"]}, asked[:1], Settings(controls=True))
+
+
+# --- what the right answer is ranked among --------------------------------------------------------
+
+
+def test_sorts_of_answers() -> None:
+    sorts = {
+        "Yes.": "yes or no",
+        "no": "yes or no",
+        "no one": "other",
+        "8:05": "number",
+        "September 5, 1983": "number",
+        "two to four": "number",
+        "10th century": "number",
+        "the Duke of Normandy": "name",
+        "Denmark, Iceland and Norway": "name",
+        "blue heron": "other",
+        "a province of France": "other",
+        "...": "other",
+    }
+    assert {answer: sort_of(answer) for answer in sorts} == sorts
+
+
+def test_candidates_are_of_the_article_the_corpus_or_any_sort(tmp_path: Path) -> None:
+    lines = [
+        {"id": f"{title} {n}", "text": "x", "metadata": {"title": title}}
+        for title in ("large", "small")
+        for n in range(9)
+    ]
+    documents = read_documents(write(tmp_path / "c.jsonl", lines))
+
+    def asked(document: str, *answers: str) -> Question:
+        return Question(document + answers[0], f"What is {answers[0]}?", answers, (document,))
+
+    names = [asked(f"large {n}", f"Large {'ABCDEFGHI'[n]}") for n in range(9)]
+    few = [asked(f"small {n}", f"Small {'XYZ'[n]}") for n in range(3)]
+    words = [
+        asked("small 5", "blue"),
+        asked("small 6", "the Blue!", "red"),
+        asked("small 7", "red"),
+    ]
+    answers = [asked("large 0", "yes"), asked("large 1", "no")]
+    questions = [*names, *few, *words, *answers]
+    plan = Plan(documents, questions, Settings(references="1"))
+    for question in questions:
+        found = plan.candidates(question)
+        assert len({normalized(answer) for answer in found}) == 7
+        assert not {normalized(a) for a in found} & {normalized(a) for a in question.answers}
+    assert all(answer.startswith("Large") for answer in plan.candidates(names[0]))
+    assert {sort_of(answer) for answer in plan.candidates(few[0])} == {"name"}
+    assert any(answer.startswith("Large") for answer in plan.candidates(few[0]))
+    assert "red" in plan.candidates(words[0])  # the only other one of its sort
+    assert "no" in plan.candidates(answers[0])
+    changed = Plan(documents, questions, Settings(limit=2, seed=5))
+    assert all(changed.candidates(one) == plan.candidates(one) for one in questions)
+    assert Plan(documents, questions, Settings(ranking=False)).candidates(names[0]) == ()
+    own = replace(names[0], wrong=("x", "y"))
+    assert plan.candidates(own) == own.wrong
+    assert Plan(documents, names[:1], Settings()).candidates(names[0]) == ()
+    assert len(Plan(documents, names[:3], Settings()).candidates(names[0])) == 2
+
+
+# --- what is retrieved ----------------------------------------------------------------------------
+
+
+def test_what_is_found_is_what_a_query_finds(
     parts: tuple[LanguageModel, MemDB, list[Question], dict[str, Any]],
 ) -> None:
     _, database, asked, documents = parts
-    ranks = Sights(database, Plan(documents, asked, Settings()), False).ranks(asked)
-    for question, rank in zip(asked, ranks, strict=True):
-        hits = [hit.reference.document_id for hit in database.query(question.text).hits]
-        assert rank == (hits.index(question.document) + 1 if question.document in hits else 0)
-    assert {1} <= set(ranks)
-    assert np.mean([rank == 1 for rank in ranks[:4]]) == 1
+    found = Sights(database, Plan(documents, asked, Settings()), False).found(asked)
+    for question, keys in zip(asked, found, strict=True):
+        assert keys == [hit.reference.document_id for hit in database.query(question.text).hits]
+    assert all(keys[0] == one.document for one, keys in zip(asked[:4], found, strict=False))

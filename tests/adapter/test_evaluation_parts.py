@@ -18,6 +18,7 @@ from model_adapter.evaluation import (
     evaluate,
     exact_match,
     f1,
+    holds,
     normalized,
     picture,
     plot,
@@ -56,6 +57,17 @@ GOOD = {"question": "q?", "answers": ["x"], "document": "a"}
         ({"question": ...}, "the field 'question' is missing"),
         ({"answers": ...}, "the field 'answers' is missing"),
         ({"document": ...}, "the field 'document' is missing"),
+        ({"documents": ["a"]}, "'document' and 'documents' are both there"),
+        ({"document": ..., "documents": "a"}, "'documents' must be a list of documents' ids"),
+        ({"document": ..., "documents": []}, "'documents' is empty"),
+        ({"document": ..., "documents": ["a", "c"]}, "no document 'c' of 'documents'"),
+        ({"document": ..., "documents": ["a", "a"]}, "'a' stands twice in 'documents'"),
+        ({"distractors": ["c"]}, "no document 'c' of 'distractors'"),
+        ({"distractors": ["b", "a"]}, "'a' stands among the 'distractors', too"),
+        ({"kind": 1}, "'kind' must be a text"),
+        ({"wrong": "y"}, "'wrong' must be a list of answers"),
+        ({"wrong": ["y", ""]}, "an answer of 'wrong' must be a text"),
+        ({"wrong": ["y", "x"]}, "the answer 'x' of 'wrong' is an accepted one, too"),
     ],
 )
 def test_mistakes_in_questions(tmp_path: Path, line: Any, problem: str) -> None:
@@ -73,6 +85,20 @@ def test_mistakes_in_questions(tmp_path: Path, line: Any, problem: str) -> None:
     path.write_bytes(b"\n" + first)
     (question,) = read_questions(path, documents)
     assert (question.id, question.answers) == ("one", ("x",))
+
+
+def test_questions_on_several_documents(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text(CORPUS + '{"id": "c", "text": "C."}')
+    documents = read_documents(tmp_path / "c.jsonl")
+    two = {"question": "q?", "answers": ["x"], "documents": ["b", "a"], "distractors": ["c"]}
+    lines = [two, {**two, "documents": ["b"], "kind": "one"}]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    first, second = read_questions(tmp_path / "q.jsonl", documents)
+    assert (first.documents, first.document, first.distractors) == (("b", "a"), "b", ("c",))
+    assert (first.kind, second.kind, second.documents) == (None, "one", ("b",))
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, [two, two])))
+    with pytest.raises(InvalidInputError, match="same question on the same documents is already"):
+        read_questions(tmp_path / "q.jsonl", documents)
 
 
 def test_mistakes_in_files(tmp_path: Path) -> None:
@@ -144,6 +170,14 @@ def test_answers_are_compared_as_squad_does() -> None:
     assert f1("in the 10th century", ["10th and 11th centuries", "10th century"]) == 0.8
     assert f1("", ["x"]) == f1("y", ["x"]) == 0
     assert f1("the", ["a"]) == exact_match("the", ["a"]) == 1
+
+
+def test_an_answer_is_right_where_an_accepted_one_stands_in_it() -> None:
+    assert holds("It was the Duke of Normandy, in 1066.", ["x", "duke of normandy"]) == 1
+    assert holds("in 10661", ["1066"]) == holds("Normandy's", ["Normandy"]) == 0
+    assert holds("Duke Normandy", ["Duke of Normandy"]) == holds("", ["x"]) == 0
+    assert holds("anything", ["the"]) == 0  # it says nothing
+    assert holds("a", ["the"]) == 1
 
 
 # --- intervals ------------------------------------------------------------------------------------

@@ -11,11 +11,12 @@ import pytest
 
 from memdb import InvalidInputError
 from model_adapter import LanguageModel, SentenceEmbedder
-from model_adapter.evaluation import Evaluation, Outcome, Question, evaluate, run
+from model_adapter.evaluation import Evaluation, Outcome, Question, evaluate, framed
 from model_adapter.evaluation.arms import Arm
+from model_adapter.evaluation.figures import compared
 from model_adapter.evaluation.scoring import outcomes
-from tests.adapter.asked import MORE, asked_files, settled, write
-from tests.helpers import SAMPLE, tiny_model
+from tests.adapter.asked import MORE, asked_files, corpus_lines, question_lines, settled, write
+from tests.helpers import FACTS, SAMPLE, tiny_model
 
 
 @pytest.fixture
@@ -93,13 +94,13 @@ def test_what_was_measured_is_not_measured_again(
 ) -> None:
     asked: list[tuple[str, int]] = []
 
-    def counted(arm: Arm, questions: list[Question], new_tokens: int) -> list[Outcome]:
+    def counted(arm: Arm, questions: list[Question], *given: Any) -> list[Outcome]:
         if len(asked) == stop:
             raise KeyboardInterrupt
         asked.append((type(arm).__name__, len(questions)))
-        return outcomes(arm, questions, new_tokens)
+        return outcomes(arm, questions, *given)
 
-    monkeypatch.setattr(run, "outcomes", counted)
+    monkeypatch.setattr(framed, "outcomes", counted)
     monkeypatch.setattr("model_adapter.evaluation.scoring._BATCH", 8)
     parts: dict[str, Any] = {"model": model, "embedder": minilm, "work": tmp_path / "work"}
     settings = settled()
@@ -171,13 +172,80 @@ def test_likelihoods_alone(
     parts: dict[str, Any] = {"model": model, "embedder": minilm, "work": tmp_path / "work"}
     found = evaluate(*files, settled(answers=False, text_limit=0, limit=3), **parts)
     memory = found.best.memory
-    assert (memory.em, memory.f1, memory.seconds, found.best.f1_difference) == (None,) * 4
-    assert set(memory.intervals) == {"nll", "tokens_right"}
+    assert (memory.em, memory.f1, memory.seconds, memory.answers_right) == (None,) * 4
+    assert found.best.compared["f1_difference"] == (None, None)
+    likelihoods = {"nll", "nll_first", "nll_rest", "tokens_right", "ranked_first"}
+    assert set(memory.intervals) == likelihoods
     assert (found.questions, found.max_new_tokens, found.best.running_text) == (3, 0, None)
     full = evaluate(*files, settled(text_limit=0, limit=3), **parts)
     assert full.best.memory.nll == memory.nll
     assert full.best.memory.seconds is not None
     assert full.best.memory.seconds > 0
+
+
+def test_several_documents_kinds_and_controls(
+    tmp_path: Path, model: LanguageModel, minilm: SentenceEmbedder
+) -> None:
+    one, two = (fact.id for fact in FACTS[:2])
+    asked = [
+        *({**line, "kind": "one"} for line in question_lines()[:4]),
+        {"question": MORE[0], "answers": ["x"], "documents": [one, two], "kind": "two"},
+        {"question": FACTS[0].question, "answers": ["x"], "documents": [one, two], "kind": "two"},
+        {"question": MORE[1], "answers": ["x"], "documents": [one, two], "distractors": ["long 1"]},
+    ]
+    corpus = write(tmp_path / "c.jsonl", corpus_lines())
+    questions = write(tmp_path / "q.jsonl", asked)
+    parts: dict[str, Any] = {"model": model, "embedder": minilm, "work": tmp_path / "work"}
+    for references in ("5", "retrieved"):
+        settings = settled(references=references, controls=True, text_limit=0)
+        found = evaluate(corpus, questions, settings, **parts)
+        assert found == evaluate(corpus, questions, settings, **parts)
+        best = found.best
+        names = ["nothing", "rag", *["rag_1"] * (references == "retrieved"), "memory", "prefix"]
+        assert list(best.arms) == [*names, "other"]
+        assert len({arm.nll for arm in best.arms.values()}) == len(best.arms)
+        assert {kind: one.n for kind, one in best.kinds.items()} == {"one": 4, "two": 2}
+        for name in ("share", "nll_difference"):
+            assert best.compared[name] != best.kinds["one"].compared[name]
+        alone = evaluate(corpus, questions, replace(settings, controls=False), **parts)
+        assert alone.best.memory == best.memory
+        assert alone.best.compared["share_other"] == (None, None)
+        gain = best.nothing.nll - best.rag.nll
+        for name, arm in (("share_prefix", "prefix"), ("share_other", "other")):
+            expected = (best.nothing.nll - best.arms[arm].nll) / gain
+            assert best.compared[name][0] == pytest.approx(expected)
+        assert best.compared["nll_difference"][0] == pytest.approx(best.memory.nll - best.rag.nll)
+    recall = {name: figure[0] or 0 for name, figure in best.recall.items()}
+    assert recall["recall_all_at_5"] <= recall["recall_at_5"]
+
+
+def test_figures_are_those_of_the_questions_that_have_them() -> None:
+    rows = {
+        "nothing": [row(4, rest=None, ranked=None, answer="x"), row(6, 5.0, True, "in 1066")],
+        "rag": [row(2, None, None, "1066 A.D."), row(2, 1.0, False, "1066")],
+        "rag_1": [row(2, None, None, ""), row(2, 1.0, False, "")],
+        "memory": [row(3, None, None, "1066"), row(3, 2.0, True, "10661")],
+    }
+    asked = [Question(str(n), f"{n}?", ("1066",), ("a",)) for n in range(2)]
+    found = compared(asked, rows, 0)
+    assert (found.nothing.nll_rest, found.nothing.ranked_first) == (5, 1)
+    assert (found.nothing.nll, found.nothing.intervals["nll_rest"]) == (5, (5, 5))
+    right = {name: arm.answers_right for name, arm in found.arms.items()}
+    assert right == {"nothing": 0.5, "rag": 1, "rag_1": 0, "memory": 0.5}
+    assert (found.rag.em, found.memory.em) == (0.5, 0.5)
+    values = {name: value for name, (value, _) in found.compared.items()}
+    assert values["share"] == pytest.approx(2 / 3)
+    assert (values["rag_gain"], values["nll_difference"], values["share_other"]) == (3, 1, None)
+    for name in ("answers_right_ratio", "answers_right_better_ratio"):
+        assert values[name] == 0.5
+    assert values["answers_right_difference"] == values["answers_right_better_difference"] == -0.5
+    lone = compared(asked[:1], {arm: found[:1] for arm, found in rows.items()}, 0)
+    assert (lone.memory.nll_rest, lone.memory.ranked_first) == (None, None)
+    assert "nll_rest" not in lone.memory.intervals
+
+
+def row(nll: float, rest: float | None, ranked: bool | None, answer: str) -> dict[str, Any]:
+    return Outcome(nll, 1.0, nll, rest, ranked, answer, 0.5).to_json()
 
 
 def test_what_is_too_long_for_the_model_is_refused_at_once(

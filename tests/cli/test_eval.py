@@ -10,8 +10,7 @@ import pytest
 from click.testing import Result
 
 from model_adapter import SentenceEmbedder
-from model_adapter.evaluation import Settings
-from model_adapter.evaluation import run as evaluation
+from model_adapter.evaluation import Settings, framed
 from tests.cli.conftest import Run, rows
 from tests.cli.small import model_folder
 from tests.helpers import FACTS
@@ -45,7 +44,10 @@ def test_figures_as_json(evaluate: Evaluate, tmp_path: Path) -> None:
     small = ("--max-new-tokens", "3", "--json")
     (found,) = rows(evaluate(*small, "--budget", "24", "--plot", "eval.svg"))
     for arm in ("nothing", "rag", "memory"):
-        for name in ("nll", "tokens_right", "em", "f1", "seconds"):
+        for name in (
+            *("nll", "nll_first", "nll_rest", "tokens_right", "ranked_first", "answers_right"),
+            *("em", "f1", "seconds"),
+        ):
             low, high = found[arm][f"{name}_interval"]
             assert low <= found[arm][name] <= high
     assert found["share_interval"][0] <= found["share"] <= found["share_interval"][1]
@@ -68,6 +70,40 @@ def test_figures_as_json(evaluate: Evaluate, tmp_path: Path) -> None:
     (other,) = rows(evaluate(*small, *more, "--codec", "exact", "--seed", "3"))
     assert (other["layers"], other["selection"], other["seed"]) == ([0, 1], "paper", 3)
     assert (other["questions"], other["stored_as"]) == (2, ["exact"])
+    assert other["kinds"] == {}
+
+
+def test_controls_and_kinds_in_both_forms(evaluate: Evaluate, tmp_path: Path) -> None:
+    names = [fact.id for fact in FACTS]
+    lines = [
+        {"question": "What is there?", "answers": ["a heron"], "documents": names[:2], "kind": "b"},
+        {"question": "Who?", "answers": ["Agnes Okoro"], "document": names[3], "kind": "a"},
+    ]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    small = ("--max-new-tokens", "2", "--framing", "plain", "--controls")
+    (found,) = rows(evaluate(*small, "--references", "retrieved", "--json"))
+    for arm in ("rag_1", "prefix", "other"):
+        low, high = found[arm]["nll_interval"]
+        assert low <= found[arm]["nll"] <= high
+    assert found["share_prefix_interval"][0] <= found["share_prefix"]
+    assert found["recall_all_at_5"] == found["recall_at_5"] == 1  # of four documents
+    assert list(found["kinds"]) == ["a", "b"]
+    for kind in found["kinds"].values():
+        assert kind["n"] == 1
+        assert kind["memory"]["nll_interval"] == [kind["memory"]["nll"]] * 2
+    shown = evaluate(*small).stdout
+    for word in (
+        "prefix alone",
+        "other memories",
+        "of it the prefix alone has",
+        "ranked first among eight: nothing",
+        "NLL of first tokens: nothing",
+        "a: 1 question, right answers: nothing",
+    ):
+        assert word in shown
+    (without,) = rows(evaluate(*small[:4], "--no-ranking", "--json"))
+    assert without["memory"]["ranked_first"] is without["share_other"] is None
+    assert not {"rag_1", "prefix", "other"} & set(without)
 
 
 def test_figures_as_tables(evaluate: Evaluate) -> None:
@@ -107,11 +143,11 @@ def test_interrupted_it_goes_on(evaluate: Evaluate, monkeypatch: pytest.MonkeyPa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(evaluation, "outcomes", interrupted)
+        patched.setattr(framed, "outcomes", interrupted)
         stopped = evaluate(code=130)
         assert "interrupted; what was written stays, and the same command goes on" in stopped.stderr
     evaluate("--max-new-tokens", "2")
-    monkeypatch.setattr(evaluation, "outcomes", interrupted)
+    monkeypatch.setattr(framed, "outcomes", interrupted)
     evaluate("--max-new-tokens", "2", "--json")
 
 
