@@ -23,6 +23,7 @@ from typing import Literal
 
 from memdb import InvalidInputError, StorageError
 from model_adapter.gguf_file import convert_gguf
+from model_adapter.weighing import Weighing
 from model_adapter.wheels import (
     ALL_MINILM_L6_V2,
     GEMMA3_270M,
@@ -46,6 +47,7 @@ class CatalogEntry:
         size: of the download, in MB.
         license: of the weights.
         default_adapter: a name of `ADAPTERS`, with which new databases are made for this model.
+        weighing: how its memories count, as `memdb calibrate` found it; None: safe constants.
     """
 
     name: str
@@ -54,6 +56,7 @@ class CatalogEntry:
     size: int
     license: str
     default_adapter: str | None = None
+    weighing: Weighing | None = None
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from memdb import Hit, MemDB, PackedMemories, Reference, Retrieval, pack
+from memdb import Hit, MemDB, PackedMemories, Reference, Retrieval
+from model_adapter.calibration.constants import weighing_of
 from model_adapter.language_model import LanguageModel
 from model_adapter.options import Options
 from model_adapter.overlap import overlaps
+from model_adapter.weighing import EVEN
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Query:
 
 
 def merged(retrievals: Sequence[Retrieval], k: int) -> Retrieval:
-    """Several retrievals as one: each reference once, with its best score, and the best k stay.
+    """Several retrievals as one: each text once, with its best score, and the best k stay.
 
     Args:
         retrievals: what comes back names their queries, a line each, and counts the memories that
@@ -47,9 +49,9 @@ def merged(retrievals: Sequence[Retrieval], k: int) -> Retrieval:
     if len(retrievals) == 1:
         return retrievals[0]
     hits = sorted((hit for one in retrievals for hit in one.hits), key=lambda hit: -hit.score)
-    best: dict[int, Hit] = {}
+    best: dict[str, Hit] = {}
     for hit in hits:
-        best.setdefault(hit.id, hit)
+        best.setdefault(hit.reference.content, hit)
     return Retrieval(
         "\n".join(one.query or "" for one in retrievals),
         list(best.values())[:k],
@@ -70,6 +72,7 @@ class Lookup:
         self._db = db
         self._model = model
         self._options = options
+        self._weighing = weighing_of(db, model) if options.weigh else EVEN
         self._thread = ThreadPoolExecutor(1, "memdb-prefetch")
         self._coming: Future[list[Found | None]] | None = None
 
@@ -80,10 +83,14 @@ class Lookup:
     def find(self, queries: Sequence[Query]) -> list[Found | None]:
         """What each query finds; None for those that say nothing in words. All are embedded and
         searched together."""
-        return [
-            None if one is None else Found(one, pack(one.stored, self._db.shape))
-            for one in self._retrieve(queries, memories=True)
-        ]
+        found: list[Found | None] = []
+        for one in self._retrieve(queries, memories=True):
+            if one is None:
+                found.append(None)
+                continue
+            kept = self._weighing.kept(one)
+            found.append(Found(kept, self._weighing.packed(kept, self._db.shape)))
+        return found
 
     def begin(self, queries: Sequence[Query]) -> None:
         """Begin to find, in the background; `ended` has the result."""
@@ -96,7 +103,8 @@ class Lookup:
 
     def find_texts(self, queries: Sequence[Query]) -> list[Retrieval | None]:
         """As `find`, but references without their memories."""
-        return self._retrieve(queries, memories=False)
+        found = self._retrieve(queries, memories=False)
+        return [one and self._weighing.kept(one) for one in found]
 
     def _retrieve(self, queries: Sequence[Query], memories: bool) -> list[Retrieval | None]:
         asked = [
@@ -111,10 +119,17 @@ class Lookup:
             accept=self._acceptance([queries[number].text for number, _ in asked]),
         )
         for (number, _), retrieval in zip(asked, retrievals, strict=True):
-            found[number].append(retrieval)
+            found[number].append(self._near(retrieval))
         return [
             merged(of_query, self._options.memories) if of_query else None for of_query in found
         ]
+
+    def _near(self, retrieval: Retrieval) -> Retrieval:
+        """A retrieval without hits whose score is too low."""
+        least = self._options.min_score
+        if least is None:
+            return retrieval
+        return replace(retrieval, hits=[hit for hit in retrieval.hits if hit.score >= least])
 
     def _asked(self, query: Query) -> list[str | Sequence[int]]:
         """What a query asks the database for: nothing, one thing, or two."""
@@ -124,16 +139,18 @@ class Lookup:
             return []
         return [query.tokens, "\n".join(said)] if query.before else [query.tokens]
 
-    def _acceptance(
-        self, texts: Sequence[Sequence[int]]
-    ) -> Callable[[int, Reference], bool] | None:
-        """Whether a reference may be a hit: not if it overlaps the text too much."""
+    def _acceptance(self, texts: Sequence[Sequence[int]]) -> Callable[[int, Reference], bool]:
+        """Whether a reference may be a hit: not if another with the same text is one already, or if
+        it overlaps the text too much."""
         limit = self._options.max_overlap
-        if limit is None:
-            return None
+        taken: list[set[str]] = [set() for _ in texts]
 
         def accept(number: int, reference: Reference) -> bool:
-            tokens = self._model.tokens(reference.content)
-            return not overlaps(texts[number], tokens, limit)
+            if reference.content in taken[number]:
+                return False
+            taken[number].add(reference.content)
+            if limit is None:
+                return True
+            return not overlaps(texts[number], self._model.tokens(reference.content), limit)
 
         return accept

@@ -24,6 +24,12 @@ class Options:
         memories: references per chunk, at least 1.
         retrieve_every: most tokens of a chunk, and of a query; at least 1.
         where: only references of documents with this metadata (see `MemDB.retrieve`).
+        min_score: references whose cosine similarity to the query is below this are passed over;
+            None: none are.
+        weigh: whether memories count by their scores (`model_adapter.weighing`), so that those that
+            say nothing of the query do not drown the one that does, and are left out where they
+            fall far behind; with `rag`, such references are left out, too. Else all count the same
+            (the paper).
         max_overlap: references of which at least this share stands in the prompt or the answer
             already are passed over (paper, formula (6); its evaluation has 2/3). None: none are.
         prefetch: so many tokens before a chunk ends, begin to retrieve for the next, beside
@@ -46,6 +52,8 @@ class Options:
     memories: int = 5
     retrieve_every: int = 64
     where: Mapping[str, Any] | None = None
+    min_score: float | None = None
+    weigh: bool = True
     max_overlap: float | None = None
     prefetch: int = 0
     cite: bool = False
@@ -74,6 +82,8 @@ class Options:
             raise InvalidInputError(
                 f"max_overlap must be above 0 and at most 1, got {self.max_overlap}"
             )
+        if self.min_score is not None and not -1 <= self.min_score <= 1:
+            raise InvalidInputError(f"min_score must be -1 to 1, got {self.min_score}")
         if not all(isinstance(text, str) and text for text in self.stops):
             raise InvalidInputError(f"stop is a text or texts, none empty, got {self.stop!r}")
 

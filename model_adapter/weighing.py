@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from memdb import InvalidInputError, Retrieval
+from memdb import InvalidInputError, MemoryShape, PackedMemories, Retrieval, pack
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,21 @@ class Weighing:
         below = [self.slope * (best - score) for score in scores]
         return [None if less > self.cut else self.lift - less for less in below]
 
-    def kept(self, retrieval: Retrieval) -> tuple[Retrieval, list[float]]:
-        """A retrieval without what is left out, and the bias of each hit that stays."""
-        each = self.biases([hit.score for hit in retrieval.hits])
-        pairs = [(h, b) for h, b in zip(retrieval.hits, each, strict=True) if b is not None]
-        return replace(retrieval, hits=[hit for hit, _ in pairs]), [bias for _, bias in pairs]
+    def kept(self, retrieval: Retrieval) -> Retrieval:
+        """A retrieval without the hits that are left out."""
+        biases = self.biases([hit.score for hit in retrieval.hits])
+        hits = [hit for hit, bias in zip(retrieval.hits, biases, strict=True) if bias is not None]
+        return replace(retrieval, hits=hits)
+
+    def packed(self, retrieval: Retrieval, shape: MemoryShape) -> PackedMemories:
+        """The memories of a retrieval's hits with their biases, without those that are left out."""
+        biases = self.biases([hit.score for hit in retrieval.hits])
+        read = [
+            (hit.stored, bias)
+            for hit, bias in zip(retrieval.hits, biases, strict=True)
+            if hit.stored is not None and bias is not None
+        ]
+        return pack([stored for stored, _ in read], shape, [bias for _, bias in read])
 
     def to_json(self) -> dict[str, float]:
         """Its constants by name."""
@@ -77,3 +87,5 @@ class Weighing:
 
 #: Without it: all memories count the same (the paper).
 EVEN = Weighing(lift=0.0, slope=0.0)
+#: For a model that nobody calibrated: it tells memories apart, and lifts none.
+SAFE = Weighing(lift=0.0, slope=10.0)

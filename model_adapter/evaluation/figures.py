@@ -74,9 +74,10 @@ class Compared:
 
     Attributes:
         n: how many questions.
-        arms: by name: `nothing`, `rag`, `memory`, and those of `rag_1` (the nearest reference alone
-            as text), `prefix` (behind the memories' prefix without any) and `other` (with memories
-            of another article) that were measured.
+        arms: by name: `nothing`, `rag`, `memory`, and those that were measured of `rag_1` (the
+            nearest reference alone as text), `rag_near` (of the five those that memory reads, the
+            others being too far behind), `prefix` (behind the memories' prefix without any) and
+            `other` (with memories of another article).
         compared: by name, see `COMPARED`.
     """
 
@@ -121,12 +122,13 @@ def _share(arm: str) -> Callable[[Means], NDArray[np.float64]]:
 
 
 def _better(m: Means) -> NDArray[np.float64]:
-    return np.maximum(m["rag answers_right"], m["rag_1 answers_right"])
+    arms = ("rag answers_right", "rag_1 answers_right", "rag_near answers_right")
+    return np.max([m[arm] for arm in arms], axis=0)
 
 
 #: Figures of arms against each other, from means over the same questions. `share` is what memory,
-#: or a control, gains over nothing as a part of what RAG gains. `better` is the better of RAG with
-#: five references and with one.
+#: or a control, gains over nothing as a part of what RAG gains. `better` is the best of RAG with
+#: five references, with one, and with those of the five that are read as memories.
 COMPARED: Mapping[str, Callable[[Means], NDArray[np.float64]]] = {
     "share": _share("memory"),
     "share_prefix": _share("prefix"),

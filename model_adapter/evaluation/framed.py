@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from memdb import Document, MemDB, Progress
+from model_adapter.calibration.constants import weighing_of
 from model_adapter.embedder import SentenceEmbedder
 from model_adapter.evaluation.arms import Arm, Memory, Nothing, Rag
 from model_adapter.evaluation.plan import Plan
@@ -21,6 +22,7 @@ from model_adapter.evaluation.work import Results, corpus_digest, digest, make_f
 from model_adapter.framing import Frame
 from model_adapter.language_model import LanguageModel
 from model_adapter.questions import Question
+from model_adapter.weighing import Weighing
 
 _Rows = list[dict[str, Any]]
 _Measure = Callable[[Sequence[Question]], _Rows]
@@ -53,10 +55,12 @@ class Framed:
         """All that is asked for."""
         settings, shape, questions = self.settings, self.database.shape, plan.questions
         frame = Frame(self.model, shape.framing, shape.prefix)
-        sights = Sights(self.database, plan, settings.references == "retrieved")
+        retrieved = settings.references == "retrieved"
+        sights = Sights(self.database, plan, retrieved, self._weighing)
         own, shared = self.work
         make_folder(shared)
         sizes = plan.tokens(self.model, shape.reference_length)
+        weighing = {"weighing": self._weighing.to_json()}
         found = self._measured(
             "retrieval",
             questions,
@@ -83,7 +87,8 @@ class Framed:
                 self.documents,
                 settings.text_limit,
                 settings.seed,
-                Results(own, "text", {"prefix": list(frame.prefix)}),
+                self._weighing,
+                Results(own, "text", {"prefix": list(frame.prefix), **weighing}),
                 self.progress,
             ),
             settings.seed,
@@ -107,6 +112,7 @@ class Framed:
             "ranking": settings.ranking,
         }
         retrieved = settings.references == "retrieved"
+        weighing = {"weighing": self._weighing.to_json()}
         drawn = {"seed": settings.seed}
         seen = {"references": settings.references, **(drawn if settings.references == "5" else {})}
         corpus = self._retrieval if retrieved else {"corpus": corpus_digest(self.documents)}
@@ -124,12 +130,20 @@ class Framed:
         if retrieved:
             about = {**prompts, **seen, **corpus, "most": 1}
             arms["rag_1"] = rag(sights.nearest), Results(shared, "rag_1", about)
-        arms["memory"] = memory(sights.memories), Results(own, "memory", {**prompts, **seen})
+            about = {**prompts, **seen, **corpus, **weighing}
+            arms["rag_near"] = rag(sights.near), Results(shared, "rag_near", about)
+        about = {**prompts, **seen, **weighing}
+        arms["memory"] = memory(sights.memories), Results(own, "memory", about)
         if settings.controls:
             alone = memory(lambda batch: [None] * len(batch))
             arms["prefix"] = alone, Results(shared, "prefix", {**prompts, "start": start})
-            arms["other"] = memory(sights.others), Results(own, "other", {**prompts, **drawn})
+            about = {**prompts, **drawn, **weighing}
+            arms["other"] = memory(sights.others), Results(own, "other", about)
         return arms
+
+    @cached_property
+    def _weighing(self) -> Weighing:
+        return self.settings.weighing or weighing_of(self.database, self.model)
 
     @property
     def _retrieval(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from memdb import Document, MemDB, PackedMemories, Progress, Reference, pack
+from memdb import Document, MemDB, PackedMemories, Progress, Reference
 from model_adapter.context import Context, Stretch
 from model_adapter.evaluation.bootstrap import Bootstrap, Interval
 from model_adapter.evaluation.scoring import batches
@@ -28,6 +28,7 @@ from model_adapter.language_model import LanguageModel
 from model_adapter.likelihood import likelihoods
 from model_adapter.overlap import overlaps
 from model_adapter.questions import spread
+from model_adapter.weighing import Weighing
 
 _CHUNK = 64
 _OVERLAP = 2 / 3
@@ -77,6 +78,7 @@ def running_text(
     documents: Mapping[str, Document],
     limit: int,
     seed: int,
+    weighing: Weighing,
     results: Results,
     progress: Progress,
 ) -> RunningText | None:
@@ -89,6 +91,7 @@ def running_text(
         documents: the corpus.
         limit: at most so many documents of more than 64 tokens, spread over the corpus.
         seed: of the bootstrap.
+        weighing: how memories count.
         results: keeps what was measured.
         progress: told of the work.
 
@@ -103,7 +106,7 @@ def running_text(
         progress("running text", places.start, len(pieces))
         batch = [pieces[place] for place in places]
         if any(results.get(piece.key) is None for piece in batch):
-            results.add(_measured(database, model, frame, batch))
+            results.add(_measured(database, model, frame, batch, weighing))
     progress("running text", len(pieces), len(pieces))
     rows = [row for piece in pieces if (row := results.get(piece.key)) is not None]
     return _summary(rows, seed)
@@ -121,7 +124,11 @@ def _pieces(model: LanguageModel, documents: Mapping[str, Document]) -> list[_Pi
 
 
 def _measured(
-    database: MemDB, model: LanguageModel, frame: Frame, pieces: Sequence[_Piece]
+    database: MemDB,
+    model: LanguageModel,
+    frame: Frame,
+    pieces: Sequence[_Piece],
+    weighing: Weighing,
 ) -> dict[str, dict[str, Any]]:
     """By document: summed negative log-likelihoods, and what was dropped."""
     dropped = [0] * len(pieces)
@@ -136,7 +143,7 @@ def _measured(
 
     contexts = [piece.context for piece in pieces]
     found = database.retrieve_batch(contexts, SEEN, accept=accept)
-    memories = [pack(one.stored, database.shape) for one in found]
+    memories = [weighing.packed(one, database.shape) for one in found]
     prefix = frame.prefix
     gap = model.tokens(frame.gap)
     start = len(prefix) + database.shape.reference_length

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from memdb import DEFAULT_CODEC, Framing, InvalidInputError
 from model_adapter.head_file import Head
 from model_adapter.selections import DEFAULT_SELECTION, Spread
+from model_adapter.weighing import Weighing
 
 #: What is seen of a question's corpus: its own documents; those and others (of one document, 4 of
 #: its article; of several, 3 distractors); or the 5 references that are retrieved for it.
@@ -35,6 +36,8 @@ class Settings:
         layers: memory layers; None: all.
         heads: memory heads, see `Writer`; None: all of these layers.
         codec: how memories are stored.
+        weighing: how memories count by their scores; None: as it is for the model; `EVEN`: all the
+            same.
         answers: whether to answer, too: right answers, exact match, F1 and seconds. Else
             likelihoods alone.
         ranking: whether to rank the right answer among others.
@@ -57,6 +60,7 @@ class Settings:
     layers: Sequence[int] | None = None
     heads: Sequence[Head] | Path | None = None
     codec: str = DEFAULT_CODEC
+    weighing: Weighing | None = None
     answers: bool = True
     ranking: bool = True
     controls: bool = False

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memdb import MemDB, PackedMemories, Retrieval, StoredMemory, pack
+from memdb import MemDB, PackedMemories, Retrieval
 from model_adapter.evaluation.plan import Plan
 from model_adapter.evaluation.settings import SEEN
 from model_adapter.questions import Question
+from model_adapter.weighing import Weighing
 
 
 class Sights:
@@ -18,10 +19,12 @@ class Sights:
         database: the corpus with its memories.
         plan: which documents.
         retrieved: or whatever references are found for each question.
+        weighing: how memories count.
     """
 
-    def __init__(self, database: MemDB, plan: Plan, retrieved: bool) -> None:
+    def __init__(self, database: MemDB, plan: Plan, retrieved: bool, weighing: Weighing) -> None:
         self._database = database
+        self._weighing = weighing
         self._plan = plan
         self._retrieved = retrieved
 
@@ -37,17 +40,26 @@ class Sights:
         found = self._found(questions, 1)
         return [tuple(hit.reference.content for hit in one.hits) for one in found]
 
+    def near(self, questions: Sequence[Question]) -> list[tuple[str, ...]]:
+        """Texts of the retrieved references that are read as memories: those that are not left out
+        for their scores."""
+        found = [self._weighing.kept(one) for one in self._found(questions, SEEN)]
+        return [tuple(hit.reference.content for hit in one.hits) for one in found]
+
     def memories(self, questions: Sequence[Question]) -> list[PackedMemories]:
-        """See `arms.Memories`."""
+        """See `arms.Memories`; each with the biases that its question's scores give."""
+        shape = self._database.shape
         if self._retrieved:
             found = self._found(questions, SEEN, memories=True)
-            return self._packed([list(one.stored) for one in found])
-        return self._packed(self._stored([self._plan.seen(question) for question in questions]))
+        else:
+            found = [self._of(question, self._plan.seen(question)) for question in questions]
+        return [self._weighing.packed(one, shape) for one in found]
 
     def others(self, questions: Sequence[Question]) -> list[PackedMemories]:
         """Memories that say nothing of the answers: for each question those of a document of
         another article."""
-        return self._packed(self._stored([self._plan.other(question) for question in questions]))
+        found = [self._of(question, self._plan.other(question)) for question in questions]
+        return [self._weighing.packed(one, self._database.shape) for one in found]
 
     def found(self, questions: Sequence[Question]) -> list[list[str]]:
         """For each question the documents of the references that are nearest to it, best first."""
@@ -60,27 +72,15 @@ class Sights:
         texts = [question.text for question in questions]
         return self._database.retrieve_batch(texts, most, memories=memories)
 
-    def _stored(self, seen: Sequence[tuple[str, ...]]) -> list[list[StoredMemory]]:
-        """For each question the memories of the documents that it sees; one list for those that see
-        the same."""
-        read = {
-            keys: [
-                memory
-                for key in keys
-                for _, memory in self._database.memories(key)
-                if memory is not None
-            ]
-            for keys in dict.fromkeys(seen)
-        }
-        return [read[keys] for keys in seen]
-
-    def _packed(self, stored: Sequence[list[StoredMemory]]) -> list[PackedMemories]:
-        """For each question its memories as attention reads them; those that are one list are
-        decoded once."""
-        shape = self._database.shape
-        different = {id(memories): memories for memories in stored}
-        packed = {key: pack(memories, shape) for key, memories in different.items()}
-        return [packed[id(memories)] for memories in stored]
+    def _of(self, question: Question, documents: Sequence[str]) -> Retrieval:
+        """All references of some documents, as hits of the question."""
+        number = sum(len(self._database.get(key).references) for key in documents)
+        (found,) = self._database.retrieve_batch(
+            [question.text],
+            number,
+            accept=lambda _, reference: reference.document_id in documents,
+        )
+        return found
 
 
 @dataclass(frozen=True)
