@@ -99,8 +99,8 @@ def _cells(names: Sequence[str], data: Data, kept: Kept, quick: bool) -> list[Ce
         _say(f"{name}: timing it ...")
         speed = timed(model, text[:_TIMED])
         _say(
-            f"{name}: reads {speed.read:,.0f} tokens a second, writes {speed.write:,.0f}; "
-            f"{speed.step:.2f} s for a token of 16 answers"
+            f"{name}: reads {speed.read:,.0f} tokens a second, writes {speed.write:,.0f}; a token "
+            f"of an answer takes {speed.step:.2f} s, and {speed.row:.3f} s for each beside it"
         )
         for one, cells in todo.items():
             estimate = Estimate(model, data)
@@ -108,6 +108,7 @@ def _cells(names: Sequence[str], data: Data, kept: Kept, quick: bool) -> list[Ce
                 work = estimate.of(cell)  # of finished ones, too: what they have in common is done
                 if kept.get(cell) is None:
                     cells[cell] = work, work.seconds(speed)
+        del model, estimate  # before the next one is loaded
     if undecided:
         totals = {one: sum(seconds for _, seconds in cells.values()) for one, cells in todo.items()}
         number = next((n for n in _QUICK_QUESTIONS if totals[n] <= _QUICK_SECONDS), numbers[-1])
@@ -124,7 +125,7 @@ def _show(todo: Mapping[Cell, tuple[Work, float]]) -> None:
         _say(
             f"{cell.model}: {cell.title}, {cell.limit or 'all'} questions: {seconds / 3600:.2f} h "
             f"({work.written:,.0f} tokens to write, {work.read:,.0f} to read, "
-            f"{16 * work.steps:,.0f} to answer)"
+            f"{work.said:,.0f} to answer)"
         )
     total = sum(seconds for _, seconds in todo.values())
     _say(f"in all: about {total / 3600:.1f} h, less what is half done")

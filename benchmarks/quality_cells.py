@@ -70,17 +70,18 @@ def cells_of(model: str, quick: int | None) -> list[Cell]:
 
     Args:
         model: its name.
-        quick: so many questions of each set, and one budget; None: all that the figures need.
+        quick: so many questions of each set, one budget, one framing, no controls; None: all that
+            the figures need.
     """
-    large = model.endswith("1.5b")
+    name = Path(model).name
+    large = name.endswith("1.5b")
     few = 20 if large else None  # a question takes it as long as ten take the smallest
-    squad = few or (150 if model.startswith("smollm2") else 60)
+    squad = few or (150 if name.startswith("smollm2") else 60)
     if quick is not None:
         few = squad = quick
-    seen = [
-        Cell(model, "squad", "1", part, squad, both=True) for part in ((8,) if quick else (8, 16))
-    ]
-    seen[0] = replace(seen[0], texts=quick or 50, controls=True)
+    parts = (8, 16) if quick is None else (8,)
+    seen = [Cell(model, "squad", "1", part, squad, both=quick is None) for part in parts]
+    seen[0] = replace(seen[0], texts=quick or 50, controls=quick is None)
     return [
         Cell(model, "facts", "retrieved", None, quick),
         *seen,

@@ -30,12 +30,14 @@ class Speed:
     Attributes:
         read: tokens a second of a prompt.
         write: tokens a second of references whose memories are written.
-        step: seconds for one more token of 16 answers.
+        step: seconds for one more token of an answer,
+        row: and for each answer beside it.
     """
 
     read: float
     write: float
     step: float
+    row: float
 
 
 @dataclass
@@ -45,16 +47,19 @@ class Work:
     Attributes:
         written: tokens of references.
         read: tokens of texts, prompts and answers.
-        steps: tokens of 16 answers side by side.
+        steps: tokens of answers, those side by side counted once.
+        said: tokens of answers.
     """
 
     written: float = 0
     read: float = 0
     steps: float = 0
+    said: float = 0
 
     def seconds(self, speed: Speed) -> float:
         """That it takes."""
-        return self.written / speed.write + self.read / speed.read + self.steps * speed.step
+        passes = self.written / speed.write + self.read / speed.read
+        return passes + self.steps * speed.step + (self.said - self.steps) * speed.row
 
 
 def timed(model: LanguageModel, text: str) -> Speed:
@@ -65,23 +70,34 @@ def timed(model: LanguageModel, text: str) -> Speed:
         text: of some hundred tokens.
     """
     tokens = (model.tokens(text) * _LENGTH)[:_LENGTH]
-    four = [[Stretch(tokens)] for _ in range(4)]
+    two = [[Stretch(tokens)]] * 2
     Context(model).read([[Stretch(tokens[:8])]])  # the first pass of all takes longer
-    read = _seconds(lambda: Context(model, batch=4).read(four))
-    context = Context(model, batch=_ROWS)
-    context.read([[Stretch(tokens[:32])]] * _ROWS)
-    again = torch.tensor(tokens[:_ROWS], device=model.device)
-    step = _seconds(lambda: [context.step(again) for _ in range(3)]) / 3
+    read = _seconds(lambda: Context(model, batch=2).read(two))
+    one, many = (_step(model, tokens, rows) for rows in (1, _ROWS))
     writer = Writer(model, framing=default_framing(model))
-    pieces = [piece.text for piece in Chunker(writer.tokenizer, _LENGTH).split(text)][:4]
+    pieces = [piece.text for piece in Chunker(writer.tokenizer, _LENGTH).split(text)][:2]
     write = _seconds(lambda: writer.write(pieces))
-    return Speed(4 * _LENGTH / read, sum(len(model.tokens(one)) for one in pieces) / write, step)
+    written = sum(len(model.tokens(piece)) for piece in pieces)
+    row = max(0.0, many - one) / (_ROWS - 1)
+    return Speed(2 * _LENGTH / read, written / write, one, row)
+
+
+def _step(model: LanguageModel, tokens: list[int], rows: int) -> float:
+    """Seconds for one more token of so many answers."""
+    context = Context(model, batch=rows)
+    context.read([[Stretch(tokens[:64])]] * rows)
+    again = torch.tensor(tokens[:rows], device=model.device)
+    return _seconds(lambda: context.step(again))
 
 
 def _seconds(of: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    of()
-    return time.perf_counter() - began
+    """The median of three."""
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        of()
+        seconds.append(time.perf_counter() - began)
+    return sorted(seconds)[1]
 
 
 class Estimate:
@@ -144,6 +160,7 @@ class Estimate:
                 if self._new(*about, *arm):
                     work.read += sum(prompts)
                     work.steps += steps
+                    work.said += settings.max_new_tokens * len(plan.questions)
             long = sum(lengths[key] > _LENGTH // 2 for key in kept)
             work.read += min(cell.texts, long) * 2 * _LENGTH
         return work

@@ -95,6 +95,28 @@ def test_a_batch_gives_what_its_questions_give_alone(
     assert {True, False, None} == set(ranked)
 
 
+def test_answers_are_ranked_a_few_at_a_time(
+    parts: tuple[LanguageModel, MemDB, list[Question], dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, database, asked, documents = parts
+    rows: list[int] = []
+    branches = Context.branches
+
+    def counted(context: Context, chosen: list[int], capacity: int = 0) -> Context:
+        rows.append(len(chosen))
+        return branches(context, chosen, capacity)
+
+    monkeypatch.setattr(Context, "branches", counted)
+    *_, memory = arms(model, database, Plan(documents, asked, Settings()), "1")
+    others = [CANDIDATES] * len(asked)
+    whole = [outcome.ranked for outcome in outcomes(memory, asked, 0, others)]
+    assert rows == [14, 16, 16, 10]
+    monkeypatch.setattr("model_adapter.evaluation.scoring._TOKENS", 1)
+    assert [outcome.ranked for outcome in outcomes(memory, asked, 0, others)] == whole
+    assert rows[4:] == [14, *[1] * 42]
+
+
 def test_a_one_token_answer_has_no_rest(
     parts: tuple[LanguageModel, MemDB, list[Question], dict[str, Any]],
 ) -> None:

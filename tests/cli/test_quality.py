@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,19 @@ def test_a_quick_run_has_as_many_questions_when_it_goes_on(quality: Quality) -> 
     shown = quality("--quick").stdout
     assert not any("1/16" in title for title in cells(shown))
     assert quality.calls == 5  # type: ignore[attr-defined]
+
+
+def test_what_cells_have_in_common_is_estimated_once(quality: Quality, tmp_path: Path) -> None:
+    module = script("benchmarks/quality_estimate.py")
+    estimate = module.Estimate(tiny_model(), module.Data(tmp_path / "data"))
+    cell = module.Cell("tiny", "squad", "1", 8, None)
+    first, again, smaller = map(estimate.of, (cell, cell, replace(cell, part=16)))
+    assert vars(again) == {"written": 0, "read": 0, "steps": 0, "said": 0}
+    assert smaller.written == first.written > 0  # of another budget, and read by one arm of three
+    assert (3 * smaller.steps, 3 * smaller.said) == (first.steps, first.said)
+    assert 0 < smaller.read < first.read / 3
+    speed = module.Speed(read=10, write=5, step=2, row=1)
+    assert module.Work(written=5, read=20, steps=3, said=4).seconds(speed) == 1 + 2 + 6 + 1
 
 
 def test_mistakes(quality: Quality, tmp_path: Path) -> None:
