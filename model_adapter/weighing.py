@@ -3,10 +3,11 @@
 One softmax goes over all memories and the context, so memories of other things take attention from
 the one that answers, and the more so the less it says. The retrieval scores tell them apart:
 
-    bias of a memory = lift + slope * (its score - the best score of the retrieval)
+    bias of a memory = lift - min(most, slope * (the best score of the retrieval - its own))
 
 is added to the attention scores of its pairs. `lift` gives back what a memory has lost with the
-pairs that were not kept; a memory that would be more than `cut` below the best is left out.
+pairs that were not kept. `most` bounds what a low score may cost: where a question needs several
+texts, the second one's score says little. What falls further behind than `reach` is left out.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ class Weighing:
     Attributes:
         lift: nats, for all memories.
         slope: nats for a whole unit of cosine similarity, at least 0.
-        cut: nats below the best at which a memory is left out, above 0.
+        most: nats that a memory may be put down, at least 0.
+        reach: cosine similarity below the best at which a memory is left out, above 0; 2 leaves out
+            none.
 
     Raises:
         InvalidInputError: naming the constant.
@@ -34,16 +37,18 @@ class Weighing:
 
     lift: float
     slope: float
-    cut: float = 3.0
+    most: float
+    reach: float = 0.5
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not math.isfinite(value):
                 raise InvalidInputError(f"the {name} of memories is a number, not {value!r}")
-        if self.slope < 0 or self.cut <= 0:
+        if self.slope < 0 or self.most < 0 or self.reach <= 0:
             raise InvalidInputError(
-                f"the slope is at least 0 and the cut above 0, got {self.slope} and {self.cut}"
+                "slope and most are at least 0 and reach is above 0, got "
+                f"{self.slope}, {self.most} and {self.reach}"
             )
 
     def biases(self, scores: Sequence[float]) -> list[float | None]:
@@ -53,8 +58,11 @@ class Weighing:
             scores: retrieval scores of the memories that are read together.
         """
         best = max(scores, default=0.0)
-        below = [self.slope * (best - score) for score in scores]
-        return [None if less > self.cut else self.lift - less for less in below]
+        gaps = [best - score for score in scores]
+        return [
+            None if gap > self.reach else self.lift - min(self.most, self.slope * gap)
+            for gap in gaps
+        ]
 
     def kept(self, retrieval: Retrieval) -> Retrieval:
         """A retrieval without the hits that are left out."""
@@ -86,6 +94,6 @@ class Weighing:
 
 
 #: Without it: all memories count the same (the paper).
-EVEN = Weighing(lift=0.0, slope=0.0)
-#: For a model that nobody calibrated: it tells memories apart, and lifts none.
-SAFE = Weighing(lift=0.0, slope=10.0)
+EVEN = Weighing(lift=0.0, slope=0.0, most=0.0, reach=2.0)
+#: For a model that nobody calibrated.
+SAFE = Weighing(lift=0.5, slope=10.0, most=1.5)
