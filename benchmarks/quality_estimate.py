@@ -141,7 +141,7 @@ class Estimate:
             seen = {plan.seen(question) for question in plan.questions}
             texts: float = sum(lengths[key] for keys in seen for key in keys)
             if cell.sees == "retrieved":
-                texts = (SEEN + 1) * mean * len(plan.questions)
+                texts = (2 * SEEN + 1) * mean * len(plan.questions)
             if self._new(*about, cell.sees):
                 work.read += texts
             prompts = [
@@ -153,7 +153,7 @@ class Estimate:
             )
             arms = [("nothing",), ("rag", cell.sees), ("memory", cell.sees, settings.budget)]
             if cell.sees == "retrieved":
-                arms.append(("rag_1",))
+                arms += [("rag_1",), ("rag_near",)]
             if cell.controls:
                 arms += [("prefix",), ("other", settings.budget)]
             for arm in arms:

@@ -24,6 +24,7 @@ _ARMS = {
     "nothing": "nothing",
     "rag": "text in the prompt (RAG)",
     "rag_1": "nearest reference as text",
+    "rag_near": "near references as text",
     "memory": "memory",
     "prefix": "prefix alone",
     "other": "other memories",
@@ -107,7 +108,7 @@ def _lines(framing: FramingFigures) -> list[str]:
         ("answers_right_difference", "right answers of memory less RAG's:", "{:+.1%}"),
         (
             "answers_right_better_ratio",
-            "right answers of memory over the better RAG's (5 references, or the nearest):",
+            "right answers of memory over the best RAG's (5 references, the nearest, or those near):",
             "{:.2f}",
         ),
         ("f1_difference", "F1 of memory less RAG's:", "{:+.1%}"),

@@ -40,6 +40,20 @@ def answer_options(max_new_tokens: int) -> Callable[[_Command], _Command]:
         ),
         where_option,
         click.option(
+            "--min-score",
+            metavar="SCORE",
+            type=float,
+            help="Pass over references less similar to the query than this (-1 to 1; `memdb query` "
+            "shows scores).",
+        ),
+        click.option(
+            "--weigh/--no-weigh",
+            default=True,
+            show_default=True,
+            help="Let memories that are nearer to the query count more, and leave out those far "
+            "behind; or let all count the same.",
+        ),
+        click.option(
             "--max-overlap",
             metavar="SHARE",
             type=float,

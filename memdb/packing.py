@@ -74,14 +74,9 @@ def pack(
 
     Raises:
         CorruptRecordError: a stored memory is damaged.
-        InvalidInputError: the biases are no finite number for each memory.
+        InvalidInputError: the biases are not one finite number for each memory.
     """
-    if biases is None:
-        biases = [0.0] * len(memories)
-    if len(biases) != len(memories) or not np.isfinite(biases).all():
-        raise InvalidInputError(
-            f"each of the {len(memories)} memories needs a finite bias, got {list(biases)!r:.80}"
-        )
+    added = _biases(biases, len(memories))
     sources = [_Source.of(memory) for memory in memories]
     counts = np.zeros((len(memories), shape.rows), np.int64)
     for i, source in enumerate(sources):
@@ -107,8 +102,7 @@ def pack(
         memory[layout.places] = np.repeat(numbers, layout.sizes)
         positions[layout.places] = tokens.astype(positions.dtype)  # a cast first is faster
         _fill(run, layout, shape, keys, values)
-    of_pad = [*biases, -np.inf]  # a pair of memory -1 is of none
-    mask = np.array(of_pad, np.float32)[memory]
+    mask = np.append(added, np.float32(-np.inf))[memory]  # a pair of memory -1 is of none
 
     layers = {}
     bounds = layer_starts.tolist()
@@ -123,6 +117,24 @@ def pack(
                 positions=positions[part].reshape(shape.kv_heads, -1),
             )
     return PackedMemories(layers)
+
+
+def _biases(given: Sequence[float] | None, many: int) -> NDArray[np.float32]:
+    """The bias of each of so many memories."""
+    if given is None:
+        return np.zeros(many, np.float32)
+    try:
+        made = np.array(given)
+        kind = made.dtype.kind if made.size else "f"  # of nothing, numpy cannot say what it is
+        with np.errstate(over="ignore"):
+            made = made.astype(np.float32)
+    except (TypeError, ValueError, OverflowError):  # of different lengths, or no numbers
+        made, kind = np.zeros(0), ""
+    if kind not in "iuf" or made.shape != (many,) or not np.isfinite(made).all():
+        raise InvalidInputError(
+            f"each of the {many} memories needs a finite number as its bias, got {given!r:.80}"
+        )
+    return made
 
 
 def _counting(many: int) -> np.dtype[Any]:

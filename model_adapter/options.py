@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, get_args
 
 from memdb import InvalidInputError
@@ -82,8 +83,10 @@ class Options:
             raise InvalidInputError(
                 f"max_overlap must be above 0 and at most 1, got {self.max_overlap}"
             )
-        if self.min_score is not None and not -1 <= self.min_score <= 1:
-            raise InvalidInputError(f"min_score must be -1 to 1, got {self.min_score}")
+        if self.min_score is not None and not _is_between(self.min_score, -1, 1):
+            raise InvalidInputError(f"min_score must be -1 to 1, got {self.min_score!r}")
+        if not isinstance(self.weigh, bool):
+            raise InvalidInputError(f"weigh must be True or False, got {self.weigh!r}")
         if not all(isinstance(text, str) and text for text in self.stops):
             raise InvalidInputError(f"stop is a text or texts, none empty, got {self.stop!r}")
 
@@ -91,6 +94,10 @@ class Options:
     def stops(self) -> tuple[str, ...]:
         """The stop strings."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+def _is_between(value: object, least: float, most: float) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and least <= value <= most
 
 
 def options_of(given: Mapping[str, Any]) -> Options:

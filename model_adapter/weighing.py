@@ -90,7 +90,7 @@ class Weighing:
         try:
             return cls(**value)
         except TypeError as error:
-            raise InvalidInputError(f"no constants of memories: {dict(value)!r:.100}") from error
+            raise InvalidInputError(f"no constants of memories: {value!r:.100}") from error
 
 
 #: Without it: all memories count the same (the paper).

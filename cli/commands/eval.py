@@ -64,6 +64,11 @@ from memdb import CODEC_NAMES
 @heads_option
 @click.option("--codec", type=click.Choice(CODEC_NAMES), help="How they are stored; default: klt8.")
 @click.option(
+    "--no-weigh",
+    is_flag=True,
+    help="Let all memories count the same, however near to the question they are.",
+)
+@click.option(
     "--references",
     type=click.Choice(["1", "5", "retrieved"]),
     default="1",
@@ -119,6 +124,7 @@ def evaluate(
     corpus: Path,
     questions: Path,
     layers: str | None,
+    no_weigh: bool,
     no_answers: bool,
     no_ranking: bool,
     picture: Path | None,
@@ -144,6 +150,8 @@ def evaluate(
     given = {name: value for name, value in options.items() if value is not None}
     if layers is not None:
         given["layers"] = parse_layers(layers)
+    if no_weigh:
+        given["weighing"] = evaluation.EVEN
     settings = evaluation.Settings(answers=not no_answers, ranking=not no_ranking, **given)
     if picture is not None:
         evaluation.require_picture(picture)  # before the work

@@ -21,9 +21,11 @@ from model_adapter.evaluation.scoring import Outcome
 from model_adapter.evaluation.settings import References, Settings
 from model_adapter.evaluation.sights import Size
 from model_adapter.questions import Question, read_documents, read_questions, spread
+from model_adapter.weighing import EVEN, Weighing
 
 __all__ = [
     "ARMS",
+    "EVEN",
     "ArmFigures",
     "Bootstrap",
     "Compared",
@@ -37,6 +39,7 @@ __all__ = [
     "RunningText",
     "Settings",
     "Size",
+    "Weighing",
     "answer_of",
     "evaluate",
     "exact_match",

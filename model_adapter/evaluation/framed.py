@@ -80,6 +80,7 @@ class Framed:
             rows,
             [row["found"] for row in found],
             size_of(self.database),
+            self._weighing,
             running_text(
                 self.database,
                 self.model,

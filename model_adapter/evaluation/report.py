@@ -16,6 +16,7 @@ from model_adapter.evaluation.settings import References
 from model_adapter.evaluation.sights import Size
 from model_adapter.head_file import Head
 from model_adapter.questions import Question
+from model_adapter.weighing import Weighing
 
 #: The arms that are always there, in the order of tables.
 ARMS = ("nothing", "rag", "memory")
@@ -33,6 +34,7 @@ class FramingFigures(Compared):
         kinds: figures of the questions of each kind, in the order of their names; empty where no
             question has one.
         size: bytes of stored memories.
+        weighing: how memories counted by their scores.
         running_text: None where it was not asked for, or no document is long enough.
     """
 
@@ -40,6 +42,7 @@ class FramingFigures(Compared):
     recall: Mapping[str, Figure]
     kinds: Mapping[str, Compared]
     size: Size
+    weighing: Weighing
     running_text: RunningText | None
 
     def to_json(self) -> dict[str, Any]:
@@ -50,6 +53,7 @@ class FramingFigures(Compared):
             "bytes_per_reference": self.size.reference,
             "bytes_per_128_tokens": self.size.tokens_128,
             "stored_as": list(self.size.codecs),
+            "weighing": self.weighing.to_json(),
             "running_text": None if self.running_text is None else self.running_text.to_json(),
             "kinds": {kind: {"n": one.n, **one.to_json()} for kind, one in self.kinds.items()},
         }
@@ -118,6 +122,7 @@ def figures_of(
     rows: Mapping[str, Sequence[Mapping[str, Any]]],
     found: Sequence[Sequence[str]],
     size: Size,
+    weighing: Weighing,
     text: RunningText | None,
     seed: int,
 ) -> FramingFigures:
@@ -129,6 +134,7 @@ def figures_of(
         rows: by arm, for each question an `Outcome` as JSON values.
         found: for each question the documents of the nearest references, best first.
         size: of stored memories.
+        weighing: of memories.
         text: running text.
         seed: of the bootstrap.
     """
@@ -150,6 +156,7 @@ def figures_of(
             for kind, places in sorted(kinds.items())
         },
         size=size,
+        weighing=weighing,
         running_text=text,
     )
 

@@ -13,9 +13,12 @@ from transformers import AttentionInterface, DynamicCache
 
 from memdb import ExplicitMemory, Hit, MemDB, MemoryShape, to_float32
 from model_adapter import LanguageModel
+from model_adapter.weighing import Weighing
 
+#: A memory, and what is added to the scores of its pairs.
+Weighed = tuple[ExplicitMemory, float]
 #: Tokens, and the memories that they see.
-Part = tuple[Sequence[int], Sequence[ExplicitMemory]]
+Part = tuple[Sequence[int], Sequence[Weighed]]
 
 
 def slow_logits(
@@ -31,7 +34,7 @@ def slow_logits(
     places: list[int] = []
     logits = []
 
-    def read(token: int, place: int, memories: Sequence[ExplicitMemory]) -> Tensor:
+    def read(token: int, place: int, memories: Sequence[Weighed]) -> Tensor:
         places.append(place)
         sees = {"memories": memories, "shape": shape, "places": places, "windows": windows}
         out = model.model(
@@ -108,15 +111,64 @@ def _with_what_was_said(
     return text
 
 
-def slow_hits(db: MemDB, texts: Sequence[str], k: int) -> list[Hit]:
-    """The best k references for any of the texts, best first."""
-    found = [hit for text in texts for hit in db.retrieve(text, k).hits]
+def slow_hits(db: MemDB, texts: Sequence[str | Sequence[int]], k: int) -> list[Hit]:
+    """The best k references for any of the texts, best first; of those that say the same, one."""
+    found = [hit for text in texts for hit in db.retrieve(text, 100).hits]
     best: list[Hit] = []
     while found and len(best) < k:
         top = max(found, key=lambda hit: hit.score)
         best.append(top)
-        found = [hit for hit in found if hit.id != top.id]
+        found = [hit for hit in found if hit.reference.content != top.reference.content]
     return best
+
+
+def slow_weighed(hits: Sequence[Hit], weighing: Weighing) -> list[tuple[Hit, float]]:
+    """The hits that are read, and the bias of each."""
+    weighed = []
+    best = max([hit.score for hit in hits], default=0.0)
+    for hit in hits:
+        behind = best - hit.score
+        costs = behind * weighing.slope
+        if costs > weighing.most:
+            costs = weighing.most
+        if behind <= weighing.reach:
+            weighed.append((hit, weighing.lift - costs))
+    return weighed
+
+
+def slow_answer(
+    db: MemDB,
+    messages: Sequence[dict[str, str]],
+    *,
+    new: int,
+    k: int,
+    size: int,
+    weighing: Weighing,
+) -> tuple[list[int], list[list[tuple[Hit, float]]]]:
+    """The likeliest `new` tokens, and what is read in each chunk of prompt and answer that says
+    something: hits, and their biases."""
+    model = db.writer.model  # type: ignore[union-attr]
+    parts: list[Part] = []
+    found: list[list[tuple[Hit, float]]] = []
+    read: list[Weighed] = []
+
+    def look_up(texts: Sequence[str | Sequence[int]]) -> list[Weighed]:
+        found.append(slow_weighed(slow_hits(db, texts, k), weighing))
+        return [(hit.memory, bias) for hit, bias in found[-1] if hit.memory is not None]
+
+    for tokens, texts in slow_cuts(model, messages, size):
+        if texts:
+            read = look_up(texts)
+        parts.append((tokens, read))
+    said: list[int] = []
+    while True:
+        start = len(db.shape.prefix) + 128
+        said.append(int(slow_logits(model, db.shape, parts, start=start)[-1].argmax()))
+        if len(said) == new:
+            return said, found
+        if len(said) % size == 0:
+            read = look_up([said[-size:]])
+        parts.append(([said[-1]], read))
 
 
 def _attention(
@@ -138,21 +190,24 @@ def _attention(
     mixed = torch.zeros(1, 1, heads, head_dim)
     for head in range(heads):
         group = head // (heads // kv_heads)
-        keys, values = [], []
+        keys, values, biases = [], [], []
         for at, k, v in zip(sees["places"], key[0, group], value[0, group], strict=True):
             if sliding_window is None or place - at < sliding_window:
                 keys.append(k)
                 values.append(v)
-        for memory in sees["memories"]:
+                biases.append(0.0)
+        for memory, bias in sees["memories"]:
             for at, k, v in pairs(memory, sees["shape"], module.layer_idx, group):
                 far = place - len(sees["shape"].prefix) - at
                 if not sees["windows"] or sliding_window is None or far < sliding_window:
                     keys.append(k)
                     values.append(v)
+                    biases.append(bias)
         scores = torch.stack(keys) @ query[0, head, 0] * (scaling or head_dim**-0.5)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        mixed[0, 0, head] = scores.softmax(0) @ torch.stack(values)
+        weights = (scores + torch.tensor(biases)).softmax(0)
+        mixed[0, 0, head] = weights @ torch.stack(values)
     return mixed, None
 
 

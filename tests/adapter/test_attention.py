@@ -8,14 +8,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from memdb import CODECS, ExplicitMemory, UnsupportedModelError, pack
+from memdb import CODECS, PackedMemories, UnsupportedModelError, pack
 from memdb.codecs import decode_memory, encode_memory
 from model_adapter import Context, LanguageModel, Stretch, Writer, memory_attention
-from tests.adapter.slow import Part, slow_logits
+from tests.adapter.slow import Part, Weighed, slow_logits
 from tests.helpers import ARCHITECTURES, SAMPLE, tiny_model, tiny_tokenizer
 
 CONTEXT = "\n\nQuestion: who keeps the lighthouse?\nAnswer:"
 TEXTS = ("Storms and whales.", SAMPLE[:150], "The river Quill freezes.", SAMPLE[150:260])
+BIASES = (0.5, -2.0, 1.5, -0.75)  # of their memories
 
 
 def reference_of_128_tokens(model: LanguageModel) -> tuple[str, list[int]]:
@@ -82,7 +83,7 @@ def test_memory_equals_prompt_on_the_real_model(smollm: LanguageModel, framing: 
 
 
 class Case:
-    """Sequences of stretches with memories, of a tiny model."""
+    """Sequences of stretches with memories, of a tiny model. Each memory has a bias of its own."""
 
     def __init__(self, architecture: str, **changes: object) -> None:
         self.model = tiny_model(architecture, num_hidden_layers=4, **changes)
@@ -94,15 +95,21 @@ class Case:
     def tokens(self, start: int, count: int) -> list[int]:
         return self.model.tokens(SAMPLE)[start : start + count]
 
-    def set(self, *numbers: int) -> list[ExplicitMemory]:
-        return [self.memories[number] for number in numbers]
+    def set(self, *numbers: int) -> list[Weighed]:
+        return [(self.memories[number], BIASES[number]) for number in numbers]
 
     def context(self, batch: int, windows: bool = False) -> Context:
         return Context(self.model, self.shape.prefix, self.start, batch=batch, windows=windows)
 
     def stretch(self, part: Part) -> Stretch:
         tokens, memories = part
-        return Stretch(tokens, pack(memories, self.shape) if memories else None)
+        return Stretch(tokens, self.packed(memories))
+
+    def packed(self, weighed: Sequence[Weighed]) -> PackedMemories | None:
+        if not weighed:
+            return None
+        memories, biases = zip(*weighed, strict=True)
+        return pack(memories, self.shape, biases)
 
     def check(
         self,
@@ -168,7 +175,7 @@ def test_memories_are_exchanged_between_steps_and_buffers_grow() -> None:
     sets = [([0], [1]), ([0, 1, 2, 3], []), ([2], [3, 0])]
     for turn, chosen in enumerate(sets):
         memories = [case.set(*numbers) for numbers in chosen]
-        context.remember([pack(m, case.shape) if m else None for m in memories])
+        context.remember([case.packed(m) for m in memories])
         for place in range(60):
             tokens = [3 + turn * 60 + place, 300 - place]
             for number, logits in enumerate(context.step(torch.tensor(tokens))):

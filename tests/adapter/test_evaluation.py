@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from memdb import InvalidInputError, MemDB
+from memdb import InvalidInputError, MemDB, pack
 from model_adapter import Context, LanguageModel, SentenceEmbedder, Stretch, Writer, create_database
 from model_adapter.evaluation import Question, Settings, normalized
 from model_adapter.evaluation.arms import Arm, Memory, Nothing, Rag
@@ -19,7 +19,9 @@ from model_adapter.evaluation.ranking import sort_of
 from model_adapter.evaluation.scoring import batches, outcomes
 from model_adapter.evaluation.sights import Sights
 from model_adapter.questions import read_documents, read_questions
+from model_adapter.weighing import SAFE, Weighing
 from tests.adapter.asked import asked_files, write
+from tests.adapter.slow import slow_weighed
 from tests.helpers import tiny_model
 
 
@@ -53,7 +55,7 @@ def arms(
 ) -> tuple[Nothing, Rag, Memory]:
     writer = database.writer
     assert isinstance(writer, Writer)
-    sights = Sights(database, plan, references == "retrieved")
+    sights = Sights(database, plan, references == "retrieved", SAFE)
     start = len(database.shape.prefix) + database.shape.reference_length
     return (
         Nothing(model, writer.frame, 30),
@@ -144,8 +146,13 @@ def slowly(
         assert isinstance(arm, Memory)
         prompt = arm.frame.behind_memories(arm.prompt(question))
         context = Context(arm.model, arm.frame.prefix, len(arm.frame.prefix) + 128)
-        sights = Sights(database, plan, references == "retrieved")
-        (memories,) = sights.memories([question])
+        if references == "retrieved":
+            hits = database.retrieve(question.text, 5).hits
+        else:
+            hits = database.retrieve(question.text, 100).hits
+            hits = [hit for hit in hits if hit.reference.document_id in plan.seen(question)]
+        read = [(hit.memory, bias) for hit, bias in slow_weighed(hits, SAFE) if hit.memory]
+        memories = pack([memory for memory, _ in read], database.shape, [bias for _, bias in read])
     answer = arm.answer(question)
     stretch = Stretch([*prompt.content, *prompt.tail, *answer], memories)
     (logits,) = context.read([[stretch]], every=True)
@@ -354,7 +361,38 @@ def test_what_is_found_is_what_a_query_finds(
     parts: tuple[LanguageModel, MemDB, list[Question], dict[str, Any]],
 ) -> None:
     _, database, asked, documents = parts
-    found = Sights(database, Plan(documents, asked, Settings()), False).found(asked)
+    found = Sights(database, Plan(documents, asked, Settings()), False, SAFE).found(asked)
     for question, keys in zip(asked, found, strict=True):
         assert keys == [hit.reference.document_id for hit in database.query(question.text).hits]
     assert all(keys[0] == one.document for one, keys in zip(asked[:4], found, strict=False))
+
+
+def test_near_texts_are_of_the_memories_that_are_read(
+    parts: tuple[LanguageModel, MemDB, list[Question], dict[str, Any]],
+) -> None:
+    _, database, asked, documents = parts
+    weighing = Weighing(lift=0, slope=1, most=1, reach=0.3)
+    sights = Sights(database, Plan(documents, asked, Settings()), True, weighing)
+    near = sights.near(asked)
+    for question, texts, whole in zip(asked, near, sights.texts(asked), strict=True):
+        read = slow_weighed(database.query(question.text).hits, weighing)
+        assert texts == tuple(hit.reference.content for hit, _ in read)
+        assert texts == whole[: len(texts)]
+    assert 1 in map(len, near)
+    assert {2, 3, 4} & set(map(len, near))
+
+
+def test_memories_of_other_documents_are_weighed_among_themselves(
+    parts: tuple[LanguageModel, MemDB, list[Question], dict[str, Any]],
+) -> None:
+    _, database, asked, documents = parts
+    plan = Plan(documents, asked, Settings(controls=True))
+    (packed,) = Sights(database, plan, False, SAFE).others(asked[:1])
+    other = plan.other(asked[0])
+    hits = database.query(asked[0].text, 100).hits
+    hits = [hit for hit in hits if hit.reference.document_id in other]
+    biases = [bias for _, bias in slow_weighed(hits, SAFE)]
+    for layer in packed.layers.values():
+        assert set(layer.memory[layer.visible].tolist()) == set(range(len(biases)))
+        for number, bias in enumerate(biases):
+            assert layer.mask[layer.memory == number] == pytest.approx(bias)

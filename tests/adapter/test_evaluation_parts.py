@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from memdb import InvalidInputError, MemDB, MissingPartError, pack
+from memdb import Hit, InvalidInputError, MemDB, MissingPartError, pack
 from model_adapter import Context, SentenceEmbedder, Stretch, Writer, create_database, overlaps
 from model_adapter.evaluation import (
     Bootstrap,
@@ -26,6 +26,8 @@ from model_adapter.evaluation import (
 from model_adapter.evaluation.running_text import running_text
 from model_adapter.evaluation.work import Results
 from model_adapter.questions import read_documents, read_questions, spread
+from model_adapter.weighing import EVEN, SAFE, Weighing
+from tests.adapter.slow import slow_weighed
 from tests.helpers import FACTS, SAMPLE, tiny_model
 
 CORPUS = '{"id": "a", "text": "A."}\n\n{"id": "b", "text": "B."}\n'
@@ -209,9 +211,10 @@ def silent(stage: str, done: int, total: int) -> None:
     pass
 
 
+@pytest.mark.parametrize("weighing", [EVEN, SAFE])
 @pytest.mark.parametrize("framing", ["plain", "chat"])
 def test_running_text_is_read_behind_what_others_say(
-    tmp_path: Path, minilm: SentenceEmbedder, framing: Any
+    tmp_path: Path, minilm: SentenceEmbedder, framing: Any, weighing: Weighing
 ) -> None:
     model = tiny_model(eos_token_id=None)
     texts = {
@@ -232,13 +235,13 @@ def test_running_text_is_read_behind_what_others_say(
         assert isinstance(writer, Writer)
         results = Results(tmp_path, "text", {})
         given = (database, model, writer.frame, documents)
-        found = running_text(*given, 50, 0, results, silent)
+        found = running_text(*given, 50, 0, weighing, results, silent)
         long = [key for key, text in texts.items() if len(model.tokens(text)) > 64]
         assert found is not None
         assert found.documents == len(long)
         rows = {key: results.get(key) or {} for key in long}
         for key in long:
-            expected = slowly(database, writer, key, texts[key])
+            expected = slowly(database, writer, key, texts[key], weighing)
             for name, value in expected.items():
                 assert rows[key][name] == pytest.approx(value, rel=1e-4), (key, name)
         tokens = sum(row["tokens"] for row in rows.values())
@@ -249,35 +252,38 @@ def test_running_text_is_read_behind_what_others_say(
         assert found.ratio == pytest.approx(np.exp(behind - alone))
         assert found.ratio_interval[0] <= found.ratio <= found.ratio_interval[1]
         assert found.dropped >= 4  # `sample` and `again`, by each other and themselves
-        assert running_text(*given, 0, 0, results, silent) is None
+        assert running_text(*given, 0, 0, weighing, results, silent) is None
         short = {"short": documents["short"]}
-        assert running_text(*given[:3], short, 50, 0, results, silent) is None
-        two = running_text(*given, 2, 0, results, silent)
+        assert running_text(*given[:3], short, 50, 0, weighing, results, silent) is None
+        two = running_text(*given, 2, 0, weighing, results, silent)
         assert two is not None
         assert two.documents == 2
 
 
-def slowly(database: MemDB, writer: Writer, key: str, text: str) -> dict[str, float]:
+def slowly(
+    database: MemDB, writer: Writer, key: str, text: str, weighing: Weighing
+) -> dict[str, float]:
     """One document, a context for each reading."""
     model, frame = writer.model, writer.frame
     tokens = model.tokens(text)[:128]
     everything = database.query(model.tokenizer.decode(tokens[:64]), 100).hits
-    kept, dropped = [], 0
+    kept: list[Hit] = []
+    dropped = 0
     for hit in everything:
         said = model.tokens(hit.reference.content)
         if hit.reference.document_id == key or overlaps(tokens, said, 2 / 3):
             dropped += 1
         else:
-            kept.append(hit.reference)
+            kept.append(hit)
         if len(kept) == 5:
             break
-    stored = [
-        memory
-        for reference in kept
-        for other, memory in database.memories(reference.document_id)
-        if other.id == reference.id and memory is not None
+    read = [
+        (memory, bias)
+        for hit, bias in slow_weighed(kept, weighing)
+        for other, memory in database.memories(hit.reference.document_id)
+        if other.id == hit.id and memory is not None
     ]
-    memories = pack(stored, database.shape)
+    memories = pack([memory for memory, _ in read], database.shape, [bias for _, bias in read])
     gap = model.tokens("\n" if frame.framing == "plain" else "\n\n")
     head = frame.alone("x").content[:-1]
     behind = Context(model, frame.prefix, len(frame.prefix) + 128)

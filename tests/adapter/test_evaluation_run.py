@@ -201,8 +201,8 @@ def test_several_documents_kinds_and_controls(
         found = evaluate(corpus, questions, settings, **parts)
         assert found == evaluate(corpus, questions, settings, **parts)
         best = found.best
-        names = ["nothing", "rag", *["rag_1"] * (references == "retrieved"), "memory", "prefix"]
-        assert list(best.arms) == [*names, "other"]
+        own = ["rag_1", "rag_near"] if references == "retrieved" else []
+        assert list(best.arms) == ["nothing", "rag", *own, "memory", "prefix", "other"]
         assert len({arm.nll for arm in best.arms.values()}) == len(best.arms)
         assert {kind: one.n for kind, one in best.kinds.items()} == {"one": 4, "two": 2}
         for name in ("share", "nll_difference"):
@@ -224,6 +224,7 @@ def test_figures_are_those_of_the_questions_that_have_them() -> None:
         "nothing": [row(4, rest=None, ranked=None, answer="x"), row(6, 5.0, True, "in 1066")],
         "rag": [row(2, None, None, "1066 A.D."), row(2, 1.0, False, "1066")],
         "rag_1": [row(2, None, None, ""), row(2, 1.0, False, "")],
+        "rag_near": [row(2, None, None, ""), row(2, 1.0, False, "1066")],
         "memory": [row(3, None, None, "1066"), row(3, 2.0, True, "10661")],
     }
     asked = [Question(str(n), f"{n}?", ("1066",), ("a",)) for n in range(2)]
@@ -231,7 +232,7 @@ def test_figures_are_those_of_the_questions_that_have_them() -> None:
     assert (found.nothing.nll_rest, found.nothing.ranked_first) == (5, 1)
     assert (found.nothing.nll, found.nothing.intervals["nll_rest"]) == (5, (5, 5))
     right = {name: arm.answers_right for name, arm in found.arms.items()}
-    assert right == {"nothing": 0.5, "rag": 1, "rag_1": 0, "memory": 0.5}
+    assert right == {"nothing": 0.5, "rag": 1, "rag_1": 0, "rag_near": 0.5, "memory": 0.5}
     assert (found.rag.em, found.memory.em) == (0.5, 0.5)
     values = {name: value for name, (value, _) in found.compared.items()}
     assert values["share"] == pytest.approx(2 / 3)

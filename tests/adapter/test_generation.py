@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from memdb import ExplicitMemory, InvalidInputError, MemDB
+from memdb import InvalidInputError, MemDB
 from model_adapter import (
     Frame,
     LanguageModel,
@@ -24,7 +24,8 @@ from model_adapter import (
 )
 from model_adapter.detokenizing import Detokenizer
 from model_adapter.sampling import Sampler
-from tests.adapter.slow import Part, slow_cuts, slow_hits, slow_logits
+from model_adapter.weighing import EVEN, SAFE
+from tests.adapter.slow import slow_answer, slow_cuts
 from tests.helpers import FACTS, SAMPLE, tiny_model
 
 
@@ -102,34 +103,23 @@ def test_a_blank_stretch_keeps_the_memories_in_use(db: MemDB) -> None:
         ),
     ],
 )
+@pytest.mark.parametrize("weigh", [True, False])
 def test_answers_are_those_of_an_obvious_loop(
-    db: MemDB, messages: list[tuple[str, str]], new: int
+    db: MemDB, messages: list[tuple[str, str]], new: int, weigh: bool
 ) -> None:
     """Prefix without memories, then chunk by chunk, each token at its place behind P + 128."""
-    model, shape = db.writer.model, db.shape
-    size, k = 16, 2
     conversation = [{"role": role, "content": content} for role, content in messages]
-    result = generate(conversation, db, max_new_tokens=new, memories=k, retrieve_every=size)
-    parts: list[Part] = []
-    memories: list[ExplicitMemory] = []
-    found = []
-    for tokens, texts in slow_cuts(model, conversation, size):
-        if texts:
-            hits = slow_hits(db, texts, k)
-            found.append([hit.id for hit in hits])
-            memories = [hit.memory for hit in hits if hit.memory is not None]
-        parts.append((tokens, memories))
-    prompt = Frame(model, "chat").behind_memories(conversation)
-    assert [token for tokens, _ in parts for token in tokens] == [*prompt.content, *prompt.tail]
-    of_prompt = [chunk.retrieval.hits for chunk in result.chunks if not chunk.generated]
-    assert [[hit.id for hit in hits] for hits in of_prompt] == found
-    start = len(shape.prefix) + 128
-    said: list[int] = []
-    while len(said) < new:
-        said.append(int(slow_logits(model, shape, parts, start=start)[-1].argmax()))
-        if len(said) == size:
-            memories = db.retrieve(said, k).memories
-        parts.append(([said[-1]], memories))
+    options = {"max_new_tokens": new, "memories": 2, "retrieve_every": 16, "weigh": weigh}
+    result = generate(conversation, db, **options)
+    cuts = slow_cuts(db.writer.model, conversation, 16)
+    prompt = Frame(db.writer.model, "chat").behind_memories(conversation)
+    assert [token for tokens, _ in cuts for token in tokens] == [*prompt.content, *prompt.tail]
+    said, found = slow_answer(
+        db, conversation, new=new, k=2, size=16, weighing=SAFE if weigh else EVEN
+    )
+    assert [[hit.id for hit in chunk.retrieval.hits] for chunk in result.chunks] == [
+        [hit.id for hit, _ in weighed] for weighed in found
+    ]
     assert result.token_ids == said
 
 
@@ -234,6 +224,13 @@ def test_the_repetition_penalty_is_that_of_transformers() -> None:
         ({"prefetch": 64}, "prefetch must be less than retrieve_every"),
         ({"prefetch": -1}, "prefetch must be a whole number of at least 0"),
         ({"max_overlap": 0.0}, "max_overlap must be above 0"),
+        ({"min_score": 1.5}, "min_score must be -1 to 1, got 1.5"),
+        ({"min_score": -1.01}, "min_score must be -1 to 1"),
+        ({"min_score": float("nan")}, "min_score must be -1 to 1, got nan"),
+        ({"min_score": "0.5"}, "min_score must be -1 to 1, got '0.5'"),
+        ({"min_score": True}, "min_score must be -1 to 1, got True"),
+        ({"weigh": 1}, "weigh must be True or False, got 1"),
+        ({"weigh": "no"}, "weigh must be True or False, got 'no'"),
         ({"max_tokens": 9}, "no option 'max_tokens'; there are: mode, max_new_tokens"),
         ({"where": {"year": {"$near": 3}}}, "near"),
     ],
@@ -380,7 +377,9 @@ def test_what_the_prompt_says_already_is_passed_over(db: MemDB) -> None:
     model = db.writer.model
     tokens = Frame(model, "chat").behind_memories(prompt).content
     for limit, expected in ((None, True), (0.9, False)):
-        result = generate(prompt, db, max_new_tokens=2, memories=4, max_overlap=limit)
+        result = generate(
+            prompt, db, max_new_tokens=2, memories=4, max_overlap=limit, weigh=False
+        )
         found = {
             hit.reference.document_id for chunk in result.chunks for hit in chunk.retrieval.hits
         }
@@ -458,7 +457,7 @@ def test_an_error_in_prefetching_comes_out(db: MemDB, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(db, "retrieve_batch", broken)
     with pytest.raises(InvalidInputError, match="the disk is gone"):
-        generate("Hm?", db, prefetch=4, retrieve_every=16, max_new_tokens=40)
+        generate("Hm?", db, prefetch=4, retrieve_every=16, max_new_tokens=40, weigh=False)
 
 
 # --- from tokens to text --------------------------------------------------------------------------

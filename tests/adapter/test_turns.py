@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from memdb import Hit, InvalidInputError, MemDB, Retrieval
+from memdb import Hit, InvalidInputError, MemDB, Reference, Retrieval
 from model_adapter import (
     Chat,
     Frame,
@@ -137,7 +137,9 @@ def test_each_query_is_words_of_one_turn(db: MemDB, asked: list[str], size: int)
         SYSTEM,
         *said(FACTS[0].question, SAMPLE[:300], "So it is.", " \n", FACTS[1].question),
     ]
-    result = generate(messages, db, max_new_tokens=1, memories=2, retrieve_every=size)
+    result = generate(
+        messages, db, max_new_tokens=1, memories=2, retrieve_every=size, weigh=False
+    )
     cuts = [cut for cut in slow_cuts(db.writer.model, messages, size) if cut[1]]
     assert asked == [text for _, texts in cuts for text in texts]
     contents = [message["content"] for message in messages]
@@ -162,7 +164,7 @@ def test_a_long_turn_is_cut(db: MemDB, asked: list[str]) -> None:
 
 def test_a_very_short_turn_asks_twice(db: MemDB, asked: list[str]) -> None:
     messages = [SYSTEM, *said(FACTS[2].question, "Eleven.", "Why?")]
-    result = generate(messages, db, max_new_tokens=1, memories=2)
+    result = generate(messages, db, max_new_tokens=1, memories=2, weigh=False)
     both = f"{FACTS[2].question}\nEleven.\nWhy?"
     assert asked == [SYSTEM["content"], FACTS[2].question, "Eleven.", "Why?", both]
     own, more = (db.retrieve(text, 2) for text in ("Why?", both))
@@ -197,9 +199,13 @@ def test_an_answer_and_a_short_question_at_the_beginning_ask_once(
 
 def test_the_best_of_several_retrievals_stay() -> None:
     def found(query: str, written: int, *hits: tuple[int, float]) -> Retrieval:
-        return Retrieval(query, [Hit(id, score, (b"", b"")) for id, score in hits], written)
+        made = [Hit(id, score, (b"", b"")) for id, score in hits]
+        for hit in made:
+            text = f" Text {hit.id % 10}."  # 14 says what 4 says
+            hit.reference = Reference(hit.id, 1, str(hit.id), 0, 3, text)
+        return Retrieval(query, made, written)
 
-    one = found("a", 1, (1, 0.9), (2, 0.5), (3, 0.1))
+    one = found("a", 1, (1, 0.9), (2, 0.5), (14, 0.4), (3, 0.1))
     other = found("b", 2, (2, 0.7), (4, 0.6), (1, 0.2))
     both = merged([one, other], 3)
     assert [(hit.id, hit.score) for hit in both.hits] == [(1, 0.9), (2, 0.7), (4, 0.6)]
@@ -247,7 +253,8 @@ def test_rag_finds_the_best_for_all_chunks_of_the_last_turn(db: MemDB, asked: li
 def test_what_an_earlier_turn_says_already_is_passed_over(db: MemDB, mode: str) -> None:
     messages = said("Hm, what is new?", FACTS[0].text, FACTS[0].question)
     for limit, expected in ((None, "pellonia"), (0.9, None)):
-        result = generate(messages, db, max_new_tokens=1, memories=4, mode=mode, max_overlap=limit)
+        options = {"memories": 4, "mode": mode, "max_overlap": limit, "weigh": False}
+        result = generate(messages, db, max_new_tokens=1, **options)
         hits = result.chunks[-1].retrieval.hits
         assert (hits[0].reference.document_id == "pellonia") == (expected == "pellonia")
         assert len(hits) == (4 if expected else 3)

@@ -66,7 +66,9 @@ def test_options_are_those_of_the_adapter(run: Run, monkeypatch: pytest.MonkeyPa
         "system": "s",
     }
     assert Options(**seen[1]) == Options(max_new_tokens=256, mode="none")
-    run("chat", "--where", "rank=1", "--seed", "3", "--stop", "x", code=2)
+    more = ("--min-score", "0.25", "--no-weigh")
+    run("chat", "--where", "rank=1", "--seed", "3", "--stop", "x", *more, code=2)
+    assert (seen[2]["min_score"], seen[2]["weigh"]) == (0.25, False)
     assert seen[2]["where"] == {"rank": {"$eq": 1}}
     assert (seen[2]["seed"], seen[2]["stop"]) == (3, ("x",))
 
@@ -82,7 +84,7 @@ def test_commands(run: Run) -> None:
         "/exit",
         "Never said.",
     ]
-    shown = run("chat", *SHORT, input="\n".join(lines))
+    shown = run("chat", *SHORT, "--no-weigh", input="\n".join(lines))
     told = shown.stderr.splitlines()
     assert told[0].startswith("remembered as sha256:")
     assert told[1].startswith("sources, by their share")
@@ -140,8 +142,9 @@ def test_a_mistake_is_a_line_and_the_session_goes_on(run: Run, tmp_path: Path) -
 
 
 def test_without_memories_there_are_no_sources(run: Run) -> None:
-    shown = run("chat", "--no-memory", *SHORT, input="Hm?\n/sources\n")
-    assert shown.stderr == "the last answer rests on no memory\n"
+    for without in (("--no-memory",), ("--min-score", "1")):
+        shown = run("chat", *without, *SHORT, input="Hm?\n/sources\n")
+        assert shown.stderr == "the last answer rests on no memory\n"
 
 
 def test_turns_that_leave_are_remembered(run: Run) -> None:
@@ -193,7 +196,7 @@ def test_at_a_terminal(run: Run) -> None:
     run("warm")
     ours, its = os.openpty()
     child = subprocess.Popen(
-        [PROGRAM, "chat", "--max-new-tokens", "600"],
+        [PROGRAM, "chat", "--max-new-tokens", "600", "--no-weigh"],
         stdin=its,
         stdout=its,
         stderr=its,

@@ -10,7 +10,8 @@ import pytest
 from click.testing import Result
 
 from model_adapter import SentenceEmbedder
-from model_adapter.evaluation import Settings, framed
+from model_adapter.evaluation import EVEN, Settings, framed
+from model_adapter.weighing import SAFE
 from tests.cli.conftest import Run, rows
 from tests.cli.small import model_folder
 from tests.helpers import FACTS
@@ -54,6 +55,7 @@ def test_figures_as_json(evaluate: Evaluate, tmp_path: Path) -> None:
     assert (found["questions"], found["references"], found["budget"]) == (4, "1", 24)
     assert (found["selection"], found["codec"]) == (Settings().selection, "klt8")
     assert found["seed"] == 0
+    assert found["weighing"] == SAFE.to_json()
     assert found["stored_as"] == ["int8"]  # too few memories to fit a codec to
     assert set(found["framings"]) == {"plain", "chat"}
     best = found["framings"][found["framing"]]
@@ -73,6 +75,25 @@ def test_figures_as_json(evaluate: Evaluate, tmp_path: Path) -> None:
     assert other["kinds"] == {}
 
 
+def test_memories_that_are_weighed_and_that_are_not(evaluate: Evaluate) -> None:
+    small = ("--max-new-tokens", "2", "--references", "retrieved", "--text-limit", "0")
+    (weighed,) = rows(evaluate(*small, "--json"))
+    (even,) = rows(evaluate(*small, "--no-weigh", "--json"))
+    for found, weighing in ((weighed, SAFE), (even, EVEN)):
+        for one in (found, *found["framings"].values()):
+            assert one["weighing"] == weighing.to_json()
+            low, high = one["rag_near"]["nll_interval"]
+            assert low <= one["rag_near"]["nll"] <= high
+    for framing, one in even["framings"].items():
+        other = weighed["framings"][framing]
+        # Nothing is left out of the same retrieval.
+        assert one["rag_near"]["nll"] == one["rag"]["nll"] == other["rag"]["nll"]
+        assert other["rag_near"]["nll"] != other["rag"]["nll"]
+        assert one["memory"]["nll"] != other["memory"]["nll"]
+    assert "near references as text" in evaluate(*small).stdout
+    assert "near references as text" not in evaluate("--max-new-tokens", "2").stdout
+
+
 def test_controls_and_kinds_in_both_forms(evaluate: Evaluate, tmp_path: Path) -> None:
     names = [fact.id for fact in FACTS]
     lines = [
@@ -82,7 +103,7 @@ def test_controls_and_kinds_in_both_forms(evaluate: Evaluate, tmp_path: Path) ->
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     small = ("--max-new-tokens", "2", "--framing", "plain", "--controls")
     (found,) = rows(evaluate(*small, "--references", "retrieved", "--json"))
-    for arm in ("rag_1", "prefix", "other"):
+    for arm in ("rag_1", "rag_near", "prefix", "other"):
         low, high = found[arm]["nll_interval"]
         assert low <= found[arm]["nll"] <= high
     assert found["share_prefix_interval"][0] <= found["share_prefix"]
@@ -103,7 +124,7 @@ def test_controls_and_kinds_in_both_forms(evaluate: Evaluate, tmp_path: Path) ->
         assert word in shown
     (without,) = rows(evaluate(*small[:4], "--no-ranking", "--json"))
     assert without["memory"]["ranked_first"] is without["share_other"] is None
-    assert not {"rag_1", "prefix", "other"} & set(without)
+    assert not {"rag_1", "rag_near", "prefix", "other"} & set(without)
 
 
 def test_figures_as_tables(evaluate: Evaluate) -> None:

@@ -58,6 +58,7 @@ def test_options_are_those_of_the_adapter(run: Run, monkeypatch: pytest.MonkeyPa
         "max_new_tokens": 3,
         "memories": 2,
         "retrieve_every": 16,
+        "min_score": -0.25,
         "max_overlap": 0.5,
         "prefetch": 4,
         "temperature": 0.5,
@@ -67,13 +68,14 @@ def test_options_are_those_of_the_adapter(run: Run, monkeypatch: pytest.MonkeyPa
         "seed": 11,
     }
     arguments = [part for name, value in given.items() for part in (_option(name), str(value))]
-    more = ("--where", "rank>=1", "--where", "rank<3", "--stop", "a", "--stop", "b", "--cite")
+    more = ("--where", "rank>=1", "--where", "rank<3", "--stop", "a", "--stop", "b", "--cite", "--no-weigh")
     run("generate", "x", *arguments, *more, code=2)
     where = {"rank": {"$gte": 1, "$lt": 3}}
-    assert seen[1] == Options(where=where, stop=("a", "b"), cite=True, **given)
+    assert seen[1] == Options(where=where, stop=("a", "b"), cite=True, weigh=False, **given)
     run("generate", "x", "--rag", code=2)
-    run("generate", "x", "--no-memory", code=2)
+    run("generate", "x", "--no-memory", "--weigh", code=2)
     assert [options.mode for options in seen[2:]] == ["rag", "none"]
+    assert all(options.weigh for options in seen[2:])
 
 
 def _option(name: str) -> str:
@@ -91,8 +93,8 @@ def test_filters_and_stops(run: Run, tmp_path: Path) -> None:
 
 
 def test_sources_are_numbered_the_most_used_first(run: Run, tmp_path: Path) -> None:
-    sources = expected(tmp_path, QUESTION, cite=True).sources()
-    (row,) = rows(run("generate", QUESTION, *SHORT, "--json", "--cite"))
+    sources = expected(tmp_path, QUESTION, cite=True, weigh=False).sources()
+    (row,) = rows(run("generate", QUESTION, *SHORT, "--json", "--cite", "--no-weigh"))
     assert [(source["id"], source["reference"], source["text"]) for source in row["sources"]] == [
         (s.reference.document_id, s.reference.id, s.reference.content) for s in sources
     ]
@@ -100,7 +102,7 @@ def test_sources_are_numbered_the_most_used_first(run: Run, tmp_path: Path) -> N
         assert shown["share"] == pytest.approx(source.share, abs=1e-3)
         assert shown["attention"] == pytest.approx(source.attention, abs=1e-4)
     assert sum(source["share"] for source in row["sources"]) == pytest.approx(1, abs=1e-3)
-    shown = run("generate", QUESTION, *SHORT, "--cite").stdout
+    shown = run("generate", QUESTION, *SHORT, "--cite", "--no-weigh").stdout
     answer, _, listed = shown.partition("\nsources, by their share of the memories' attention")
     assert answer.strip() == row["text"].strip()
     lines = listed.splitlines()[1:]
@@ -109,6 +111,25 @@ def test_sources_are_numbered_the_most_used_first(run: Run, tmp_path: Path) -> N
         assert line.split()[0] == f"{place}."
         assert f"{source.share:.1%} (" in line
         assert source.reference.document_id in line
+
+
+def test_what_is_not_similar_enough_is_no_hit(run: Run, tmp_path: Path) -> None:
+    def found(*arguments: str) -> list[list[str]]:
+        (row,) = rows(run("generate", QUESTION, *SHORT, "--json", *arguments))
+        answer = expected(tmp_path, QUESTION, **asked)
+        assert row["token_ids"] == answer.token_ids
+        return [[hit["document"] for hit in chunk["references"]] for chunk in row["chunks"]]
+
+    asked: dict[str, Any] = {"weigh": False}
+    (whole,) = found("--no-weigh")
+    asked["min_score"] = 0.3
+    assert found("--no-weigh", "--min-score", "0.3") == [[FACTS[0].id]] == [whole[:1]]
+    asked = {"min_score": 1.0}
+    assert found("--min-score", "1") == [[]]
+    asked = {"min_score": 0.3, "mode": "rag"}
+    assert found("--min-score", "0.3", "--rag") == [[FACTS[0].id]]
+    wrong = run("generate", "x", "--min-score", "1.5", code=2).stderr
+    assert "min_score must be -1 to 1, got 1.5" in wrong
 
 
 # --- where the prompt comes from ------------------------------------------------------------------

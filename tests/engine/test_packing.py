@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memdb import DType, ExplicitMemory, MemDB, MemoryShape, pack
+from memdb import DType, ExplicitMemory, InvalidInputError, MemDB, MemoryShape, pack
 from tests.engine.helpers import make_memory, make_shape
 
 
@@ -57,6 +57,7 @@ def test_packing_is_laying_rows_side_by_side(
         for head, pairs in enumerate(heads):
             n = len(pairs)
             assert given_layer.visible[head].tolist() == [True] * n + [False] * (width - n)
+            assert given_layer.mask[head].tolist() == [0.0] * n + [-np.inf] * (width - n)
             numbers = [number for _, _, number, _ in pairs]
             assert given_layer.memory[head].tolist() == numbers + [-1] * (width - n)
             positions = [int(position) for *_, position in pairs]
@@ -114,3 +115,55 @@ def test_stored_and_decoded_memories_are_told_apart(tmp_path: Path, codec: str) 
 def test_nothing_packs_into_nothing(memories: int) -> None:
     shape = make_shape()
     assert pack([make_memory(shape, 1, 0)] * memories, shape).layers == {}
+
+
+# --- how much each counts -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array])
+def test_the_mask_has_the_bias_of_each_pair_s_memory(kind: Any) -> None:
+    shape = make_shape()
+    memories = [make_memory(shape, seed, 4) for seed in range(3)]
+    biases = [0.5, -1.25, 3.0]
+    packed = pack(memories, shape, kind(biases))
+    plain = pack(memories, shape)
+    assert list(packed.layers) == list(plain.layers)
+    for layer, given_layer in packed.layers.items():
+        expected = [[biases[n] if n >= 0 else -np.inf for n in row] for row in given_layer.memory]
+        assert given_layer.mask.tolist() == expected
+        assert given_layer.mask.dtype == np.float32
+        np.testing.assert_array_equal(given_layer.visible, given_layer.memory >= 0)
+        for name in ("keys", "values", "memory", "positions"):
+            left, right = getattr(given_layer, name), getattr(plain.layers[layer], name)
+            np.testing.assert_array_equal(left, right)
+    assert pack([], shape, kind([])).layers == {}
+
+
+@pytest.mark.parametrize(
+    "biases",
+    [
+        [1.0],
+        [1.0, 2.0, 3.0],
+        [[1.0, 2.0]],
+        [[1.0], [2.0]],
+        [],
+        [0.0, float("nan")],
+        [0.0, float("inf")],
+        [0.0, 1e39],  # no float32
+        [0.0, 10**400],
+        [0.0, "1"],
+        ["0", "1"],
+        [0.0, None],
+        [True, False],
+        [0.0, [1.0]],
+        [0.0, 1j],
+        1.0,
+        "ab",
+        {0: 1.0, 1: 2.0},
+    ],
+)
+def test_what_is_no_bias_for_each_memory_is_refused(biases: Any) -> None:
+    shape = make_shape()
+    memories = [make_memory(shape, seed, 4) for seed in range(2)]
+    with pytest.raises(InvalidInputError, match="each of the 2 memories needs a finite number as"):
+        pack(memories, shape, biases)
