@@ -124,17 +124,18 @@ def _biases(given: Sequence[float] | None, many: int) -> NDArray[np.float32]:
     if given is None:
         return np.zeros(many, np.float32)
     try:
-        made = np.array(given)
-        kind = made.dtype.kind if made.size else "f"  # of nothing, numpy cannot say what it is
+        numbers = np.array(given)
+    except ValueError:  # of different lengths
+        numbers = np.array(None)
+    # Of nothing, numpy cannot say what it is.
+    if numbers.shape == (many,) and (many == 0 or numbers.dtype.kind in "iuf"):
         with np.errstate(over="ignore"):
-            made = made.astype(np.float32)
-    except (TypeError, ValueError, OverflowError):  # of different lengths, or no numbers
-        made, kind = np.zeros(0), ""
-    if kind not in "iuf" or made.shape != (many,) or not np.isfinite(made).all():
-        raise InvalidInputError(
-            f"each of the {many} memories needs a finite number as its bias, got {given!r:.80}"
-        )
-    return made
+            made = numbers.astype(np.float32)
+        if np.isfinite(made).all():
+            return made
+    raise InvalidInputError(
+        f"each of the {many} memories needs a finite number as its bias, got {given!r:.80}"
+    )
 
 
 def _counting(many: int) -> np.dtype[Any]:

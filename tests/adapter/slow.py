@@ -28,15 +28,21 @@ def slow_logits(
     *,
     start: int,
     windows: bool = False,
+    shares: list[list[float]] | None = None,
 ) -> Tensor:
-    """(tokens, vocabulary) logits of one sequence behind the prefix."""
+    """(tokens, vocabulary) logits of one sequence behind the prefix. `shares` gets for each of its
+    tokens how much of its attention each memory has, the mean over all heads of all layers."""
     cache = DynamicCache()
     places: list[int] = []
     logits = []
 
     def read(token: int, place: int, memories: Sequence[Weighed]) -> Tensor:
         places.append(place)
-        sees = {"memories": memories, "shape": shape, "places": places, "windows": windows}
+        own = [0.0] * len(memories)
+        sees = {
+            **{"memories": memories, "shape": shape, "places": places, "windows": windows},
+            **{"shares": own, "heads": model.layers * model.heads},
+        }
         out = model.model(
             torch.tensor([[token]]),
             position_ids=torch.tensor([[place]]),
@@ -44,6 +50,8 @@ def slow_logits(
             use_cache=True,
             sees=sees,
         )
+        if shares is not None and place >= start:
+            shares.append(own)
         return out.logits[0, 0]
 
     model.model.set_attn_implementation("slow")
@@ -144,6 +152,7 @@ def slow_answer(
     k: int,
     size: int,
     weighing: Weighing,
+    min_score: float = -1.0,
 ) -> tuple[list[int], list[list[tuple[Hit, float]]]]:
     """The likeliest `new` tokens, and what is read in each chunk of prompt and answer that says
     something: hits, and their biases."""
@@ -153,7 +162,8 @@ def slow_answer(
     read: list[Weighed] = []
 
     def look_up(texts: Sequence[str | Sequence[int]]) -> list[Weighed]:
-        found.append(slow_weighed(slow_hits(db, texts, k), weighing))
+        hits = [hit for hit in slow_hits(db, texts, k) if hit.score >= min_score]
+        found.append(slow_weighed(hits, weighing))
         return [(hit.memory, bias) for hit, bias in found[-1] if hit.memory is not None]
 
     for tokens, texts in slow_cuts(model, messages, size):
@@ -190,23 +200,28 @@ def _attention(
     mixed = torch.zeros(1, 1, heads, head_dim)
     for head in range(heads):
         group = head // (heads // kv_heads)
-        keys, values, biases = [], [], []
+        keys, values, biases, of = [], [], [], []
         for at, k, v in zip(sees["places"], key[0, group], value[0, group], strict=True):
             if sliding_window is None or place - at < sliding_window:
                 keys.append(k)
                 values.append(v)
                 biases.append(0.0)
-        for memory, bias in sees["memories"]:
+                of.append(-1)  # of no memory
+        for number, (memory, bias) in enumerate(sees["memories"]):
             for at, k, v in pairs(memory, sees["shape"], module.layer_idx, group):
                 far = place - len(sees["shape"].prefix) - at
                 if not sees["windows"] or sliding_window is None or far < sliding_window:
                     keys.append(k)
                     values.append(v)
                     biases.append(bias)
+                    of.append(number)
         scores = torch.stack(keys) @ query[0, head, 0] * (scaling or head_dim**-0.5)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         weights = (scores + torch.tensor(biases)).softmax(0)
+        for number, weight in zip(of, weights.tolist(), strict=True):
+            if number >= 0:
+                sees["shares"][number] += weight / sees["heads"]
         mixed[0, 0, head] = weights @ torch.stack(values)
     return mixed, None
 

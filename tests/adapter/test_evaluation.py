@@ -378,8 +378,8 @@ def test_near_texts_are_of_the_memories_that_are_read(
         read = slow_weighed(database.query(question.text).hits, weighing)
         assert texts == tuple(hit.reference.content for hit, _ in read)
         assert texts == whole[: len(texts)]
-    assert 1 in map(len, near)
-    assert {2, 3, 4} & set(map(len, near))
+    lengths = [len(texts) for texts in near]
+    assert min(lengths) == 1 < max(lengths)
 
 
 def test_memories_of_other_documents_are_weighed_among_themselves(

@@ -11,7 +11,7 @@ import pytest
 
 from memdb import InvalidInputError
 from model_adapter import LanguageModel, SentenceEmbedder
-from model_adapter.evaluation import Evaluation, Outcome, Question, evaluate, framed
+from model_adapter.evaluation import EVEN, Evaluation, Outcome, Question, evaluate, framed
 from model_adapter.evaluation.arms import Arm
 from model_adapter.evaluation.figures import compared
 from model_adapter.evaluation.scoring import outcomes
@@ -41,7 +41,7 @@ def test_a_memory_of_everything_is_the_text_in_the_prompt(
     corpus = write(tmp_path / "c.jsonl", [{"id": "a", "text": text}])
     asked = [{"question": q, "answers": ["storms"], "document": "a"} for q in MORE]
     questions = write(tmp_path / "q.jsonl", asked)
-    settings = settled(budget=3 * 2 * 128, framing="both", text_limit=0)
+    settings = settled(budget=3 * 2 * 128, framing="both", text_limit=0, weighing=EVEN)
     found = evaluate(
         corpus, questions, settings, model=model, embedder=minilm, work=tmp_path / "work"
     )
