@@ -108,7 +108,7 @@ def _lines(framing: FramingFigures) -> list[str]:
         ("answers_right_difference", "right answers of memory less RAG's:", "{:+.1%}"),
         (
             "answers_right_better_ratio",
-            "right answers of memory over the best RAG's (5 references, the nearest, or those near):",
+            "right answers of memory over the best RAG's (5 references, near ones, the nearest):",
             "{:.2f}",
         ),
         ("f1_difference", "F1 of memory less RAG's:", "{:+.1%}"),

@@ -40,7 +40,12 @@ def generate(
     is looked up twice, by itself and by itself with what was said before (64 tokens together), and
     the 5 best of both stay. While generating, after every 64 tokens the memories are dropped and
     new ones retrieved with those tokens as the query. A chunk that says nothing in words (blanks)
-    keeps the memories in use. All chunks of all prompts are read in one pass.
+    keeps the memories in use; one that finds none (see `Options.min_score`) has none. All chunks of
+    all prompts are read in one pass.
+
+    Of references with the same text one is taken. Memories count by their retrieval scores: those
+    behind the best of their chunk get less attention, and those far behind are left out (see
+    `Options.weigh`, and `model_adapter.weighing` for the constants).
 
     With `mode="rag"` the same is looked up for the last turn, and the 5 best references of all its
     chunks stand as text before the prompt.

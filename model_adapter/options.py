@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Literal, get_args
 
 from memdb import InvalidInputError
@@ -97,7 +96,9 @@ class Options:
 
 
 def _is_between(value: object, least: float, most: float) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and least <= value <= most
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return least <= value <= most
 
 
 def options_of(given: Mapping[str, Any]) -> Options:

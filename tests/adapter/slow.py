@@ -21,6 +21,60 @@ Weighed = tuple[ExplicitMemory, float]
 Part = tuple[Sequence[int], Sequence[Weighed]]
 
 
+class SlowReader:
+    """One sequence behind the prefix, token by token.
+
+    Attributes:
+        shares: for each token how much of its attention each memory had, the mean over all heads of
+            all layers.
+    """
+
+    def __init__(
+        self, model: LanguageModel, shape: MemoryShape, *, start: int, windows: bool = False
+    ) -> None:
+        self.shares: list[list[float]] = []
+        self._model, self._shape, self._windows = model, shape, windows
+        self._cache = DynamicCache()
+        self._places: list[int] = []
+        for place, token in enumerate(shape.prefix):
+            self._read(token, place, [])
+        self._next = start
+
+    def read(self, token: int, memories: Sequence[Weighed]) -> Tensor:
+        """(vocabulary,) logits of one more token, which sees these memories."""
+        logits, shares = self._read(token, self._next, memories)
+        self.shares.append(shares)
+        self._next += 1
+        return logits
+
+    def _read(
+        self, token: int, place: int, memories: Sequence[Weighed]
+    ) -> tuple[Tensor, list[float]]:
+        self._places.append(place)
+        shares = [0.0] * len(memories)
+        sees = {
+            "memories": memories,
+            "shape": self._shape,
+            "places": self._places,
+            "windows": self._windows,
+            "shares": shares,
+            "heads": self._model.layers * self._model.heads,
+        }
+        self._model.model.set_attn_implementation("slow")
+        try:
+            with torch.no_grad():
+                out = self._model.model(
+                    torch.tensor([[token]]),
+                    position_ids=torch.tensor([[place]]),
+                    past_key_values=self._cache,
+                    use_cache=True,
+                    sees=sees,
+                )
+        finally:
+            self._model.model.set_attn_implementation("memdb")
+        return out.logits[0, 0], shares
+
+
 def slow_logits(
     model: LanguageModel,
     shape: MemoryShape,
@@ -28,45 +82,12 @@ def slow_logits(
     *,
     start: int,
     windows: bool = False,
-    shares: list[list[float]] | None = None,
 ) -> Tensor:
-    """(tokens, vocabulary) logits of one sequence behind the prefix. `shares` gets for each of its
-    tokens how much of its attention each memory has, the mean over all heads of all layers."""
-    cache = DynamicCache()
-    places: list[int] = []
-    logits = []
-
-    def read(token: int, place: int, memories: Sequence[Weighed]) -> Tensor:
-        places.append(place)
-        own = [0.0] * len(memories)
-        sees = {
-            **{"memories": memories, "shape": shape, "places": places, "windows": windows},
-            **{"shares": own, "heads": model.layers * model.heads},
-        }
-        out = model.model(
-            torch.tensor([[token]]),
-            position_ids=torch.tensor([[place]]),
-            past_key_values=cache,
-            use_cache=True,
-            sees=sees,
-        )
-        if shares is not None and place >= start:
-            shares.append(own)
-        return out.logits[0, 0]
-
-    model.model.set_attn_implementation("slow")
-    try:
-        with torch.no_grad():
-            for place, token in enumerate(shape.prefix):
-                read(token, place, [])
-            place = start
-            for tokens, memories in parts:
-                for token in tokens:
-                    logits.append(read(token, place, memories))
-                    place += 1
-    finally:
-        model.model.set_attn_implementation("memdb")
-    return torch.stack(logits)
+    """(tokens, vocabulary) logits of one sequence behind the prefix."""
+    reader = SlowReader(model, shape, start=start, windows=windows)
+    return torch.stack(
+        [reader.read(token, memories) for tokens, memories in parts for token in tokens]
+    )
 
 
 def slow_cuts(
@@ -153,11 +174,12 @@ def slow_answer(
     size: int,
     weighing: Weighing,
     min_score: float = -1.0,
-) -> tuple[list[int], list[list[tuple[Hit, float]]]]:
-    """The likeliest `new` tokens, and what is read in each chunk of prompt and answer that says
-    something: hits, and their biases."""
+) -> tuple[list[int], list[list[tuple[Hit, float]]], list[list[float]]]:
+    """The likeliest `new` tokens; what is read in each chunk of prompt and answer that says
+    something: hits, and their biases; and for each of the new tokens the attention that each memory
+    had."""
     model = db.writer.model  # type: ignore[union-attr]
-    parts: list[Part] = []
+    reader = SlowReader(model, db.shape, start=len(db.shape.prefix) + 128)
     found: list[list[tuple[Hit, float]]] = []
     read: list[Weighed] = []
 
@@ -169,16 +191,14 @@ def slow_answer(
     for tokens, texts in slow_cuts(model, messages, size):
         if texts:
             read = look_up(texts)
-        parts.append((tokens, read))
-    said: list[int] = []
-    while True:
-        start = len(db.shape.prefix) + 128
-        said.append(int(slow_logits(model, db.shape, parts, start=start)[-1].argmax()))
-        if len(said) == new:
-            return said, found
+        for token in tokens:
+            logits = reader.read(token, read)
+    said = [int(logits.argmax())]
+    while len(said) < new:
         if len(said) % size == 0:
             read = look_up([said[-size:]])
-        parts.append(([said[-1]], read))
+        said.append(int(reader.read(said[-1], read).argmax()))
+    return said, found, reader.shares[-new:]
 
 
 def _attention(

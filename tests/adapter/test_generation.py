@@ -114,7 +114,7 @@ def test_answers_are_those_of_an_obvious_loop(
     cuts = slow_cuts(db.writer.model, conversation, 16)
     prompt = Frame(db.writer.model, "chat").behind_memories(conversation)
     assert [token for tokens, _ in cuts for token in tokens] == [*prompt.content, *prompt.tail]
-    said, found = slow_answer(
+    said, found, _ = slow_answer(
         db, conversation, new=new, k=2, size=16, weighing=SAFE if weigh else EVEN
     )
     assert [[hit.id for hit in chunk.retrieval.hits] for chunk in result.chunks] == [
@@ -377,9 +377,7 @@ def test_what_the_prompt_says_already_is_passed_over(db: MemDB) -> None:
     model = db.writer.model
     tokens = Frame(model, "chat").behind_memories(prompt).content
     for limit, expected in ((None, True), (0.9, False)):
-        result = generate(
-            prompt, db, max_new_tokens=2, memories=4, max_overlap=limit, weigh=False
-        )
+        result = generate(prompt, db, max_new_tokens=2, memories=4, max_overlap=limit, weigh=False)
         found = {
             hit.reference.document_id for chunk in result.chunks for hit in chunk.retrieval.hits
         }

@@ -137,9 +137,7 @@ def test_each_query_is_words_of_one_turn(db: MemDB, asked: list[str], size: int)
         SYSTEM,
         *said(FACTS[0].question, SAMPLE[:300], "So it is.", " \n", FACTS[1].question),
     ]
-    result = generate(
-        messages, db, max_new_tokens=1, memories=2, retrieve_every=size, weigh=False
-    )
+    result = generate(messages, db, max_new_tokens=1, memories=2, retrieve_every=size, weigh=False)
     cuts = [cut for cut in slow_cuts(db.writer.model, messages, size) if cut[1]]
     assert asked == [text for _, texts in cuts for text in texts]
     contents = [message["content"] for message in messages]

@@ -68,8 +68,8 @@ def test_options_are_those_of_the_adapter(run: Run, monkeypatch: pytest.MonkeyPa
         "seed": 11,
     }
     arguments = [part for name, value in given.items() for part in (_option(name), str(value))]
-    more = ("--where", "rank>=1", "--where", "rank<3", "--stop", "a", "--stop", "b", "--cite", "--no-weigh")
-    run("generate", "x", *arguments, *more, code=2)
+    more = ("--where", "rank>=1", "--where", "rank<3", "--stop", "a", "--stop", "b", "--cite")
+    run("generate", "x", *arguments, *more, "--no-weigh", code=2)
     where = {"rank": {"$gte": 1, "$lt": 3}}
     assert seen[1] == Options(where=where, stop=("a", "b"), cite=True, weigh=False, **given)
     run("generate", "x", "--rag", code=2)
