@@ -90,8 +90,8 @@ def test_memories_that_are_weighed_and_that_are_not(evaluate: Evaluate) -> None:
         assert one["rag_near"]["nll"] == one["rag"]["nll"] == other["rag"]["nll"]
         assert other["rag_near"]["nll"] != other["rag"]["nll"]
         assert one["memory"]["nll"] != other["memory"]["nll"]
-    assert "near references as text" in evaluate(*small).stdout
-    assert "near references as text" not in evaluate("--max-new-tokens", "2").stdout
+    assert "near references" in evaluate(*small).stdout
+    assert "near references" not in evaluate("--max-new-tokens", "2").stdout
 
 
 def test_controls_and_kinds_in_both_forms(evaluate: Evaluate, tmp_path: Path) -> None:
