@@ -37,6 +37,11 @@ if TYPE_CHECKING:  # it loads torch
 @db_option
 @click.option("--questions", default=24, show_default=True, help="To measure by, at least 8.")
 @click.option("--seed", default=0, show_default=True, help="Which references are asked about.")
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    help="What is measured lies here; default: calibrate in the cache folder.",
+)
 @click.option("--reset", is_flag=True, help="Remove what is recorded; nothing is measured.")
 @model_option
 @adapter_option
@@ -46,6 +51,7 @@ def calibrate(
     path: Path,
     questions: int,
     seed: int,
+    work: Path | None,
     reset: bool,
     model: str | None,
     adapter_name: str | None,
@@ -71,7 +77,12 @@ def calibrate(
         progress_bar() as progress,
     ):
         found: Calibration = models.calibrate(
-            database, questions=questions, seed=seed, progress=progress, notify=notify
+            database,
+            questions=questions,
+            seed=seed,
+            work=work,
+            progress=progress,
+            notify=notify,
         )
     if as_json:
         print_json(found.to_json())
@@ -81,7 +92,7 @@ def calibrate(
 
 def constants(weighing: dict[str, Any]) -> str:
     """The constants of a weighing, by name."""
-    return ", ".join(f"{name} {value:g}" for name, value in weighing.items())
+    return ", ".join(f"{name} {value:g}" for name, value in sorted(weighing.items()))
 
 
 def _show(found: Calibration) -> None:

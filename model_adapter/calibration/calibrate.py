@@ -32,12 +32,11 @@ from model_adapter.evaluation.work import Results, digest, make_folder
 from model_adapter.generation import new_reader
 from model_adapter.options import Options
 from model_adapter.training.asking import Asking
-from model_adapter.training.corpus import worth_asking
 from model_adapter.weighing import Weighing
 from model_adapter.writer import Writer
 
 _LEAST = 8  # questions
-_DRAWN = 4  # references for each question: of some the model asks nothing that their text answers
+_DRAWN = 8  # references for each question: of some the model asks nothing that their text answers
 _PASSAGES = 16
 _WORSE = 1.01  # of running text's perplexity, against no lift
 
@@ -219,13 +218,14 @@ class _Calibrating:
         return "ingest more text and calibrate then. Until then safe constants hold"
 
     def _say_how_long(self, drawn: Drawn) -> None:
-        usable = [one for one in drawn.corpus.references if worth_asking(one)]
+        references = drawn.corpus.references
         tried = len(discounts()) + len(lifts(self._before)) - 1
         lasting = seconds(
             self._db,
             self._writer,
-            usable[0].tokens,
-            min(self._wanted, len(usable)),
+            references[0].tokens,
+            len(references),
+            min(self._wanted, len(references)),
             tried,
             len(drawn.passages),
         )
@@ -255,7 +255,7 @@ class _Calibrating:
 
     def _asked_file(self, drawn: Drawn) -> Path:
         about = [self._writer.model.fingerprint, drawn.corpus.fingerprint, self._seed]
-        return self._folder / f"{self._name}-questions-{digest(about)}.jsonl"
+        return self._folder / f"asked-{digest(about)}.jsonl"  # also for another such database
 
     @property
     def _name(self) -> str:

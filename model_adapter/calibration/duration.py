@@ -14,7 +14,7 @@ from model_adapter.language_model import LanguageModel
 from model_adapter.writer import Writer
 
 _TIMED = 32  # tokens of a sequence
-_ASKED = 2  # references that are asked about for one question that is kept
+_ASKED = 6  # references that are asked about for one question that is kept
 _READ, _SAID = (
     320,
     72,
@@ -26,7 +26,13 @@ _FOUND = 5  # memories of one retrieval
 
 
 def seconds(
-    db: MemDB, writer: Writer, sample: Sequence[int], questions: int, tried: int, passages: int
+    db: MemDB,
+    writer: Writer,
+    sample: Sequence[int],
+    references: int,
+    questions: int,
+    tried: int,
+    passages: int,
 ) -> float:
     """An estimate, by the time that this model takes on this machine for a few tokens.
 
@@ -34,13 +40,14 @@ def seconds(
         db: whose memories are retrieved; those of cold references are written then.
         writer: of the database.
         sample: token ids of any reference.
-        questions: to be kept.
+        references: to ask about, at most.
+        questions: to be kept, at most.
         tried: constants.
         passages: of running text, each read under two lifts.
     """
     model = writer.model
     reading, step = _timed(model, sample)
-    asked = _ASKED * questions
+    asked = min(_ASKED * questions, references)
     tokens = asked * (_READ + _TOLD) + questions * tried * _ANSWERED + passages * 2 * _RUNNING
     cold = min(int(db.stats()["cold"]), _FOUND * (questions + passages))
     writing = cold * _written(writer, sample) if cold else 0.0

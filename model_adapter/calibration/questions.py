@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,11 +12,12 @@ from model_adapter.evaluation.work import Results, digest
 from model_adapter.framing import Frame
 from model_adapter.language_model import LanguageModel
 from model_adapter.training.asking import Asking
-from model_adapter.training.corpus import Corpus, Reference
+from model_adapter.training.corpus import Corpus, Question, Reference
 from model_adapter.training.examples import Example, Framed, asked
 
 _ROUND = 16  # references that are asked about before it is looked whether that is enough
 _GAIN = 0.2  # nats a token by which the text has to make the answer likelier
+_SHARE = 0.5  # more than that of the answer's words that are not the question's are the text's
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,17 @@ class _Candidate:
     text: list[int]
 
 
+def _is_told(text: str, question: Question) -> bool:
+    """Whether most of what the answer says that the question does not say stands in the text."""
+    new = _words(question.answer) - _words(question.text)
+    return bool(new) and len(new & _words(text)) > _SHARE * len(new)
+
+
+def _words(text: str) -> set[str]:
+    """Numbers, and words of more than three letters: those of less are in any text."""
+    return {word for word in re.findall(r"\w+", text.lower()) if len(word) > 3 or word.isdigit()}
+
+
 class Questions:
     """Makes them.
 
@@ -75,8 +88,9 @@ class Questions:
     def kept(self, wanted: int, progress: Progress) -> list[Kept]:
         """So many questions, fewer where the references give no more.
 
-        Kept are those whose answer the text makes likelier by more than 0.2 nats a token: what the
-        model answers as well without it, or not by it, tells nothing of memories.
+        Kept are those whose answer stands in the text, most of its words, and is made likelier by
+        it, by more than 0.2 nats a token: what the model makes up, or answers as well without the
+        text, tells nothing of memories.
         """
         there = len(self._corpus.references)
         found: list[Kept] = []
@@ -90,6 +104,7 @@ class Questions:
                 for (number, _), questions in made.items()
                 for reference in self._corpus.documents[number]
                 for question in questions
+                if _is_told(reference.text, question)
             ]
             found = [
                 kept

@@ -103,7 +103,7 @@ class Asking:
         drawing = Sampler(len(texts), temperature=0.8, top_k=40, seed=rng.randrange(1 << 30))
         said = self._go_on(texts, requests, begins, _QUESTION_TOKENS, drawing, "?")
         questions = [
-            _cleaned((begin + more).removeprefix("Question: "))
+            _cleaned(_joined(begin, more).removeprefix("Question: "))
             for begin, more in zip(begins, said, strict=True)
         ]
         usable = [i for i, question in enumerate(questions) if question]
@@ -146,6 +146,11 @@ class Asking:
         context = Context(self._model, batch=len(sequences), capacity=most)
         logits = torch.stack([row[0] for row in context.read(sequences)])
         return first_lines(self._model, context, logits, most, sampler, end)
+
+
+def _joined(begin: str, more: str) -> str:
+    """A question's first word and what the model wrote behind it, without white space around it."""
+    return f"{begin} {more}" if more[:1].isalnum() else begin + more
 
 
 def _cleaned(question: str) -> str:
