@@ -14,7 +14,7 @@ from model_adapter.language_model import LanguageModel
 from model_adapter.writer import Writer
 
 _TIMED = 32  # tokens of a sequence
-_ASKED = 6  # references that are asked about for one question that is kept
+_ASKED = 5  # references that are asked about for one question that is kept
 _READ, _SAID = (
     320,
     72,

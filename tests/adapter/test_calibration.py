@@ -289,7 +289,7 @@ def test_no_more_is_asked_than_it_takes(db: MemDB, tmp_path: Path) -> None:
     [
         ("It was founded in 1874.", True),
         ("It was founded by somebody else, before 1912 or later.", False),
-        ("In 1874, by a lady who was called the lighthouse keeper", True),  # a quarter
+        ("In 1874, by a lady, the lighthouse keeper", True),  # a quarter
         ("The town was founded.", False),  # the question says that
         ("Yes.", False),
     ],
