@@ -203,14 +203,14 @@ class _Calibrating:
         answering = Measuring(db, self._writer, results, self._progress)
         if len(kept) < _LEAST or answering.find(kept) < _LEAST:
             raise InvalidInputError(
-                f"a calibration takes {_LEAST} questions, and of {questions.asked} that "
+                f"a calibration takes {_LEAST} questions, and of {asking.asked} that "
                 f"'{model.name}' asked itself about the text of '{db.path}', the text answers "
                 f"{len(kept)}: {self._way_out()}"
             )
         tried = self._tried(answering)
         chosen = self._chosen(tried)
         chosen, perplexities = self._guarded(chosen, drawn, results)
-        found = self._summary(chosen, questions.asked, kept, tried, perplexities)
+        found = self._summary(chosen, asking.asked, kept, tried, perplexities)
         self._record(found)
         return found
 

@@ -80,7 +80,6 @@ class Questions:
     def __init__(
         self, model: LanguageModel, frame: Frame, corpus: Corpus, asking: Asking, results: Results
     ) -> None:
-        self.asked = 0  #: references that were asked about
         self._model = model
         self._framed = Framed(model, frame)
         self._corpus = corpus
@@ -96,10 +95,9 @@ class Questions:
         """
         there = len(self._corpus.references)
         found: list[Kept] = []
-        while len(found) < wanted and self.asked < there:
-            self.asked = min(there, self.asked + _ROUND)
+        for most in range(_ROUND, there + _ROUND, _ROUND):
             made = self._asking.questions(
-                self.asked, lambda stage, done, _: progress(stage, done, there)
+                min(most, there), lambda stage, done, _: progress(stage, done, there)
             )
             usable = [
                 (reference, Example(question.text, question.answer))
@@ -108,12 +106,16 @@ class Questions:
                 for question in questions
                 if _is_told(reference.text, question)
             ]
-            found = [
+            measured = [
                 kept
                 for start in range(0, len(usable), BATCH)
                 for kept in self._measured(usable[start : start + BATCH])
                 if kept.alone - kept.text > _GAIN
             ]
+            # Two processes that ask at once have each written the same.
+            found = list({kept.name: kept for kept in measured}.values())
+            if len(found) >= wanted:
+                break
         progress("asking", there, there)
         return found[:wanted]
 

@@ -43,6 +43,9 @@ class Asking:
         file: where they are kept.
         seed: of which references, and how.
 
+    Attributes:
+        asked: references that it asked about so far, whatever came of it.
+
     Raises:
         InvalidInputError: the file is damaged, naming the line.
     """
@@ -52,6 +55,7 @@ class Asking:
         self._corpus = corpus
         self._file = LineFile(file)
         self._seed = seed
+        self.asked = 0
         framing = default_framing(model)
         self._frame = Frame(model, framing)
         self._framing: Framing = framing
@@ -69,6 +73,7 @@ class Asking:
             progress("asking", len(wanted) - len(missing) + start, len(wanted))
             self._ask(missing[start : start + _BATCH], found)
         progress("asking", len(wanted), len(wanted))
+        self.asked = len(done) + len(missing)
         ordinals = {self._name(r): (r.document, r.ordinal) for r in self._corpus.references}
         return {ordinals[name]: asked for name, asked in found.items() if name in ordinals}
 
