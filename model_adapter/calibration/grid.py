@@ -15,6 +15,10 @@ _SLOPES = (5.0, 10.0, 20.0, 40.0)
 _MOSTS = (1.0, 1.5, 2.0, 3.0)
 LIFTS = (0.0, 0.5, 1.0, 1.5)
 
+#: A win by less than this share is none that is worth larger constants. Between neighbours in the
+#: grid, whose losses go up and down together, the standard error alone is next to nothing.
+_CLEAR = 0.01
+
 #: Negative log-likelihoods, one a question, in the same order for all constants.
 Losses = NDArray[np.float64]
 
@@ -47,13 +51,14 @@ def wins(one: Losses, other: Losses) -> bool:
 
 def simplest(tried: Mapping[Weighing, Losses]) -> Weighing:
     """The constants with the smallest `most`, then the smallest slope, then the smallest lift among
-    those that the best do not win against.
+    those that are as good as the best: these do not win against them, or by less than 1 %.
 
     Not the best themselves: these questions need one text each, and what they gain by the last nat,
     a question that needs two would lose with its second text.
     """
     best = min(tried, key=lambda one: float(tried[one].mean()))
-    near = [one for one in tried if not wins(tried[best], tried[one])]
+    enough = (1 + _CLEAR) * tried[best].mean()
+    near = [one for one, nll in tried.items() if nll.mean() <= enough or not wins(tried[best], nll)]
     return min(near, key=lambda one: (one.most, one.slope, one.lift))
 
 

@@ -74,6 +74,7 @@ def test_the_simplest_constants_are_chosen_among_those_as_good() -> None:
     exact = tried(even=2.0, mild=1.5, safe=1.5, strong=1.5)
     assert simplest(exact) == replace(SAFE, slope=5, most=1)
     assert simplest(tried(even=2.0, mild=1.5, strong=1.0)).most == 3  # it wins clearly
+    assert simplest(tried(even=2.0, safe=1.505, strong=1.5)) == SAFE  # by less than 1 %
     noisy = tried(even=1.01, strong=1.0)
     noise = np.array([0.2, -0.2] * 4)
     noisy[replace(SAFE, slope=0, most=0)] += noise
