@@ -229,7 +229,9 @@ class _Calibrating:
             tried,
             len(drawn.passages),
         )
-        self._notify(f"calibrating '{self._db.path}': about {in_words(lasting)} in all")
+        begun = self._asked_file(drawn).exists()
+        less = ", less what was measured before" if begun else ""
+        self._notify(f"calibrating '{self._db.path}': about {in_words(lasting)} in all{less}")
 
     # --- what is kept ---
 

@@ -181,7 +181,9 @@ def test_an_interrupted_calibration_goes_on(
 
     with monkeypatch.context() as patched:
         patched.setattr(asking, "first_lines", never)
-        first = calibrate(db, questions=9, work=tmp_path / "work")
+        told: list[str] = []
+        first = calibrate(db, questions=9, work=tmp_path / "work", notify=told.append)
+    assert told[0].endswith(" in all, less what was measured before")
     others = len(first.tried) - 5
     assert sum(measured[1:]) >= others * 9
     measured.clear()
