@@ -8,7 +8,8 @@ print(generate("Who is the harbour master of Veldmoor?", db).text)
 from model_adapter.adapters import Adapter, load_adapter
 from model_adapter.answer import Generation, Source
 from model_adapter.attention import LayerMemory, Sight, memory_attention
-from model_adapter.calibration.calibrate import Calibration, calibrate
+from model_adapter.calibration.calibrate import calibrate
+from model_adapter.calibration.found import Calibration
 from model_adapter.catalog import (
     ADAPTERS,
     CATALOG,
