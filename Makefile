@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint bench quality adapter clean
+.PHONY: demo test test-slow lint bench quality adapter calibration clean
 
 demo: $(VENV)/adapter.installed
 	$(BIN)/python demo/run.py
@@ -43,6 +43,20 @@ adapter: build/adapter/corpus.jsonl
 build/adapter/corpus.jsonl: $(RECIPE)/corpus.py | $(VENV)/adapter.installed
 	mkdir -p build/adapter
 	$(BIN)/python $(RECIPE)/corpus.py $@ --documents 2000
+
+# Constants by which a model's memories are weighed, measured on text that is in no test; an hour or
+# less. Interrupted, it goes on. `make calibration MODEL=qwen2.5-coder-0.5b FRAMING=plain`
+MODEL := smollm2-135m
+FRAMING := chat
+CALIBRATED = build/calibration/$(MODEL)-$(FRAMING).db
+calibration: build/calibration/corpus.jsonl
+	test -e $(CALIBRATED) || $(BIN)/memdb init --db $(CALIBRATED) --model $(MODEL) --framing $(FRAMING)
+	$(BIN)/memdb ingest --cold --db $(CALIBRATED) build/calibration/corpus.jsonl
+	$(BIN)/memdb calibrate --db $(CALIBRATED)
+
+build/calibration/corpus.jsonl: recipes/calibration/foldoc.py | $(VENV)/adapter.installed
+	mkdir -p build/calibration
+	$(BIN)/python recipes/calibration/foldoc.py $@
 
 clean:
 	rm -rf $(VENV) demo/build build

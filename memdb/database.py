@@ -40,6 +40,7 @@ from memdb.exporting import export
 from memdb.index import IndexInfo, IndexKind, IndexRules, Searcher
 from memdb.ingest import IngestReport, ingest
 from memdb.keys import checked_keys, declare_keys
+from memdb.layout import CALIBRATION, checked_setting
 from memdb.parts import Parts
 from memdb.protocols import Embedder, MemoryWriter, Progress, Warmer, no_progress
 from memdb.reading import Readable, Snapshot, entry_of, known, unknown
@@ -64,7 +65,8 @@ class MemDB(Readable):
     Attributes:
         path: the database's folder.
         shape: what all its memories share.
-        settings: the JSON settings it was created with (`model`, `embedder`, `memory`).
+        settings: the JSON settings it was created with (`model`, `embedder`, `memory`), and
+            `calibration`, if there is one (see `record_calibration`).
     """
 
     def __init__(
@@ -82,8 +84,11 @@ class MemDB(Readable):
             self.settings: dict[str, dict[str, Any]] = {
                 name: transaction.required_setting(name) for name in ("embedder", "model", "memory")
             }
+            calibration = transaction.optional_setting(CALIBRATION)
             tokenizer = transaction.tokenizer()
             recut = bool((transaction.setting(PENDING) or {}).get("recut"))
+        if calibration is not None:
+            self.settings[CALIBRATION] = calibration
         dimension = self.settings["embedder"]["dimension"]
         self._chunker = Chunker(tokenizer, self.shape.reference_length)
         self._parts = Parts(self.settings["embedder"], self.shape, embedder, writer)
@@ -539,6 +544,37 @@ class MemDB(Readable):
         self._require_open()
         declare_keys(self._store, checked_keys(names), progress)
 
+    def record_calibration(self, calibration: Mapping[str, Any] | None) -> None:
+        """Record how the memories are best read, as it was measured. What its constants mean knows
+        only who reads memories; here they are kept, in `settings`, in copies and in exports, until
+        a `rewrite` for another model or adapter.
+
+        Args:
+            calibration: `adapter` (a fingerprint or None), `date` (a string), `model` (a
+                fingerprint), `questions` (a number) and `weighing` (numbers by name); None: what is
+                recorded is removed.
+
+        Raises:
+            InvalidInputError: naming the field.
+            MismatchError: the database was rewritten for another model meanwhile.
+        """
+        self._require_open()
+        if calibration is not None:
+            try:
+                checked_setting(CALIBRATION, dict(calibration))
+            except ValueError as error:
+                raise InvalidInputError(f"a calibration: {error}") from error
+        with self._store.write() as transaction:
+            self._rememberer.require_shape(transaction)
+            if calibration is None:
+                transaction.delete_setting(CALIBRATION)
+            else:
+                transaction.put_setting(CALIBRATION, dict(calibration))
+        if calibration is None:
+            self.settings.pop(CALIBRATION, None)
+        else:
+            self.settings[CALIBRATION] = dict(calibration)
+
     def build_index(
         self,
         *,
@@ -639,6 +675,7 @@ class MemDB(Readable):
         return {
             "path": str(self.path),
             "id": self._store.id,
+            CALIBRATION: None,
             **self.settings,
             **statistics(self._store, self.shape),
             "cache": vars(self.cache_stats()),

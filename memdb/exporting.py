@@ -7,7 +7,7 @@ from pathlib import Path
 from memdb.batch import MemoryBatch
 from memdb.chunking import Piece
 from memdb.exchange import ExportWriter
-from memdb.layout import DOCUMENTS
+from memdb.layout import CALIBRATION, DOCUMENTS
 from memdb.protocols import Progress
 from memdb.records import Document, MemoryShape
 from memdb.remembering import Rememberer
@@ -29,10 +29,14 @@ def export(
     """See `MemDB.export`."""
     total = transaction.count(DOCUMENTS)
     done = 0
+    settings = {name: transaction.required_setting(name) for name in _SETTINGS}
+    calibration = transaction.optional_setting(CALIBRATION)
+    if calibration is not None:
+        settings[CALIBRATION] = calibration
     with ExportWriter(
         folder,
         shape=shape,
-        settings={name: transaction.required_setting(name) for name in _SETTINGS},
+        settings=settings,
         keys=transaction.keys,
         tokenizer=transaction.tokenizer(),
         codecs={

@@ -14,6 +14,7 @@ from memdb.errors import InvalidInputError, MismatchError
 from memdb.exchange import Manifest, Part, read_export
 from memdb.folder import exists
 from memdb.keys import checked_keys
+from memdb.layout import CALIBRATION
 from memdb.protocols import Progress, no_progress
 from memdb.rules import IndexRules
 from memdb.store import Store
@@ -81,6 +82,8 @@ def _create(path: Path, manifest: Manifest, source: Path) -> None:
         "memory": _memory(manifest),
         "index": IndexRules(keys=checked_keys(manifest.keys)).to_json(),
     }
+    if CALIBRATION in manifest.settings:
+        settings[CALIBRATION] = manifest.settings[CALIBRATION]
     Chunker(manifest.tokenizer, manifest.shape.reference_length).count("")  # loads, or is refused
     Store.create(path, settings, manifest.tokenizer)
     _add_codecs(path, manifest)

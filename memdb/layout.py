@@ -31,6 +31,9 @@ MEMORIES = "memories"
 CHANGES = "changes"
 POSTINGS = "postings"
 
+#: The setting that says how memories are best read, as somebody measured it.
+CALIBRATION = "calibration"
+
 #: Tables keyed by an integer (uint64, LMDB's MDB_INTEGERKEY); the others by UTF-8.
 INTEGER_TABLES = frozenset({REFERENCES, EMBEDDINGS, MEMORIES, CHANGES})
 TABLES = (SETTINGS, DOCUMENTS, METADATA, REFERENCES, EMBEDDINGS, MEMORIES, CHANGES, POSTINGS)
@@ -47,11 +50,19 @@ _CHANGE = np.dtype([("what", "u1"), ("reference", "<i8")])
 _SHORT = 4096  # bytes that are copied faster than a digest is set up
 _PLACES = {table: table.encode() + b"\0" for table in TABLES}
 _RAW = 128  # bytes of text that are not worth compressing
+_HUGE = 1e300
 TEXT_LIMIT = 1 << 28  # bytes of one text: what a damaged or hostile frame may claim at most
 
 
 #: Fields that a setting must have, with their types.
 _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "calibration": {
+        "adapter": (str, NoneType),
+        "date": str,
+        "model": str,
+        "questions": int,
+        "weighing": dict,
+    },
     "counters": {"next_reference": int, "last_change": int, "trimmed": int},
     "embedder": {"dimension": int, "name": (str, NoneType), "fingerprint": (str, NoneType)},
     "index": {"kind": str, "recall": (int, float), "keys": list},
@@ -65,7 +76,14 @@ def checked_setting(name: str, value: Any) -> Any:
     for field, kind in _FIELDS.get(name, {}).items():
         if not isinstance(value, dict) or not isinstance(value.get(field, ...), kind):
             raise ValueError(f"its field '{field}' is missing, or of a wrong type")
+    if name == CALIBRATION and not all(map(_is_number, value["weighing"].values())):
+        raise ValueError("its field 'weighing' has a value that is no number")
     return value
+
+
+def _is_number(value: object) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and -_HUGE < value < _HUGE  # type: ignore[operator]
 
 
 def codec_key(name: str) -> bytes:

@@ -19,7 +19,7 @@ from memdb.chunking import Chunker
 from memdb.codecs import codec_named
 from memdb.coding import Coding
 from memdb.errors import MismatchError
-from memdb.layout import DOCUMENTS, DocumentEntry
+from memdb.layout import CALIBRATION, DOCUMENTS, DocumentEntry
 from memdb.parts import Parts
 from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
 from memdb.recoding import recode
@@ -144,7 +144,11 @@ class _Rewriting:
             self._recorded(transaction, name) == value for name, value in wanted.items()
         ):
             return bool(pending["recut"])
-        length = transaction.required_setting("shape")["reference_length"]
+        shape = transaction.required_setting("shape")
+        mine = writer.shape.model, writer.shape.adapter
+        if (shape.get("model"), shape.get("adapter")) != mine:
+            transaction.delete_setting(CALIBRATION)  # it was of the memories of another
+        length = shape["reference_length"]
         recut = (
             transaction.tokenizer() != writer.tokenizer
             or length > writer.shape.reference_length

@@ -72,6 +72,11 @@ class Transaction:
             SETTINGS, name.encode(), lambda _, p: layout.checked_setting(name, read_json(p))
         )
 
+    def optional_setting(self, name: str) -> Any:
+        """As `required_setting`; None if it is missing."""
+        found = self._get(SETTINGS, name.encode())
+        return None if found is None else self.required_setting(name)
+
     def put_setting(self, name: str, value: object) -> None:
         """Store a setting as JSON."""
         self._put(SETTINGS, name.encode(), 1, json_payload(value))

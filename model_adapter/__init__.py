@@ -8,6 +8,8 @@ print(generate("Who is the harbour master of Veldmoor?", db).text)
 from model_adapter.adapters import Adapter, load_adapter
 from model_adapter.answer import Generation, Source
 from model_adapter.attention import LayerMemory, Sight, memory_attention
+from model_adapter.calibration.calibrate import calibrate
+from model_adapter.calibration.found import Calibration
 from model_adapter.catalog import (
     ADAPTERS,
     CATALOG,
@@ -44,6 +46,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "SELECTIONS",
     "Adapter",
+    "Calibration",
     "Chat",
     "Chunk",
     "Context",
@@ -63,6 +66,7 @@ __all__ = [
     "WorkerError",
     "Writer",
     "cache_folder",
+    "calibrate",
     "create_database",
     "default_framing",
     "generate",

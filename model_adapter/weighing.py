@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from memdb import InvalidInputError, MemoryShape, PackedMemories, Retrieval, pack
 
 
@@ -79,6 +81,24 @@ class Weighing:
             if hit.stored is not None and bias is not None
         ]
         return pack([stored for stored, _ in read], shape, [bias for _, bias in read])
+
+    def reweighed(self, memories: PackedMemories, scores: Sequence[float]) -> PackedMemories:
+        """Packed memories under these constants in place of those that they were packed with;
+        nothing is decoded anew.
+
+        Args:
+            memories: with none left out.
+            scores: their retrieval scores, in the order in which they were packed. Those that are
+                left out are there and not seen.
+        """
+        hidden = [-math.inf if bias is None else bias for bias in self.biases(scores)]
+        of_pair = np.array([*hidden, -math.inf], np.float32)  # a pair of memory -1 is of none
+        return PackedMemories(
+            {
+                number: replace(layer, mask=of_pair[layer.memory])
+                for number, layer in memories.layers.items()
+            }
+        )
 
     def to_json(self) -> dict[str, float]:
         """Its constants by name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from cli.commands.backup import backup, restore
+from cli.commands.calibrate import calibrate
 from cli.commands.chat import chat
 from cli.commands.compact import compact
 from cli.commands.delete import delete
@@ -48,6 +49,7 @@ COMMANDS: tuple[click.Command, ...] = (
     evaluate,
     train,
     heads,
+    calibrate,
     rewrite,
     recode,
     export_database,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from cli.commands.calibrate import constants
 from cli.common import counted, db_option, example, json_option, print_json
 from memdb import MemDB
 
@@ -47,6 +49,7 @@ def stats(path: Path, as_json: bool) -> None:
         )
         codecs = ", ".join(f"{number} {name}" for name, number in sizes["codecs"].items())
         click.echo(f"           written by (of a sample): {codecs}")
+    click.echo(f"weighing   {_weighing(values)}")
     index = values["index"]
     keys = ", ".join(index["keys"]) or "none"
     if index["kind"] == "exact":
@@ -60,3 +63,15 @@ def stats(path: Path, as_json: bool) -> None:
     cache = values["cache"]["capacity"]
     click.echo(f"cache      up to {cache:,} bytes of decoded memories in each process")
     click.echo("bytes      " + ", ".join(f"{n} {b:,}" for n, b in values["bytes"].items()))
+
+
+def _weighing(values: dict[str, Any]) -> str:
+    """Which constants say how much memories count."""
+    recorded, shape = values["calibration"], values["shape"]
+    by_model = "the model's constants, or safe ones (`memdb calibrate` measures others)"
+    if recorded is None:
+        return by_model
+    if (recorded["model"], recorded["adapter"]) != (shape["model"], shape["adapter"]):
+        return f"{by_model}; the calibration of {recorded['date']} is of another model: ignored"
+    asked = counted(recorded["questions"], "question")
+    return f"{constants(recorded['weighing'])} (calibrated {recorded['date']}, {asked})"

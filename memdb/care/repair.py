@@ -19,6 +19,7 @@ from memdb.index.ann import FILE
 from memdb.index.searcher import Searcher
 from memdb.keys import reindex
 from memdb.layout import (
+    CALIBRATION,
     CHANGES,
     DOCUMENTS,
     EMBEDDINGS,
@@ -141,6 +142,7 @@ class _Mending:
             self._log()
             return
         self._codecs()
+        self._calibration()
         for problem in problems:
             if problem.table == MEMORIES and problem.key:
                 self._memory(int(problem.key))
@@ -158,6 +160,13 @@ class _Mending:
         if any(problem.table == CHANGES for problem in problems):
             self._log()
             self._report.mended.append("the change log was damaged: begun anew")
+
+    def _calibration(self) -> None:
+        try:
+            self._transaction.optional_setting(CALIBRATION)
+        except CorruptRecordError:
+            self._transaction.delete_setting(CALIBRATION)
+            self._report.mended.append("the calibration was damaged: removed, to be made anew")
 
     def _settings(self) -> bool:
         """Whether a setting had to be derived."""

@@ -189,6 +189,8 @@ class _Walk:
         for key, record in transaction.records(SETTINGS):
             try:
                 layout.unseal(SETTINGS, key, record)
+                if bytes(key) == layout.CALIBRATION.encode():
+                    transaction.required_setting(layout.CALIBRATION)
             except CorruptRecordError as error:
                 if not bytes(key).startswith(layout.codec_key("")):  # of these it is told below
                     self._report(SETTINGS, bytes(key), error.problem)

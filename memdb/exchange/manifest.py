@@ -25,11 +25,12 @@ from memdb.exchange.files import (
     read_small,
     short,
 )
+from memdb.layout import CALIBRATION, checked_setting
 from memdb.records import MemoryShape
 
 FORMAT, VERSION = "memdb-export", 1
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
-_SETTINGS = ("embedder", "model", "memory")
+_SETTINGS = ("embedder", "model", "memory", CALIBRATION)
 _REQUIRED = ("format", "version", "parts", "documents", "references")
 _OPTIONAL: dict[str, Any] = {
     "shape": None,
@@ -47,7 +48,8 @@ class Manifest:
 
     Attributes:
         shape: of the memories; None: there are none.
-        settings: the database's settings `embedder`, `model` and `memory`, those that there are.
+        settings: the database's settings `embedder`, `model`, `memory` and `calibration`, those
+            that there are.
         keys: metadata keys that the database has an index of.
         tokenizer: the text of tokenizer.json, or None.
         codecs: parameters of the fitted codecs that memories are stored with, by name.
@@ -207,6 +209,8 @@ def _check_values(values: dict[str, Any]) -> None:
     dimension = settings.get("embedder", {}).get("dimension")
     if dimension is not None and not is_integer(dimension, 1, 1 << 31):
         raise InvalidInputError(f"the embedder's dimension is {short(dimension)}, not 1 or more")
+    if CALIBRATION in settings:
+        checked_setting(CALIBRATION, settings[CALIBRATION])
     json_payload(settings)  # or a database cannot keep them: NaN, half a surrogate
     keys = values["keys"]
     if not isinstance(keys, list) or not all(is_text(key) and key for key in keys):

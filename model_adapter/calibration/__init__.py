@@ -1,0 +1,1 @@
+"""How much memories count: constants for a model, measured on the text of a database."""

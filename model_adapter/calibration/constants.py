@@ -3,7 +3,7 @@ ones."""
 
 from __future__ import annotations
 
-from memdb import MemDB
+from memdb import InvalidInputError, MemDB
 from model_adapter.catalog import CATALOG
 from model_adapter.language_model import LanguageModel
 from model_adapter.weighing import SAFE, Weighing
@@ -17,13 +17,28 @@ def weighing_of(db: MemDB, model: LanguageModel) -> Weighing:
 
     What `memdb calibrate` recorded comes first, if it was for this model and this adapter; then the
     catalogue's constants for the model; then safe ones.
+
+    Raises:
+        InvalidInputError: a later release recorded constants that this one does not know.
     """
     recorded = db.settings.get(SETTING)
-    adapter = None if model.adapter is None else model.adapter.fingerprint
-    if recorded is not None and (recorded["model"], recorded["adapter"]) == (
-        model.fingerprint,
-        adapter,
-    ):
+    if recorded is None or (recorded["model"], recorded["adapter"]) != identity(model):
+        return uncalibrated(model)
+    try:
         return Weighing.from_json(recorded["weighing"])
+    except InvalidInputError as error:
+        raise InvalidInputError(
+            f"the calibration that '{db.path}' records cannot be used: {error}. Calibrate anew "
+            "(memdb calibrate), or remove it (memdb calibrate --reset)"
+        ) from error
+
+
+def uncalibrated(model: LanguageModel) -> Weighing:
+    """Constants of a model that no calibration is recorded for."""
     entry = CATALOG.get(model.name)
     return SAFE if entry is None or entry.weighing is None else entry.weighing
+
+
+def identity(model: LanguageModel) -> tuple[str, str | None]:
+    """Fingerprints of a model and of its adapter: a calibration is for these."""
+    return model.fingerprint, None if model.adapter is None else model.adapter.fingerprint

@@ -43,6 +43,9 @@ class Asking:
         file: where they are kept.
         seed: of which references, and how.
 
+    Attributes:
+        asked: references that it asked about so far, whatever came of it.
+
     Raises:
         InvalidInputError: the file is damaged, naming the line.
     """
@@ -52,6 +55,7 @@ class Asking:
         self._corpus = corpus
         self._file = LineFile(file)
         self._seed = seed
+        self.asked = 0
         framing = default_framing(model)
         self._frame = Frame(model, framing)
         self._framing: Framing = framing
@@ -69,6 +73,7 @@ class Asking:
             progress("asking", len(wanted) - len(missing) + start, len(wanted))
             self._ask(missing[start : start + _BATCH], found)
         progress("asking", len(wanted), len(wanted))
+        self.asked = len(done) + len(missing)
         ordinals = {self._name(r): (r.document, r.ordinal) for r in self._corpus.references}
         return {ordinals[name]: asked for name, asked in found.items() if name in ordinals}
 
@@ -103,7 +108,7 @@ class Asking:
         drawing = Sampler(len(texts), temperature=0.8, top_k=40, seed=rng.randrange(1 << 30))
         said = self._go_on(texts, requests, begins, _QUESTION_TOKENS, drawing, "?")
         questions = [
-            _cleaned((begin + more).removeprefix("Question: "))
+            _cleaned(_joined(begin, more).removeprefix("Question: "))
             for begin, more in zip(begins, said, strict=True)
         ]
         usable = [i for i, question in enumerate(questions) if question]
@@ -146,6 +151,11 @@ class Asking:
         context = Context(self._model, batch=len(sequences), capacity=most)
         logits = torch.stack([row[0] for row in context.read(sequences)])
         return first_lines(self._model, context, logits, most, sampler, end)
+
+
+def _joined(begin: str, more: str) -> str:
+    """A question's first word and what the model wrote behind it, without white space around it."""
+    return f"{begin} {more}" if more[:1].isalnum() else begin + more
 
 
 def _cleaned(question: str) -> str:

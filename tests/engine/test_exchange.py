@@ -641,6 +641,7 @@ MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown": ({"tokeniser": True}, 'unknown field "tokeniser"'),
     "settings": ({"settings": []}, "'settings' must be an object"),
     "a setting": ({"settings": {"embedder": 3}}, "'settings' must be an object of objects"),
+    "no calibration": ({"settings": {"calibration": {"date": "now"}}}, "its field 'adapter' is"),
     "unknown setting": ({"settings": {"counters": {}}}, 'unknown setting "counters"'),
     "dimension": ({"settings": {"embedder": {"dimension": 0}}}, "dimension is 0"),
     "NaN": ({"settings": {"model": {"name": float("nan")}}}, "not JSON compliant"),

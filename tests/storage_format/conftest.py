@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.storage_format.databases import (
+    CALIBRATION,
     LONG,
     create,
     few_are_enough,
@@ -26,6 +27,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Database:
         db.insert("Gone.", id="c", metadata={"year": 2024})
         db.insert("Last.", id="d", metadata={"year": 2024, "é": "x"})
         db.delete("c")
+        db.record_calibration(CALIBRATION)
     return read_database(path)
 
 
@@ -44,4 +46,5 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Database:
     with few_are_enough("klt8"), grown(path, "float32", "klt8") as db:
         db.recode()
         insert_unlike(db)
+        db.record_calibration(CALIBRATION)
     return read_database(path)

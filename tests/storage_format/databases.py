@@ -72,6 +72,15 @@ WRITTEN: dict[str, Any] = {
 }
 
 
+CALIBRATION: dict[str, Any] = {
+    "adapter": None,
+    "date": "2026-11-30",
+    "model": "m1",
+    "questions": 24,
+    "weighing": {"lift": 0.5, "most": 2, "slope": 20.0},
+}
+
+
 @dataclass
 class FakeWriter:
     shape: MemoryShape

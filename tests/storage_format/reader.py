@@ -300,7 +300,8 @@ def settings_are_there(database: Database) -> None:
     assert database.setting("format")["version"] == 2
     assert re.fullmatch("[0-9a-f]{32}", database.setting("format")["id"])
     for setting, name, kind, _ in rows("Settings", columns=4):
-        if setting == "`rewriting`" and b"rewriting" not in database.records["settings"]:
+        there = setting.strip("`").encode() in database.records["settings"]
+        if setting in ("`calibration`", "`rewriting`") and not there:
             continue
         record = database.setting(setting.strip("`"))
         if name.strip("`") in record or not kind.endswith(" or missing"):
@@ -312,6 +313,9 @@ def settings_are_there(database: Database) -> None:
     if "fitted" in memory:
         assert memory["fitted"] in database.fitted
         assert split_name(memory["fitted"])[0] == memory["codec"]
+    if b"calibration" in database.records["settings"]:
+        weighing = database.setting("calibration")["weighing"]
+        assert all(is_kind(value, "number") for value in weighing.values())
     index = database.setting("index")
     assert index["kind"] in ("auto", "exact", "ivf")
     assert 0 < index["recall"] <= 1
