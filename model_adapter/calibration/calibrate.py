@@ -18,7 +18,7 @@ from model_adapter.calibration.duration import in_words, seconds
 from model_adapter.calibration.found import Calibration, Tried
 from model_adapter.calibration.grid import (
     Losses,
-    discounts,
+    slopes,
     lifts,
     lower,
     simplest,
@@ -149,7 +149,7 @@ class _Calibrating:
 
     def _say_how_long(self, drawn: Drawn) -> None:
         references = drawn.corpus.references
-        tried = len(discounts()) + len(lifts(self._before)) - 1
+        tried = len(slopes()) + len(lifts(self._before)) - 1
         lasting = seconds(
             self._db,
             self._writer,
@@ -196,14 +196,14 @@ class _Calibrating:
     # --- measuring and choosing ---
 
     def _tried(self, answering: Measuring) -> dict[Weighing, Losses]:
-        """First slope and most, then the lift of the best of these."""
-        tried = answering.measured([self._before, *discounts()], "slope and most")
-        discount = simplest({one: tried[one] for one in discounts()})
-        return tried | answering.measured(lifts(discount), "lift")
+        """First the slope, then the lift with the best of these."""
+        tried = answering.measured([self._before, *slopes()], "slope")
+        slope = simplest({one: tried[one] for one in slopes()})
+        return tried | answering.measured(lifts(slope), "lift")
 
     def _chosen(self, tried: Mapping[Weighing, Losses]) -> Weighing:
-        discount = simplest({one: tried[one] for one in discounts()})
-        best = simplest({one: tried[one] for one in lifts(discount)})
+        slope = simplest({one: tried[one] for one in slopes()})
+        best = simplest({one: tried[one] for one in lifts(slope)})
         return best if wins(tried[best], tried[self._before]) else self._before
 
     def _guarded(

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from model_adapter.weighing import SAFE, Weighing
 
-_SLOPES = (5.0, 10.0, 20.0, 40.0)
-_MOSTS = (1.0, 1.5, 2.0, 3.0)
-LIFTS = (0.0, 0.5, 1.0, 1.5)
+_SLOPES = (0.0, 5.0, 10.0, 20.0, 40.0)
+LIFTS = (0.0, 0.5, 1.0, 1.5, 2.0)
 
 #: A win by less than this share is none that is worth larger constants. Between neighbours in the
 #: grid, whose losses go up and down together, the standard error alone is next to nothing.
@@ -23,13 +22,11 @@ _CLEAR = 0.01
 Losses = NDArray[np.float64]
 
 
-def discounts() -> list[Weighing]:
-    """What is tried of slope and most, with the safe lift. Where one is 0, so is the other."""
-    even = replace(SAFE, slope=0.0, most=0.0)
-    return [
-        even,
-        *(replace(SAFE, slope=slope, most=most) for most in _MOSTS for slope in _SLOPES),
-    ]
+def slopes() -> list[Weighing]:
+    """What is tried of slopes, with the safe lift. What a low score may cost is not tried: each of
+    these questions needs one text, so more would always seem better; but a question that needs two
+    would lose the second one (docs/evaluation.md)."""
+    return [replace(SAFE, slope=slope) for slope in _SLOPES]
 
 
 def lifts(weighing: Weighing) -> list[Weighing]:
@@ -50,16 +47,13 @@ def wins(one: Losses, other: Losses) -> bool:
 
 
 def simplest(tried: Mapping[Weighing, Losses]) -> Weighing:
-    """The constants with the smallest `most`, then the smallest slope, then the smallest lift among
-    those that are as good as the best: these do not win against them, or by less than 1 %.
-
-    Not the best themselves: these questions need one text each, and what they gain by the last nat,
-    a question that needs two would lose with its second text.
+    """The constants with the smallest slope, then the smallest lift, among those that are as good as
+    the best: these do not win against them, or by less than 1 %.
     """
     best = min(tried, key=lambda one: float(tried[one].mean()))
     enough = (1 + _CLEAR) * tried[best].mean()
     near = [one for one, nll in tried.items() if nll.mean() <= enough or not wins(tried[best], nll)]
-    return min(near, key=lambda one: (one.most, one.slope, one.lift))
+    return min(near, key=lambda one: (one.slope, one.lift))
 
 
 def lower(lift: float) -> Sequence[float]:

@@ -96,7 +96,7 @@ class Selection(ABC):
 
     Args:
         budget: pairs of a reference of 128 tokens, over all memory layers and kv heads; shorter
-            references keep proportionally fewer, at least one. None: `default_per_row` for each
+            references keep proportionally fewer, down to `floor`. None: `default_per_row` for each
             (layer, kv head).
         rows: number of (memory layer, kv head) pairs.
         reference_length: tokens that the budget is for.
@@ -104,6 +104,8 @@ class Selection(ABC):
         heads: (rows,) bool: the memory heads, which alone keep pairs (paper, Remark 4); default:
             all.
         spread: where the budget is spent; default: the selection's `default_spread`.
+        floor: tokens; a shorter reference keeps as many pairs as one of so many, as far as it has
+            them. 0: proportionally fewer, at least one of each part.
     """
 
     name: ClassVar[str]
@@ -120,7 +122,11 @@ class Selection(ABC):
         kv_heads: int = 1,
         heads: Tensor | None = None,
         spread: Spread | None = None,
+        floor: int = 0,
     ) -> None:
+        if isinstance(floor, bool) or not isinstance(floor, int) or floor < 0:
+            raise InvalidInputError(f"the floor is a whole number of at least 0, got {floor!r}")
+        self.floor = floor
         self._heads = torch.ones(rows, dtype=torch.bool) if heads is None else heads
         used = int(self._heads.sum())
         self.budget = self.default_per_row * used if budget is None else budget
@@ -148,6 +154,7 @@ class Selection(ABC):
 
     def pairs_of(self, tokens: int) -> int:
         """Pairs that each part of a reference of so many tokens may keep: a row, a layer or all."""
+        tokens = max(tokens, self.floor)
         return max(1, round(self.budget * tokens / self.reference_length / self.parts))
 
     def require_supported(self, model: LanguageModel) -> None:

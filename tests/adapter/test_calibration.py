@@ -19,7 +19,7 @@ from model_adapter.calibration import calibrate as calibrating
 from model_adapter.calibration import measuring, questions
 from model_adapter.calibration.constants import weighing_of
 from model_adapter.calibration.duration import in_words
-from model_adapter.calibration.grid import LIFTS, discounts, lower, simplest, wins
+from model_adapter.calibration.grid import LIFTS, slopes, lower, simplest, wins
 from model_adapter.calibration.measuring import Measuring
 from model_adapter.training import asking
 from model_adapter.training.corpus import Question
@@ -60,11 +60,8 @@ def db(
 def tried(**means: float) -> dict[Weighing, Any]:
     """Losses of eight questions, the same spread for all."""
     spread = np.linspace(-0.1, 0.1, 8)
-    names = {"even": (0, 0), "mild": (5, 1), "safe": (10, 1.5), "strong": (40, 3)}
-    return {
-        replace(SAFE, slope=names[name][0], most=names[name][1]): mean + spread
-        for name, mean in means.items()
-    }
+    names = {"even": 0, "mild": 5, "safe": 10, "strong": 40}
+    return {replace(SAFE, slope=names[name]): mean + spread for name, mean in means.items()}
 
 
 # --- the choice ---
@@ -72,13 +69,13 @@ def tried(**means: float) -> dict[Weighing, Any]:
 
 def test_the_simplest_constants_are_chosen_among_those_as_good() -> None:
     exact = tried(even=2.0, mild=1.5, safe=1.5, strong=1.5)
-    assert simplest(exact) == replace(SAFE, slope=5, most=1)
-    assert simplest(tried(even=2.0, mild=1.5, strong=1.0)).most == 3  # it wins clearly
+    assert simplest(exact) == replace(SAFE, slope=5)
+    assert simplest(tried(even=2.0, mild=1.5, strong=1.0)).slope == 40  # it wins clearly
     assert simplest(tried(even=2.0, safe=1.505, strong=1.5)) == SAFE  # by less than 1 %
     noisy = tried(even=1.01, strong=1.0)
     noise = np.array([0.2, -0.2] * 4)
-    noisy[replace(SAFE, slope=0, most=0)] += noise
-    assert simplest(noisy).most == 0
+    noisy[replace(SAFE, slope=0)] += noise
+    assert simplest(noisy).slope == 0
 
 
 def test_a_win_is_more_than_the_paired_standard_error() -> None:
@@ -89,9 +86,9 @@ def test_a_win_is_more_than_the_paired_standard_error() -> None:
 
 
 def test_what_is_tried() -> None:
-    assert len(set(discounts())) == len(discounts()) == 17
-    assert SAFE in discounts()
-    assert {one.lift for one in discounts()} == {SAFE.lift}
+    assert len(set(slopes())) == len(discounts()) == 17
+    assert SAFE in slopes()
+    assert {one.lift for one in slopes()} == {SAFE.lift}
     assert list(lower(1.0)) == [1.0, 0.5, 0.0]
     assert list(lower(0.7)) == [0.7, 0.5, 0.0]
     assert list(lower(0.0)) == [0.0]
@@ -135,11 +132,11 @@ def test_what_was_measured_is_recorded(db: MemDB, model: LanguageModel, tmp_path
     said = next(n for n, text in enumerate(told) if text.startswith(f"calibrating '{db.path}'"))
     assert told[said].endswith(" in all")
     assert set(told[:said]) == {"drawing references"}
-    assert {"asking", "retrieving", "slope and most", "lift", "running text"} <= set(told[said:])
+    assert {"asking", "retrieving", "slope", "lift", "running text"} <= set(told[said:])
     assert found.questions == 9
     assert found.before == SAFE
     assert len(found.tried) == 17 + len(LIFTS) - 1
-    assert {one.weighing for one in found.tried} >= set(discounts())
+    assert {one.weighing for one in found.tried} >= set(slopes())
     assert found.changed == (found.weighing != SAFE)
     assert 0.0 in found.perplexities
     recorded = db.settings["calibration"]
@@ -168,12 +165,12 @@ def test_an_interrupted_calibration_goes_on(
     monkeypatch.setattr(measuring, "losses", counting)
 
     def stop(stage: str, done: int, total: int) -> None:
-        if stage == "slope and most" and done == 5 * 9:
+        if stage == "slope" and done == 3 * 9:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         calibrate(db, questions=9, work=tmp_path / "work", progress=stop)
-    assert sum(measured) == 5 * 9
+    assert sum(measured) == 3 * 9
     assert "calibration" not in db.settings
 
     def never(*_: Any, **__: Any) -> None:
@@ -230,12 +227,12 @@ def test_constants_that_are_better_are_taken(
     db: MemDB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answers(one: Weighing) -> float:
-        return -0.1 * (one.slope == 20) - 0.1 * (one.most == 2) - 0.1 * (one.lift == 1.0)
+        return -0.1 * (one.slope == 20) - 0.1 * (one.lift == 1.0)
 
     pretend(monkeypatch, answers, lambda one: 0.009 * one.lift)
     found = calibrate(db, questions=9, work=tmp_path / "work")
     assert found.changed
-    assert found.weighing == replace(SAFE, slope=20, most=2, lift=1.0)
+    assert found.weighing == replace(SAFE, slope=20, lift=1.0)
     assert found.perplexities.keys() == {0.0, 1.0}
     # Running text is worse by 1.5 %: the next lower lift is good enough.
     pretend(monkeypatch, answers, lambda one: 0.015 * one.lift)

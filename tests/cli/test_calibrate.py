@@ -66,7 +66,7 @@ def test_calibrate_says_what_it_found(run: Run, db: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(model_adapter, "calibrate", lambda *_, **__: found(SAFE, {}))
     result = run("calibrate")
     assert "there was no running text to look at" in result.stdout
-    assert "nothing is clearly better; kept and recorded: lift 0.5, most 1.5" in result.stdout
+    assert "nothing is clearly better; kept and recorded: lift 0.5, most 2" in result.stdout
     (values,) = rows(run("calibrate", "--json"))
     assert values["weighing"] == SAFE.to_json()
     assert values["tried"][1] == {
