@@ -18,10 +18,10 @@ from model_adapter.calibration.duration import in_words, seconds
 from model_adapter.calibration.found import Calibration, Tried
 from model_adapter.calibration.grid import (
     Losses,
-    slopes,
     lifts,
     lower,
     simplest,
+    slopes,
     standard_error,
     wins,
 )

@@ -47,9 +47,8 @@ def wins(one: Losses, other: Losses) -> bool:
 
 
 def simplest(tried: Mapping[Weighing, Losses]) -> Weighing:
-    """The constants with the smallest slope, then the smallest lift, among those that are as good as
-    the best: these do not win against them, or by less than 1 %.
-    """
+    """The constants with the smallest slope, then the smallest lift, among those that are as good
+    as the best: these do not win against them, or by less than 1 %."""
     best = min(tried, key=lambda one: float(tried[one].mean()))
     enough = (1 + _CLEAR) * tried[best].mean()
     near = [one for one, nll in tried.items() if nll.mean() <= enough or not wins(tried[best], nll)]

@@ -24,9 +24,8 @@ SELECTIONS: dict[str, type[Selection]] = {
 }
 DEFAULT_SELECTION = Contribution.name
 
-#: Tokens; see `Selection`. A sentence alone is a memory of few pairs for each head, and the model
-#: then goes astray in the middle of what it copies. Measured (docs/evaluation.md): what this costs a
-#: corpus of paragraphs is 1.5 % more bytes.
+#: Tokens; see `Selection`. Of a sentence alone each head would keep a pair or two, and the model goes
+#: astray in the middle of what it copies. A corpus of paragraphs gets 1.5 % larger by it.
 DEFAULT_FLOOR = 40
 
 

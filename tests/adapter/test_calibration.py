@@ -19,7 +19,7 @@ from model_adapter.calibration import calibrate as calibrating
 from model_adapter.calibration import measuring, questions
 from model_adapter.calibration.constants import weighing_of
 from model_adapter.calibration.duration import in_words
-from model_adapter.calibration.grid import LIFTS, slopes, lower, simplest, wins
+from model_adapter.calibration.grid import LIFTS, lower, simplest, slopes, wins
 from model_adapter.calibration.measuring import Measuring
 from model_adapter.training import asking
 from model_adapter.training.corpus import Question
@@ -86,7 +86,7 @@ def test_a_win_is_more_than_the_paired_standard_error() -> None:
 
 
 def test_what_is_tried() -> None:
-    assert len(set(slopes())) == len(discounts()) == 17
+    assert len(set(slopes())) == 5
     assert SAFE in slopes()
     assert {one.lift for one in slopes()} == {SAFE.lift}
     assert list(lower(1.0)) == [1.0, 0.5, 0.0]
@@ -135,7 +135,7 @@ def test_what_was_measured_is_recorded(db: MemDB, model: LanguageModel, tmp_path
     assert {"asking", "retrieving", "slope", "lift", "running text"} <= set(told[said:])
     assert found.questions == 9
     assert found.before == SAFE
-    assert len(found.tried) == 17 + len(LIFTS) - 1
+    assert len(found.tried) == len(slopes()) + len(LIFTS) - 1
     assert {one.weighing for one in found.tried} >= set(slopes())
     assert found.changed == (found.weighing != SAFE)
     assert 0.0 in found.perplexities
