@@ -24,8 +24,8 @@ SELECTIONS: dict[str, type[Selection]] = {
 }
 DEFAULT_SELECTION = Contribution.name
 
-#: Tokens; see `Selection`. Of a sentence alone each head would keep a pair or two, and the model goes
-#: astray in the middle of what it copies. A corpus of paragraphs gets 1.5 % larger by it.
+#: Tokens; see `Selection`. Of a sentence alone each head would keep a pair or two, and the model
+#: goes astray in the middle of what it copies. A corpus of paragraphs gets 1.5 % larger by it.
 DEFAULT_FLOOR = 40
 
 
