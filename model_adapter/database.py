@@ -28,7 +28,7 @@ from model_adapter.embedder import SentenceEmbedder
 from model_adapter.head_file import Head
 from model_adapter.language_model import LanguageModel
 from model_adapter.recorded import language_for_new, language_of, recorded_adapter, require_adapter
-from model_adapter.selections import DEFAULT_SELECTION, Spread
+from model_adapter.selections import DEFAULT_FLOOR, DEFAULT_SELECTION, Spread
 from model_adapter.writer import Writer
 
 _embedders: dict[object, SentenceEmbedder] = {}
@@ -56,6 +56,7 @@ def create_database(
     heads: Sequence[Head] | Path | None = None,
     selection: str = DEFAULT_SELECTION,
     budget: int | None = None,
+    floor: int = DEFAULT_FLOOR,
     spread: Spread | None = None,
     codec: str = DEFAULT_CODEC,
     index: IndexKind = "auto",
@@ -79,6 +80,7 @@ def create_database(
             layers.
         selection: which key-values are kept; a name of `SELECTIONS`.
         budget: how many of a 128-token reference; default: the selection's.
+        floor: tokens; shorter references keep as many pairs as one of so many.
         spread: where the budget is spent; see `Writer`.
         codec: how they are stored; see `memdb.MemDB.create`.
         index: see `memdb.MemDB.create`.
@@ -98,6 +100,7 @@ def create_database(
         heads=heads,
         selection=selection,
         budget=budget,
+        floor=floor,
         spread=spread,
     )
     vectors = load_embedder(embedder, notify) if isinstance(embedder, str) else embedder
@@ -155,6 +158,7 @@ def open_database(
             heads=_heads_of(memory),
             selection=memory["selection"],
             budget=memory["budget"],
+            floor=memory.get("floor", 0),
             spread=memory.get("spread"),
             reference_length=shape.reference_length,
             prefix=shape.prefix,
@@ -189,14 +193,15 @@ def rewrite_database(
     heads: Sequence[Head] | Path | None = None,
     selection: str | None = None,
     budget: int | None = None,
+    floor: int | None = None,
     spread: Spread | None = None,
     codec: str | None = None,
     progress: Progress = no_progress,
     notify: Notify = lambda _: None,
 ) -> RewriteReport:
     """Write the memories of a database anew (`memdb.rewrite`), after a change of model, adapter,
-    framing, layers, memory heads, selection, budget or codec; what is None stays as recorded.
-    (Other layers have all their heads, unless `heads` says else.)
+    framing, layers, memory heads, selection, budget, floor or codec; what is None stays as
+    recorded. (Other layers have all their heads, unless `heads` says else.)
 
     Another model takes its own defaults of framing and layers, and no adapter unless one is given
     (a name of the catalogue, or a folder; `none` for none). Interrupted, the same call goes on.
@@ -227,6 +232,7 @@ def rewrite_database(
         heads=heads if heads is not None or layers is not None or not same else _heads_of(memory),
         selection=selection or memory.get("selection", DEFAULT_SELECTION),
         budget=budget if budget is not None else (None if selection else memory.get("budget")),
+        floor=memory.get("floor", 0) if floor is None else floor,
         spread=spread or (None if selection else memory.get("spread")),
         reference_length=shape.reference_length,
         prefix=shape.prefix if same and not reframed else None,

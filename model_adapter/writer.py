@@ -16,7 +16,13 @@ from model_adapter.choice import Choice, Kept, kept_pairs
 from model_adapter.framing import Frame, default_framing
 from model_adapter.head_file import Head, heads_of
 from model_adapter.language_model import LanguageModel
-from model_adapter.selections import DEFAULT_SELECTION, LayerView, Spread, selection_named
+from model_adapter.selections import (
+    DEFAULT_FLOOR,
+    DEFAULT_SELECTION,
+    LayerView,
+    Spread,
+    selection_named,
+)
 
 #: References to a forward pass, by default: more make a CPU no faster, and cost more when it is
 #: interrupted.
@@ -38,6 +44,7 @@ class Writer:
             a file of `memdb heads`, which measures them; default: all of the memory layers.
         selection: which key-values are kept; a name of `SELECTIONS`.
         budget: key-value pairs kept of a 128-token reference; default: the selection's.
+        floor: tokens; shorter references keep as many pairs as one of so many (see `Selection`).
         spread: where the budget is spent: `uniform` over (layer, kv head) pairs, evenly over each
             `layer`, or over `all`; default: the selection's.
         reference_length: most tokens of a reference.
@@ -55,6 +62,7 @@ class Writer:
         heads: Sequence[Head] | Path | None = None,
         selection: str = DEFAULT_SELECTION,
         budget: int | None = None,
+        floor: int = DEFAULT_FLOOR,
         spread: Spread | None = None,
         reference_length: int = 128,
         prefix: tuple[int, ...] | None = None,
@@ -96,6 +104,7 @@ class Writer:
             kv_heads=model.kv_heads,
             heads=None if self.heads is None else self._rows_of(self.heads),
             spread=spread,
+            floor=floor,
         )
         self.selection.require_supported(model)
 
@@ -120,12 +129,13 @@ class Writer:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Selection and budget; memory heads and the adapter's name, if there are any."""
+        """Selection, budget, spread; floor, memory heads and the adapter's name, if there are."""
         adapter, selection = self.model.adapter, self.selection
         every = {
             "selection": selection.name,
             "budget": selection.budget,
             "spread": selection.spread,
+            "floor": selection.floor or None,
             "heads": self.heads and [list(head) for head in self.heads],
             "adapter": adapter and adapter.name,
         }

@@ -9,6 +9,7 @@ import click
 
 from cli.commands.init import (
     SELECTION_NAMES,
+    floor_option,
     heads_option,
     layers_option,
     parse_layers,
@@ -59,6 +60,7 @@ from memdb import CODEC_NAMES
     type=click.Choice(SELECTION_NAMES),
     help="Which key-values are kept; default: as `memdb init`.",
 )
+@floor_option
 @spread_option
 @layers_option
 @heads_option

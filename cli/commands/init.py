@@ -81,6 +81,11 @@ spread_option = click.option(
     "they count most; default: as the selection does.",
 )
 
+floor_option = click.option(
+    "--floor",
+    type=click.IntRange(min=0),
+    help="Shorter references keep as many as one of so many tokens; for a new database 40.",
+)
 
 selection_option = click.option(
     "--selection",
@@ -115,6 +120,7 @@ def how_options(command: Any) -> Any:
             help="Which key-values are kept; default: contribution.",
         ),
         click.option("--budget", type=int, help="How many of a 128-token reference."),
+        floor_option,
         spread_option,
         codec_option,
     )

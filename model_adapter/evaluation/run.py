@@ -70,6 +70,7 @@ def evaluate(
             heads=settings.heads,
             selection=settings.selection,
             budget=settings.budget,
+            floor=settings.floor,
             spread=settings.spread,
         )
         for framing in _framings(language, settings)

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from memdb import DEFAULT_CODEC, Framing, InvalidInputError
 from model_adapter.head_file import Head
-from model_adapter.selections import DEFAULT_SELECTION, Spread
+from model_adapter.selections import DEFAULT_FLOOR, DEFAULT_SELECTION, Spread
 from model_adapter.weighing import Weighing
 
 #: What is seen of a question's corpus: its own documents; those and others (of one document, 4 of
@@ -32,6 +32,7 @@ class Settings:
         framing: `plain`, `chat` or `both`; None: all that the model has.
         selection: which key-values are kept.
         budget: how many of a 128-token reference; None: the selection's default.
+        floor: see `Writer`.
         spread: where the budget is spent; None: likewise.
         layers: memory layers; None: all.
         heads: memory heads, see `Writer`; None: all of these layers.
@@ -56,6 +57,7 @@ class Settings:
     framing: Framing | Literal["both"] | None = None
     selection: str = DEFAULT_SELECTION
     budget: int | None = None
+    floor: int = DEFAULT_FLOOR
     spread: Spread | None = None
     layers: Sequence[int] | None = None
     heads: Sequence[Head] | Path | None = None

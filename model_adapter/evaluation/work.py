@@ -135,6 +135,7 @@ def evaluated_database(
                 heads=writer.heads,
                 selection=settings.selection,
                 budget=settings.budget,
+                floor=settings.floor,
                 spread=settings.spread,
                 codec=settings.codec,
             ).close()

@@ -66,6 +66,7 @@ class FakeEmbedder:
 WRITTEN: dict[str, Any] = {
     "selection": "none",
     "budget": 7,
+    "floor": 3,
     "spread": "all",
     "heads": [[0, 1], [2, 0]],
     "adapter": "trained",
