@@ -20,6 +20,7 @@ from model_adapter import (
     generate,
     open_database,
     overlap,
+    rewrite_database,
     stream,
 )
 from model_adapter.detokenizing import Detokenizer
@@ -505,6 +506,27 @@ def test_databases_open_with_the_model_they_record(
         expected = generate("What?", database, max_new_tokens=5).token_ids
     with open_database(tmp_path / "db") as again:
         assert generate("What?", again, max_new_tokens=5).token_ids == expected
+
+
+def test_a_database_goes_on_with_the_floor_that_it_has(
+    tmp_path: Path, model: LanguageModel, minilm: SentenceEmbedder
+) -> None:
+    def pairs(id: str) -> int:
+        with open_database(tmp_path / "db", model=model, embedder=minilm) as database:
+            database.insert("The harbour of Veldmoor is old and wide.", id=id)
+            return sum(stored.memory.pairs for _, stored in database.memories(id) if stored)
+
+    created = create_database(tmp_path / "db", model=model, embedder=minilm, budget=128, floor=0)
+    with created as database:
+        assert "floor" not in database.settings["memory"]  # as one made before there were floors
+    few = pairs("a")
+    assert few < 20
+    assert rewrite_database(tmp_path / "db", model=model, floor=30).memories == 1
+    assert pairs("b") == 30
+    assert (
+        rewrite_database(tmp_path / "db", model=model, budget=64).memories == 2
+    )  # the floor stays
+    assert pairs("c") == 15
 
 
 @pytest.mark.parametrize("framing", ["plain", "chat"])

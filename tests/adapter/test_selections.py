@@ -157,3 +157,25 @@ def test_a_spread_that_cannot_be(model: LanguageModel) -> None:
         Writer(model, spread="even")  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="each of the 3 layers keeps at least one token"):
         Writer(model, budget=2, spread="layer")
+
+
+def test_a_short_reference_keeps_as_many_pairs_as_the_floor_says(model: LanguageModel) -> None:
+    def pairs(text: str, **how: int) -> int:
+        (memory,) = Writer(model, framing="plain", budget=128, **how).write([text])
+        return memory.pairs
+
+    short, long = " ".join(TEXT.split()[:7]), TEXT
+    few, many = len(model.tokens(short)), len(model.tokens(long))
+    assert few < 20 < 30 < many
+    assert pairs(short, floor=0) == few  # a pair for each token: 128 for 128 tokens
+    assert pairs(short, floor=20) == 20
+    rows = Writer(model, framing="plain").shape.rows
+    assert pairs(short, floor=128) == min(128, rows * few)  # as far as there are pairs
+    assert pairs(long, floor=20) == pairs(long, floor=0) == many
+    assert pairs(short) == 40  # the default
+
+
+@pytest.mark.parametrize("floor", [-1, True, 1.5, "40"])
+def test_a_floor_that_cannot_be(model: LanguageModel, floor: object) -> None:
+    with pytest.raises(InvalidInputError, match="floor"):
+        Writer(model, floor=floor)  # type: ignore[arg-type]

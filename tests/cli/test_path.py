@@ -85,6 +85,7 @@ def test_every_command(run: Run, corpus: Path, tmp_path: Path) -> None:
         "codec": "exact",
         "selection": "contribution",
         "budget": 720,
+        "floor": 40,
         "spread": "all",
     }
     assert "plain framing; budget 720, codec exact" in run("stats").stdout
