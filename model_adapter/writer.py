@@ -14,9 +14,11 @@ from memdb import ExplicitMemory, Framing, InvalidInputError, MemoryBatch, Memor
 from model_adapter import running
 from model_adapter.choice import Choice, Kept, kept_pairs
 from model_adapter.framing import Frame, default_framing
-from model_adapter.head_file import Head, heads_of
+from model_adapter.head_file import heads_of
 from model_adapter.language_model import LanguageModel
+from model_adapter.measured_file import Head
 from model_adapter.selections import DEFAULT_SELECTION, LayerView, Spread, selection_named
+from model_adapter.weight_file import GivenWeights, weights_for
 
 #: References to a forward pass, by default: more make a CPU no faster, and cost more when it is
 #: interrupted.
@@ -40,6 +42,9 @@ class Writer:
         budget: key-value pairs kept of a 128-token reference; default: the selection's.
         spread: where the budget is spent: `uniform` over (layer, kv head) pairs, evenly over each
             `layer`, or over `all`; default: the selection's.
+        head_weights: factors of the scores of each head before the budget is spent, layer by layer;
+            a file of `memdb head-weights`, which measures them; or `none`. Default: the catalogue's
+            for this model and the selection `contribution`, if it has such.
         reference_length: most tokens of a reference.
         prefix: of a database that is there; default: as the framing makes it now. (A template may
             print the date; what stands before memories stays what it was.)
@@ -56,6 +61,7 @@ class Writer:
         selection: str = DEFAULT_SELECTION,
         budget: int | None = None,
         spread: Spread | None = None,
+        head_weights: GivenWeights | None = None,
         reference_length: int = 128,
         prefix: tuple[int, ...] | None = None,
         batch: int | None = None,
@@ -89,13 +95,16 @@ class Writer:
         if isinstance(heads, Path):
             heads = heads_of(heads, model.fingerprint, model.name)
         self.heads = None if heads is None else tuple(sorted(set(heads)))
-        self.selection = selection_named(selection)(
+        kind = selection_named(selection)
+        self.head_weights = weights_for(head_weights, model, chosen, selection)
+        self.selection = kind(
             budget,
             self.shape.rows,
             reference_length,
             kv_heads=model.kv_heads,
             heads=None if self.heads is None else self._rows_of(self.heads),
             spread=spread,
+            weights=None if self.head_weights is None else torch.tensor(self.head_weights),
         )
         self.selection.require_supported(model)
 
@@ -120,13 +129,15 @@ class Writer:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Selection and budget; memory heads and the adapter's name, if there are any."""
+        """Selection and budget; memory heads, head weights and the adapter's name, if there are
+        any."""
         adapter, selection = self.model.adapter, self.selection
         every = {
             "selection": selection.name,
             "budget": selection.budget,
             "spread": selection.spread,
             "heads": self.heads and [list(head) for head in self.heads],
+            "weights": self.head_weights and list(self.head_weights),
             "adapter": adapter and adapter.name,
         }
         return {name: value for name, value in every.items() if value is not None}

@@ -12,6 +12,7 @@ from cli.commands.eval import evaluate
 from cli.commands.exchange import export_database, import_export
 from cli.commands.generate import generate
 from cli.commands.get import get
+from cli.commands.head_weights import head_weights
 from cli.commands.heads import heads
 from cli.commands.index import index
 from cli.commands.ingest import ingest
@@ -48,6 +49,7 @@ COMMANDS: tuple[click.Command, ...] = (
     evaluate,
     train,
     heads,
+    head_weights,
     rewrite,
     recode,
     export_database,

@@ -71,6 +71,7 @@ def evaluate(
             selection=settings.selection,
             budget=settings.budget,
             spread=settings.spread,
+            head_weights=settings.head_weights,
         )
         for framing in _framings(language, settings)
     ]
@@ -100,6 +101,7 @@ def evaluate(
         budget=first.selection.budget,
         layers=first.shape.layers,
         heads=first.heads,
+        head_weights=first.head_weights,
         codec=settings.codec,
         seed=settings.seed,
         max_new_tokens=settings.new_tokens,

@@ -33,6 +33,7 @@ from model_adapter.embedder import SentenceEmbedder
 from model_adapter.evaluation.settings import Settings
 from model_adapter.language_model import LanguageModel
 from model_adapter.line_file import LineFile
+from model_adapter.weight_file import UNWEIGHTED
 from model_adapter.writer import Writer
 
 
@@ -136,6 +137,7 @@ def evaluated_database(
                 selection=settings.selection,
                 budget=settings.budget,
                 spread=settings.spread,
+                head_weights=writer.head_weights or UNWEIGHTED,
                 codec=settings.codec,
             ).close()
             making.rename(path)

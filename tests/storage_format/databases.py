@@ -68,6 +68,7 @@ WRITTEN: dict[str, Any] = {
     "budget": 7,
     "spread": "all",
     "heads": [[0, 1], [2, 0]],
+    "weights": [0.5, 1.25, 2.0, 1.0, 1.0, 1.0],
     "adapter": "trained",
 }
 
