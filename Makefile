@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint bench quality adapter calibration clean
+.PHONY: demo test test-slow lint bench quality adapter calibration weights clean
 
 demo: $(VENV)/adapter.installed
 	$(BIN)/python demo/run.py
@@ -57,6 +57,22 @@ calibration: build/calibration/corpus.jsonl
 build/calibration/corpus.jsonl: recipes/calibration/foldoc.py | $(VENV)/adapter.installed
 	mkdir -p build/calibration
 	$(BIN)/python recipes/calibration/foldoc.py $@
+
+# The head weights that come with memdb, anew. Interrupted, it goes on.
+WEIGHTED := smollm2-135m qwen2.5-coder-0.5b
+weights: $(WEIGHTED:%=model_adapter/catalog_data/%.json)
+
+model_adapter/catalog_data/%.json: build/weights/%.jsonl recipes/head_weights.py
+	$(BIN)/python recipes/head_weights.py $< $@
+
+# An unfinished one stays: it goes on from there.
+.PRECIOUS: build/weights/%.jsonl
+build/weights/%.jsonl: build/weights/corpus.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/memdb head-weights --model $* --framing chat --corpus $< --out $@
+
+build/weights/corpus.jsonl: $(RECIPE)/corpus.py | $(VENV)/adapter.installed
+	mkdir -p build/weights
+	$(BIN)/python $(RECIPE)/corpus.py $@ --package dict-foldoc --documents 1000
 
 clean:
 	rm -rf $(VENV) demo/build build

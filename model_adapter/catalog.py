@@ -48,6 +48,7 @@ class CatalogEntry:
         license: of the weights.
         default_adapter: a name of `ADAPTERS`, with which new databases are made for this model.
         weighing: how its memories count, as `memdb calibrate` found it; None: safe constants.
+        weighted: whether its head weights come with this package: `catalog_data/NAME.json`.
     """
 
     name: str
@@ -57,6 +58,14 @@ class CatalogEntry:
     license: str
     default_adapter: str | None = None
     weighing: Weighing | None = None
+    weighted: bool = False
+
+    @property
+    def head_weights(self) -> Path | None:
+        """The file of its head weights; None: it has none."""
+        return (
+            Path(__file__).parent / "catalog_data" / f"{self.name}.json" if self.weighted else None
+        )
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,11 @@ from memdb import (
 )
 from model_adapter.catalog import DEFAULT_EMBEDDER, DEFAULT_MODEL, Notify, source_key
 from model_adapter.embedder import SentenceEmbedder
-from model_adapter.head_file import Head
 from model_adapter.language_model import LanguageModel
+from model_adapter.measured_file import Head
 from model_adapter.recorded import language_for_new, language_of, recorded_adapter, require_adapter
 from model_adapter.selections import DEFAULT_FLOOR, DEFAULT_SELECTION, Spread
+from model_adapter.weight_file import UNWEIGHTED, GivenWeights
 from model_adapter.writer import Writer
 
 _embedders: dict[object, SentenceEmbedder] = {}
@@ -58,6 +59,7 @@ def create_database(
     budget: int | None = None,
     floor: int = DEFAULT_FLOOR,
     spread: Spread | None = None,
+    head_weights: GivenWeights | None = None,
     codec: str = DEFAULT_CODEC,
     index: IndexKind = "auto",
     recall: float = 0.99,
@@ -82,6 +84,8 @@ def create_database(
         budget: how many of a 128-token reference; default: the selection's.
         floor: tokens; shorter references keep as many pairs as one of so many.
         spread: where the budget is spent; see `Writer`.
+        head_weights: factors of heads' scores, a file of `memdb head-weights`, or `none`; see
+            `Writer`.
         codec: how they are stored; see `memdb.MemDB.create`.
         index: see `memdb.MemDB.create`.
         recall: likewise.
@@ -102,6 +106,7 @@ def create_database(
         budget=budget,
         floor=floor,
         spread=spread,
+        head_weights=head_weights,
     )
     vectors = load_embedder(embedder, notify) if isinstance(embedder, str) else embedder
     return MemDB.create(
@@ -160,6 +165,7 @@ def open_database(
             budget=memory["budget"],
             floor=memory.get("floor", 0),
             spread=memory.get("spread"),
+            head_weights=memory.get("weights", UNWEIGHTED),
             reference_length=shape.reference_length,
             prefix=shape.prefix,
         )
@@ -195,13 +201,15 @@ def rewrite_database(
     budget: int | None = None,
     floor: int | None = None,
     spread: Spread | None = None,
+    head_weights: GivenWeights | None = None,
     codec: str | None = None,
     progress: Progress = no_progress,
     notify: Notify = lambda _: None,
 ) -> RewriteReport:
     """Write the memories of a database anew (`memdb.rewrite`), after a change of model, adapter,
-    framing, layers, memory heads, selection, budget, floor or codec; what is None stays as
-    recorded. (Other layers have all their heads, unless `heads` says else.)
+    framing, layers, memory heads, selection, budget, floor, head weights or codec; what is None
+    stays as recorded. (Other layers have all their heads and the default head weights, unless
+    `heads` and `head_weights` say else; another selection has its own budget and weights.)
 
     Another model takes its own defaults of framing and layers, and no adapter unless one is given
     (a name of the catalogue, or a folder; `none` for none). Interrupted, the same call goes on.
@@ -224,6 +232,11 @@ def rewrite_database(
         source, adapter, lambda _: recorded_adapter(recorded, adapter), notify, shape
     )
     same = language.fingerprint == shape.model
+    if head_weights is None and same and selection is None:
+        # Those recorded are of the layers that are recorded.
+        other_rows = layers is not None and tuple(sorted(set(layers))) != shape.layers
+        if not other_rows or "weights" not in memory:
+            head_weights = memory.get("weights", UNWEIGHTED)
     reframed = framing is not None and framing != shape.framing
     writer = Writer(
         language,
@@ -234,6 +247,7 @@ def rewrite_database(
         budget=budget if budget is not None else (None if selection else memory.get("budget")),
         floor=memory.get("floor", 0) if floor is None else floor,
         spread=spread or (None if selection else memory.get("spread")),
+        head_weights=head_weights,
         reference_length=shape.reference_length,
         prefix=shape.prefix if same and not reframed else None,
     )

@@ -25,6 +25,7 @@ from model_adapter.training.losses import answer_nll
 from model_adapter.training.passages import Draw, Passage
 from model_adapter.training.passes import read_behind, targets
 from model_adapter.training.recipe import Recipe
+from model_adapter.weight_file import GivenWeights
 from model_adapter.writer import Writer
 
 
@@ -38,6 +39,7 @@ def measure_heads(
     selection: str = DEFAULT_SELECTION,
     budget: int | None = None,
     spread: Spread | None = None,
+    head_weights: GivenWeights | None = None,
     passages: int = 24,
     examples: int = 4,
     seed: int = 0,
@@ -49,7 +51,7 @@ def measure_heads(
         model: with its adapter, if it has one.
         corpus: the calibration text; see `model_adapter.training.read`.
         path: the file that it is written to; `Writer(heads=path)` takes it.
-        framing: see `Writer`, as the others to `spread`.
+        framing: see `Writer`, as the others to `head_weights`.
         passages: references to measure by, each among up to four others; as many check it.
         examples: answers about each.
         seed: which they are.
@@ -59,7 +61,7 @@ def measure_heads(
         InvalidInputError: an option is wrong, or the file holds another measurement.
         StorageError: the file cannot be written.
     """
-    measuring = _Measuring(model, framing, layers, selection, budget, spread)
+    measuring = _Measuring(model, framing, layers, selection, budget, spread, head_weights)
     writer = measuring.writer
     file = HeadFile(path)
     file.begin(
@@ -69,6 +71,7 @@ def measure_heads(
             "adapter": writer.shape.adapter,
             "framing": writer.shape.framing,
             **{name: writer.settings[name] for name in ("selection", "budget", "spread")},
+            "weights": writer.settings.get("weights"),
             "corpus": corpus.fingerprint,
             "passages": passages,
             "examples": examples,
@@ -111,9 +114,16 @@ class _Measuring:
         selection: str,
         budget: int | None,
         spread: Spread | None,
+        head_weights: GivenWeights | None,
     ) -> None:
         self._model = model
-        self._how = {"framing": framing, "layers": layers, "selection": selection, "spread": spread}
+        self._how = {
+            "framing": framing,
+            "layers": layers,
+            "selection": selection,
+            "spread": spread,
+            "head_weights": head_weights,
+        }
         self.writer = Writer(model, budget=budget, **self._how)  # type: ignore[arg-type]
         shape = self.writer.shape
         self.heads = [(layer, head) for layer in shape.layers for head in range(shape.kv_heads)]

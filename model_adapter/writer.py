@@ -14,8 +14,9 @@ from memdb import ExplicitMemory, Framing, InvalidInputError, MemoryBatch, Memor
 from model_adapter import running
 from model_adapter.choice import Choice, Kept, kept_pairs
 from model_adapter.framing import Frame, default_framing
-from model_adapter.head_file import Head, heads_of
+from model_adapter.head_file import heads_of
 from model_adapter.language_model import LanguageModel
+from model_adapter.measured_file import Head
 from model_adapter.selections import (
     DEFAULT_FLOOR,
     DEFAULT_SELECTION,
@@ -23,6 +24,7 @@ from model_adapter.selections import (
     Spread,
     selection_named,
 )
+from model_adapter.weight_file import GivenWeights, weights_for
 
 #: References to a forward pass, by default: more make a CPU no faster, and cost more when it is
 #: interrupted.
@@ -47,6 +49,9 @@ class Writer:
         floor: tokens; shorter references keep as many pairs as one of so many (see `Selection`).
         spread: where the budget is spent: `uniform` over (layer, kv head) pairs, evenly over each
             `layer`, or over `all`; default: the selection's.
+        head_weights: factors of the scores of each head before the budget is spent, layer by layer;
+            a file of `memdb head-weights`, which measures them; or `none`. Default: the catalogue's
+            for this model and the selection `contribution`, if it has such.
         reference_length: most tokens of a reference.
         prefix: of a database that is there; default: as the framing makes it now. (A template may
             print the date; what stands before memories stays what it was.)
@@ -64,6 +69,7 @@ class Writer:
         budget: int | None = None,
         floor: int = DEFAULT_FLOOR,
         spread: Spread | None = None,
+        head_weights: GivenWeights | None = None,
         reference_length: int = 128,
         prefix: tuple[int, ...] | None = None,
         batch: int | None = None,
@@ -97,7 +103,9 @@ class Writer:
         if isinstance(heads, Path):
             heads = heads_of(heads, model.fingerprint, model.name)
         self.heads = None if heads is None else tuple(sorted(set(heads)))
-        self.selection = selection_named(selection)(
+        kind = selection_named(selection)
+        self.head_weights = weights_for(head_weights, model, chosen, selection)
+        self.selection = kind(
             budget,
             self.shape.rows,
             reference_length,
@@ -105,6 +113,7 @@ class Writer:
             heads=None if self.heads is None else self._rows_of(self.heads),
             spread=spread,
             floor=floor,
+            weights=None if self.head_weights is None else torch.tensor(self.head_weights),
         )
         self.selection.require_supported(model)
 
@@ -129,7 +138,8 @@ class Writer:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Selection, budget, spread; floor, memory heads and the adapter's name, if there are."""
+        """Selection, budget, spread; floor, memory heads, head weights and the adapter's name, if
+        there are any."""
         adapter, selection = self.model.adapter, self.selection
         every = {
             "selection": selection.name,
@@ -137,6 +147,7 @@ class Writer:
             "spread": selection.spread,
             "floor": selection.floor or None,
             "heads": self.heads and [list(head) for head in self.heads],
+            "weights": self.head_weights and list(self.head_weights),
             "adapter": adapter and adapter.name,
         }
         return {name: value for name, value in every.items() if value is not None}

@@ -13,6 +13,7 @@ from cli.commands.eval import evaluate
 from cli.commands.exchange import export_database, import_export
 from cli.commands.generate import generate
 from cli.commands.get import get
+from cli.commands.head_weights import head_weights
 from cli.commands.heads import heads
 from cli.commands.index import index
 from cli.commands.ingest import ingest
@@ -50,6 +51,7 @@ COMMANDS: tuple[click.Command, ...] = (
     train,
     heads,
     calibrate,
+    head_weights,
     rewrite,
     recode,
     export_database,

@@ -14,6 +14,7 @@ from cli.commands.init import (
     layers_option,
     parse_layers,
     spread_option,
+    weights_option,
 )
 from cli.common import (
     adapter,
@@ -64,6 +65,7 @@ from memdb import CODEC_NAMES
 @spread_option
 @layers_option
 @heads_option
+@weights_option
 @click.option("--codec", type=click.Choice(CODEC_NAMES), help="How they are stored; default: klt8.")
 @click.option(
     "--no-weigh",

@@ -16,6 +16,7 @@ from cli.commands.init import (
     parse_layers,
     selection_option,
     spread_option,
+    weights_option,
 )
 from cli.common import (
     adapter,
@@ -48,6 +49,7 @@ _NOTHING = 0.05  # pairs of a reference
 @selection_option
 @click.option("--budget", type=int, help="How many of a 128-token reference.")
 @spread_option
+@weights_option
 @click.option(
     "--passages",
     type=click.IntRange(min=1),

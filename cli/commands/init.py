@@ -74,6 +74,19 @@ heads_option = click.option(
     help="Memory heads: a file of `memdb heads`; default: all of these layers.",
 )
 
+
+def _file_or_none(_: click.Context, __: click.Parameter, value: str | None) -> Path | str | None:
+    return value if value in (None, "none") else Path(value)
+
+
+weights_option = click.option(
+    "--head-weights",
+    metavar="FILE",
+    callback=_file_or_none,
+    help="How much the scores of each head count: a file of `memdb head-weights`, or none; "
+    "default: those that come with the model, where there are some.",
+)
+
 spread_option = click.option(
     "--spread",
     type=click.Choice(["uniform", "layer", "all"]),
@@ -122,6 +135,7 @@ def how_options(command: Any) -> Any:
         click.option("--budget", type=int, help="How many of a 128-token reference."),
         floor_option,
         spread_option,
+        weights_option,
         codec_option,
     )
     for option in reversed(options):

@@ -27,7 +27,8 @@ def stats(path: Path, as_json: bool) -> None:
         print_json(values)
         return
     shape, memory = values["shape"], values["memory"]
-    how = ", ".join(f"{name} {value}" for name, value in memory.items())
+    said = {**memory, "weights": f"of {len(memory.get('weights', ()))} heads"}
+    how = ", ".join(f"{name} {said[name]}" for name in memory)
     click.echo(
         f"{counted(values['documents'], 'document')}, "
         f"{counted(values['references'], 'reference')}: "

@@ -14,7 +14,7 @@ from model_adapter.evaluation.figures import Compared, Figure, compared, listed
 from model_adapter.evaluation.running_text import RunningText
 from model_adapter.evaluation.settings import References
 from model_adapter.evaluation.sights import Size
-from model_adapter.head_file import Head
+from model_adapter.measured_file import Head
 from model_adapter.questions import Question
 from model_adapter.weighing import Weighing
 
@@ -74,6 +74,7 @@ class Evaluation:
         budget: key-value pairs of a 128-token reference.
         layers: memory layers.
         heads: memory heads, (layer, kv head) each; None: all of them.
+        head_weights: factors of heads' scores, layer by layer; None: there are none.
         codec: that was asked for (`Size.codecs`: those in use; one that is fitted to memories takes
             over once there are 256).
         seed: of what was drawn.
@@ -91,6 +92,7 @@ class Evaluation:
     budget: int
     layers: tuple[int, ...]
     heads: tuple[Head, ...] | None
+    head_weights: tuple[float, ...] | None
     codec: str
     seed: int
     max_new_tokens: int
@@ -113,6 +115,7 @@ class Evaluation:
             "framings": {one.framing: one.to_json() for one in self.framings},
             **{**about, "layers": list(self.layers)},
             "heads": self.heads and [list(head) for head in self.heads],
+            "head_weights": self.head_weights and list(self.head_weights),
         }
 
 

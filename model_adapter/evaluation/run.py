@@ -72,6 +72,7 @@ def evaluate(
             budget=settings.budget,
             floor=settings.floor,
             spread=settings.spread,
+            head_weights=settings.head_weights,
         )
         for framing in _framings(language, settings)
     ]
@@ -101,6 +102,7 @@ def evaluate(
         budget=first.selection.budget,
         layers=first.shape.layers,
         heads=first.heads,
+        head_weights=first.head_weights,
         codec=settings.codec,
         seed=settings.seed,
         max_new_tokens=settings.new_tokens,

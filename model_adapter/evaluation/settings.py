@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from memdb import DEFAULT_CODEC, Framing, InvalidInputError
-from model_adapter.head_file import Head
+from model_adapter.measured_file import Head
 from model_adapter.selections import DEFAULT_FLOOR, DEFAULT_SELECTION, Spread
 from model_adapter.weighing import Weighing
+from model_adapter.weight_file import GivenWeights
 
 #: What is seen of a question's corpus: its own documents; those and others (of one document, 4 of
 #: its article; of several, 3 distractors); or the 5 references that are retrieved for it.
@@ -34,6 +35,7 @@ class Settings:
         budget: how many of a 128-token reference; None: the selection's default.
         floor: see `Writer`.
         spread: where the budget is spent; None: likewise.
+        head_weights: factors of heads' scores, see `Writer`; None: the catalogue's, if it has such.
         layers: memory layers; None: all.
         heads: memory heads, see `Writer`; None: all of these layers.
         codec: how memories are stored.
@@ -59,6 +61,7 @@ class Settings:
     budget: int | None = None
     floor: int = DEFAULT_FLOOR
     spread: Spread | None = None
+    head_weights: GivenWeights | None = None
     layers: Sequence[int] | None = None
     heads: Sequence[Head] | Path | None = None
     codec: str = DEFAULT_CODEC

@@ -33,6 +33,7 @@ from model_adapter.embedder import SentenceEmbedder
 from model_adapter.evaluation.settings import Settings
 from model_adapter.language_model import LanguageModel
 from model_adapter.line_file import LineFile
+from model_adapter.weight_file import UNWEIGHTED
 from model_adapter.writer import Writer
 
 
@@ -137,6 +138,7 @@ def evaluated_database(
                 budget=settings.budget,
                 floor=settings.floor,
                 spread=settings.spread,
+                head_weights=writer.head_weights or UNWEIGHTED,
                 codec=settings.codec,
             ).close()
             making.rename(path)

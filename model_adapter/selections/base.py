@@ -106,6 +106,8 @@ class Selection(ABC):
         spread: where the budget is spent; default: the selection's `default_spread`.
         floor: tokens; a shorter reference keeps as many pairs as one of so many, as far as it has
             them. 0: proportionally fewer, at least one of each part.
+        weights: (rows,) float: factors of the scores of rows, before the budget is spent. Within
+            one row a factor changes nothing.
     """
 
     name: ClassVar[str]
@@ -123,6 +125,7 @@ class Selection(ABC):
         heads: Tensor | None = None,
         spread: Spread | None = None,
         floor: int = 0,
+        weights: Tensor | None = None,
     ) -> None:
         if isinstance(floor, bool) or not isinstance(floor, int) or floor < 0:
             raise InvalidInputError(f"the floor is a whole number of at least 0, got {floor!r}")
@@ -151,6 +154,7 @@ class Selection(ABC):
                 f"least {self.parts}, got {self.budget}"
             )
         self.reference_length = reference_length
+        self._weights = _checked(weights, rows)
 
     def pairs_of(self, tokens: int) -> int:
         """Pairs that each part of a reference of so many tokens may keep: a row, a layer or all."""
@@ -186,8 +190,27 @@ class Selection(ABC):
     def keep(self, scores: Tensor) -> Tensor:
         """What is kept of one reference: (rows, reference tokens) scores -> bool of that shape."""
         heads = self._heads.to(scores.device)
+        if self._weights is not None:
+            scores = scores * self._weights.to(scores.device)[:, None]
         may = scores.masked_fill(~heads[:, None], -math.inf).reshape(len(self._parts), -1)
         count = min(self.pairs_of(scores.shape[1]), may.shape[1])
         best = may.topk(count, dim=1).indices
         kept = torch.zeros_like(may, dtype=torch.bool).scatter_(1, best, True)
         return kept.reshape(scores.shape) & heads[:, None]
+
+
+def _checked(weights: Tensor | None, rows: int) -> Tensor | None:
+    if weights is None:
+        return None
+    if weights.shape != (rows,):
+        raise InvalidInputError(
+            f"there has to be a weight for each of the {rows} (layer, kv head) pairs, got "
+            f"{weights.numel()}"
+        )
+    wrong = (~(weights.isfinite() & (weights > 0))).nonzero().flatten().tolist()
+    if wrong:
+        raise InvalidInputError(
+            f"the weights of heads are more than 0; that of (layer, kv head) pair {wrong[0]} is "
+            f"{float(weights[wrong[0]])}"
+        )
+    return weights

@@ -64,9 +64,7 @@ class Asking:
         self, references: int, progress: Progress
     ) -> dict[tuple[int, int], list[Question]]:
         """Questions about so many references, by document's number and ordinal."""
-        wanted = [r for r in self._corpus.references if worth_asking(r)]
-        random.Random(f"asking {self._seed}").shuffle(wanted)
-        wanted = wanted[:references]
+        wanted = self.chosen(references)
         found, done = self._read()
         missing = [r for r in wanted if self._name(r) not in done]
         for start in range(0, len(missing), _BATCH):
@@ -76,6 +74,12 @@ class Asking:
         self.asked = len(done) + len(missing)
         ordinals = {self._name(r): (r.document, r.ordinal) for r in self._corpus.references}
         return {ordinals[name]: asked for name, asked in found.items() if name in ordinals}
+
+    def chosen(self, references: int) -> list[Reference]:
+        """The references that so many questions are about."""
+        wanted = [r for r in self._corpus.references if worth_asking(r)]
+        random.Random(f"asking {self._seed}").shuffle(wanted)
+        return wanted[:references]
 
     def _name(self, reference: Reference) -> tuple[str, int]:
         return self._corpus.names[reference.document], reference.ordinal

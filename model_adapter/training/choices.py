@@ -57,7 +57,10 @@ class Choices:
         shape = next(iter(self._writers.values()))[0].shape
         self._places = (shape.rows, shape.reference_length)
         self._bytes = -(-shape.rows * shape.reference_length // 8)
+        weights = next(iter(self._writers.values()))[0].head_weights
         self._head = f"{model.fingerprint} {recipe.selection} {recipe.spread} {shape.layers}"
+        if weights is not None:
+            self._head += f" {weights}"
         self._known: dict[bytes, np.ndarray] = {}
         self._read()
 

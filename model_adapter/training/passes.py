@@ -26,9 +26,18 @@ class Remembered:
         layers: the memory layers.
         kv_heads: of each.
         sequences: of the pass.
+        biases: (sequences, pairs), added to the pairs' attention scores, in nats; their gradients
+            say what each pair does for each sequence. None: no biases.
     """
 
-    def __init__(self, kept: Kept, layers: Sequence[int], kv_heads: int, sequences: int) -> None:
+    def __init__(
+        self,
+        kept: Kept,
+        layers: Sequence[int],
+        kv_heads: int,
+        sequences: int,
+        biases: Tensor | None = None,
+    ) -> None:
         rows = len(layers) * kv_heads
         order = torch.argsort(kept.rows, stable=True)
         counts = kept.rows.bincount(minlength=rows)
@@ -44,6 +53,7 @@ class Remembered:
         self._kept = kept
         self._at = {layer: number for number, layer in enumerate(layers)}
         self._sequences = sequences
+        self._biases = biases
 
     def joined(self, layer: int) -> None:
         """See `Memories.joined`: they lie in no buffer."""
@@ -67,8 +77,11 @@ class Remembered:
             vectors[pairs].to(like.dtype).expand(*several, -1)
             for vectors in (self._kept.keys, self._kept.values)
         )
+        mask = mask.expand(several)
+        if self._biases is not None:
+            mask = mask + self._biases[:, pairs].to(like.dtype)
         pairs = pairs.expand(several)
-        return LayerMemory(keys, values, mask.expand(several), pairs, pairs)
+        return LayerMemory(keys, values, mask, pairs, pairs)
 
 
 def read(
@@ -132,10 +145,11 @@ def read_behind(
     rows: Sequence[Row],
     *,
     prompts: bool,
+    biases: Tensor | None = None,
 ) -> Tensor:
     """Logits as `read` gives them, of rows behind memories: at the position where a database of
-    that shape has its context."""
-    memories = Remembered(kept, shape.layers, shape.kv_heads, len(rows))
+    that shape has its context. For `biases` see `Remembered`."""
+    memories = Remembered(kept, shape.layers, shape.kv_heads, len(rows), biases)
     start = len(shape.prefix) + shape.reference_length
     return read(model, prefix, rows, start, memories, prompts=prompts)
 

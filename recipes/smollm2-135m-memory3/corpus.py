@@ -97,16 +97,26 @@ def foldoc(dictionary: Path) -> Iterator[tuple[str, str]]:
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--packages", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--package",
+    "names",
+    multiple=True,
+    type=click.Choice(list(PACKAGES)),
+    help="That package alone; may be given again. Default: all.",
+)
 @click.option("--documents", type=int, help="That many, drawn at random (seed 0); default: all.")
-def main(out: Path, packages: Path | None, documents: int | None) -> None:
+def main(out: Path, packages: Path | None, names: tuple[str, ...], documents: int | None) -> None:
     """Write the corpus as JSON lines of `id`, `text` and `metadata`."""
     seen: set[str] = set()
     lines: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = packages or Path(temporary)
         if packages is None:
-            subprocess.run(["apt-get", "download", *PACKAGES], cwd=folder, check=True)
+            wanted = names or tuple(PACKAGES)
+            subprocess.run(["apt-get", "download", *wanted], cwd=folder, check=True)
         for name, where in PACKAGES.items():
+            if names and name not in names:
+                continue
             (package,) = folder.glob(f"{name}_*.deb")
             unpacked = Path(temporary) / name
             subprocess.run(["dpkg-deb", "-x", str(package), str(unpacked)], check=True)

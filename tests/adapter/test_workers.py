@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def template(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database of many cold references, of various lengths."""
     path = tmp_path_factory.mktemp("templates") / "cold"
-    writer = Writer(load_model(str(folder)), budget=60)
+    writer = Writer(load_model(str(folder)), budget=60, head_weights=[1, 2, 0.5, 4, 1, 3])
     with MemDB.create(path, embedder=WordEmbedder(), writer=writer) as database:
         for i in range(REFERENCES):
             database.insert(f"{i} {SAMPLE[i : i + 5 + i * 7 % 60]}", id=f"{i:03}", cold=True)
@@ -111,6 +111,11 @@ def test_two_write_what_one_writes(path: Path, template: Path, tmp_path: Path) -
             assert b.memory is not None
             assert a.memory.offsets.tolist() == b.memory.offsets.tolist()
             assert a.memory.positions.tolist() == b.memory.positions.tolist()
+        with open_database(template) as database:  # with the head weights that it records
+            assert isinstance(database.writer, Writer)
+            (same,) = database.writer.write([a.text])
+            assert database.writer.head_weights == (1, 2, 0.5, 4, 1, 3)
+        assert same.offsets.tolist() == a.memory.offsets.tolist()
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ def test_every_command(run: Run, corpus: Path, tmp_path: Path) -> None:
 
     (stats,) = rows(run("stats", "--json"))
     assert (stats["documents"], stats["memories"], stats["cold"]) == (5, 1, 4)
+    assert len(stats["memory"].pop("weights")) == 30 * 3  # the catalogue's, of each head
     assert stats["memory"] == {
         "codec": "exact",
         "selection": "contribution",

@@ -129,6 +129,27 @@ def test_memory_heads_from_measuring_to_a_database(run: Run, tmp_path: Path) -> 
     assert "heads" not in rows(run("stats", "--json"))[0]["memory"]
 
 
+def test_head_weights_from_measuring_to_a_database(run: Run, tmp_path: Path) -> None:
+    measure = (
+        *("head-weights", "--corpus", "corpus.jsonl", "--out", "weights.jsonl"),
+        *("--model", "model", "--passages", "2", "--examples", "2"),
+    )
+    found = run(*measure)
+    assert "kv head 1" in found.stdout
+    assert run(*measure).stdout == found.stdout  # it is done
+    run("init", "--model", "model", "--head-weights", "weights.jsonl")
+    run("ingest", "corpus.jsonl")
+    weights = rows(run("stats", "--json"))[0]["memory"]["weights"]
+    assert len(weights) == 6
+    assert "weights of 6 heads" in run("stats").stdout
+    run("rewrite", "--budget", "90")  # the others stay as they are
+    assert rows(run("stats", "--json"))[0]["memory"]["weights"] == weights
+    run("rewrite", "--head-weights", "none")
+    assert "weights" not in rows(run("stats", "--json"))[0]["memory"]
+    refused = run("rewrite", "--head-weights", "corpus.jsonl", code=2)
+    assert "line 1: it is not a file of head weights" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

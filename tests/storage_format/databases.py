@@ -69,6 +69,7 @@ WRITTEN: dict[str, Any] = {
     "floor": 3,
     "spread": "all",
     "heads": [[0, 1], [2, 0]],
+    "weights": [0.5, 1.25, 2.0, 1.0, 1.0, 1.0],
     "adapter": "trained",
 }
 
