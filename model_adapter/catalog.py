@@ -95,6 +95,7 @@ CATALOG = {
             wheels=SMOLLM2_135M,
             size=93,
             license="Apache-2.0",
+            weighted=True,
         ),
         CatalogEntry(
             name="gemma3-270m",
@@ -109,6 +110,7 @@ CATALOG = {
             wheels=QWEN25_CODER_05B,
             size=478,
             license="Apache-2.0",
+            weighted=True,
         ),
         CatalogEntry(
             name="qwen2.5-coder-1.5b",
