@@ -58,7 +58,7 @@ build/calibration/corpus.jsonl: recipes/calibration/foldoc.py | $(VENV)/adapter.
 	mkdir -p build/calibration
 	$(BIN)/python recipes/calibration/foldoc.py $@
 
-# The head weights that come with memdb, anew. Interrupted, it goes on.
+# The head weights that come with memdb, anew: minutes. Interrupted, it goes on.
 WEIGHTED := smollm2-135m qwen2.5-coder-0.5b
 weights: $(WEIGHTED:%=model_adapter/catalog_data/%.json)
 
@@ -68,7 +68,8 @@ model_adapter/catalog_data/%.json: build/weights/%.jsonl recipes/head_weights.py
 # An unfinished one stays: it goes on from there.
 .PRECIOUS: build/weights/%.jsonl
 build/weights/%.jsonl: build/weights/corpus.jsonl
-	OMP_NUM_THREADS=1 $(BIN)/memdb head-weights --model $* --framing chat --corpus $< --out $@
+	OMP_NUM_THREADS=1 $(BIN)/memdb head-weights --model $* --framing chat --passages 16 \
+	  --corpus $< --out $@
 
 build/weights/corpus.jsonl: $(RECIPE)/corpus.py | $(VENV)/adapter.installed
 	mkdir -p build/weights

@@ -96,6 +96,7 @@ CATALOG = {
             size=93,
             license="Apache-2.0",
             weighing=Weighing(lift=0.0, slope=20.0, most=2.0),
+            weighted=True,
         ),
         CatalogEntry(
             name="gemma3-270m",
@@ -110,6 +111,7 @@ CATALOG = {
             wheels=QWEN25_CODER_05B,
             size=478,
             license="Apache-2.0",
+            weighted=True,
         ),
         CatalogEntry(
             name="qwen2.5-coder-1.5b",

@@ -29,10 +29,9 @@ UNWEIGHTED: Literal["none"] = "none"
 GivenWeights = Sequence[float] | Path | Literal["none"]
 
 #: The weight is the measured ratio to this power. A gradient says what the first bit of attention
-#: to a pair is worth, which is more than the last, so the whole ratio overdoes it: of 24 questions
-#: of SQuAD, Qwen2.5-Coder-0.5B, plain, memory had a share of RAG's gain of 0.78 without weights,
-#: and 0.87 and 0.90 with powers of 0.5 and 0.6.
-EXPONENT = 0.6
+#: to a pair is worth, which is more than the last, so the whole ratio overdoes it
+#: (docs/evaluation.md).
+EXPONENT = 0.4
 
 #: No weight is further than this factor from their geometric mean.
 _WITHIN = 100.0

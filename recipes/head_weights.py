@@ -26,15 +26,12 @@ def main(measured: Path, out: Path) -> None:
         found = file.weights
     except MemDBError as error:
         raise click.ClickException(str(error)) from error
-    layers: list[list[float]] = []
-    for (layer, head), weight in found.items():
-        if (layer, head) != (len(layers) - (head > 0), len(layers[layer]) if head else 0):
-            raise click.ClickException(f"'{measured}' is not of all layers of the model")
-        if head == 0:
-            layers.append([])
-        layers[layer].append(weight)
+    last, most = max(found)
+    rows = [[(layer, head) for head in range(most + 1)] for layer in range(last + 1)]
+    if list(found) != [head for row in rows for head in row]:
+        raise click.ClickException(f"'{measured}' is not of all layers of the model")
     about = "".join(f" {json.dumps(name)}: {json.dumps(file.about[name])},\n" for name in ABOUT)
-    lines = ",\n".join(f"  {json.dumps(weights)}" for weights in layers)
+    lines = ",\n".join(f"  {json.dumps([found[head] for head in row])}" for row in rows)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(f'{{\n{about} "weights": [\n{lines}\n ]\n}}\n', encoding="utf-8")
     click.echo(f"{out}: {len(found)} heads")

@@ -113,9 +113,10 @@ def test_two_write_what_one_writes(path: Path, template: Path, tmp_path: Path) -
             assert a.memory.positions.tolist() == b.memory.positions.tolist()
         with open_database(template) as database:  # with the head weights that it records
             assert isinstance(database.writer, Writer)
-            (same,) = database.writer.write([a.text])
+            (same,) = database.writer.write([a.reference.text])
             assert database.writer.head_weights == (1, 2, 0.5, 4, 1, 3)
-        assert same.offsets.tolist() == a.memory.offsets.tolist()
+            plain = Writer(database.writer.model, budget=60).write([a.reference.text])
+        assert same.offsets.tolist() == a.memory.offsets.tolist() != plain[0].offsets.tolist()
 
 
 @pytest.mark.parametrize(

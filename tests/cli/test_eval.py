@@ -182,6 +182,7 @@ def test_interrupted_it_goes_on(evaluate: Evaluate, monkeypatch: pytest.MonkeyPa
         (("--budget", "99999"), "the budget must be 1 to"),
         (("--layers", "7"), "memory layers must be among 0 to 2"),
         (("--heads", "nowhere"), "`memdb heads` makes one"),
+        (("--head-weights", "nowhere"), "`memdb head-weights` makes one"),
         (("--plot", "a.pdf"), "ends with .png or .svg"),
         (("--plot", "nowhere/a.svg"), "no folder"),
         (("--model", "nowhere/model"), "cannot be loaded"),
