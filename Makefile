@@ -68,7 +68,7 @@ model_adapter/catalog_data/%.json: build/weights/%.jsonl recipes/head_weights.py
 # An unfinished one stays: it goes on from there.
 .PRECIOUS: build/weights/%.jsonl
 build/weights/%.jsonl: build/weights/corpus.jsonl
-	OMP_NUM_THREADS=1 $(BIN)/memdb head-weights --model $* --framing chat --passages 16 \
+	OMP_NUM_THREADS=1 $(BIN)/memdb head-weights --model $* --framing chat --passages 32 \
 	  --corpus $< --out $@
 
 build/weights/corpus.jsonl: $(RECIPE)/corpus.py | $(VENV)/adapter.installed
