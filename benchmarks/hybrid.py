@@ -8,7 +8,8 @@ is left out everywhere.
 
     python benchmarks/hybrid.py --corpus corpus.jsonl --questions questions.jsonl --limit 60
 
-Corpus and questions: as for `memdb eval`.
+Corpus and questions: as for `memdb eval`. Memories and answers are kept in the work folder: the
+same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -16,143 +17,27 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import torch
-from hybrid_table import Row, printed
+from hybrid_arms import MEMORIES, RAG, Found, arms
+from hybrid_table import printed
 from rich.progress import track
 
-from memdb import Framing, Hit, MemDB, MemDBError, PackedMemories, Retrieval, pack
-from model_adapter import (
-    DEFAULT_MODEL,
-    Context,
-    Frame,
-    LanguageModel,
-    Stretch,
-    create_database,
-    open_database,
-)
-from model_adapter.calibration.constants import weighing_of
+from memdb import Framing, MemDB, MemDBError
+from model_adapter import DEFAULT_MODEL, LanguageModel, create_database, open_database
 from model_adapter.catalog import cache_folder
 from model_adapter.evaluation import Question, Settings, holds, read_documents, read_questions
-from model_adapter.evaluation.arms import answer_of, prompt_of
+from model_adapter.evaluation.arms import Arm
 from model_adapter.evaluation.plan import Plan
-from model_adapter.first_line import first_lines
-from model_adapter.framing import REFERENCE
-from model_adapter.likelihood import likelihoods
-from model_adapter.sampling import Sampler
-from model_adapter.weighing import Weighing
+from model_adapter.evaluation.scoring import outcomes
+from model_adapter.evaluation.work import Results
+from model_adapter.questions import spread
 
-_SEEN = 5  # references
 _ANSWER = 24  # tokens
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way of reading references.
-
-    Attributes:
-        memories: whether those that are not text are read as memories.
-        texts: so many of the best are read as text.
-        line: behind memories the text begins with a gap and "Reference:" of its own; else it goes
-            on where they end.
-        apart: the text is read without the memories, which only the prompt sees.
-    """
-
-    name: str
-    memories: bool
-    texts: int
-    line: bool = False
-    apart: bool = False
-
-
-MEMORIES = "all as memories"
-RAG = "all as text (RAG)"
-WAYS = (
-    Way(MEMORIES, True, 0),
-    Way("the best as text behind the others' memories", True, 1),
-    Way("likewise, with a 'Reference:' of its own", True, 1, line=True),
-    Way("likewise, and the text sees no memories", True, 1, line=True, apart=True),
-    Way(RAG, False, _SEEN),
-    Way("the best alone as text (RAG)", False, 1),
-)
-
-
-class Asker:
-    """Asks one model, in the framing of a database."""
-
-    def __init__(self, db: MemDB, model: LanguageModel) -> None:
-        self.db, self.model = db, model
-        self.frame = Frame(model, db.shape.framing, db.shape.prefix)
-        self.weighing: Weighing = weighing_of(db, model)
-
-    def found(self, question: Question, plan: Plan) -> Retrieval:
-        """What a question sees, with memories."""
-        own = plan.seen(question) if len(question.documents) > 1 else None
-        (found,) = self.db.retrieve_batch(
-            [question.text],
-            _SEEN,
-            memories=False,
-            accept=lambda _, reference: own is None or reference.document_id in own,
-        )
-        # Memories are written only of those that are read.
-        kept = {hit.id for hit in self.weighing.kept(found).hits}
-        (found,) = self.db.retrieve_batch(
-            [question.text], len(kept), accept=lambda _, reference: reference.id in kept
-        )
-        return found
-
-    def asked(self, question: Question, found: Retrieval, way: Way) -> Row:
-        """How one question is answered."""
-        began = time.perf_counter()
-        context, stretches = self._sight(question, found.hits, way)
-        (logits,) = context.read([stretches])
-        logits.argmax(-1).tolist()
-        seconds = time.perf_counter() - began
-        answer = self.model.tokens(answer_of(self.frame, question))
-        behind = context.branches([0], len(answer))
-        (rest,) = behind.read([[Stretch(answer, stretches[-1].memories)]], every=True)
-        nll = likelihoods(torch.cat([logits, rest[:-1]]), answer)
-        (said,) = first_lines(self.model, context, logits, _ANSWER, Sampler())
-        return Row(
-            right=holds(said, question.answers),
-            nll=float(nll.mean()),
-            rest=float(nll[1:].mean()) if len(answer) > 1 else None,
-            seconds=seconds,
-            answer=said,
-        )
-
-    def _sight(
-        self, question: Question, hits: list[Hit], way: Way
-    ) -> tuple[Context, list[Stretch]]:
-        """A context with what stands before, and what is still to be read."""
-        prompt = prompt_of(self.frame, question)
-        texts = [hit.reference.content for hit in hits[: way.texts]]
-        if not way.memories:
-            framed = self.frame.with_text(texts, prompt)
-            return Context(self.model), [Stretch([*framed.content, *framed.tail])]
-        framed = self.frame.behind_memories(prompt)
-        asked = [*framed.content, *framed.tail]
-        memories = self._packed(hits, way.texts)
-        prefix, shape = self.frame.prefix, self.db.shape
-        context = Context(self.model, prefix, len(prefix) + shape.reference_length)
-        before = self.frame.gap + REFERENCE if way.line else ""
-        tokens = [token for text in (before, *texts) for token in self.model.tokens(text)]
-        if way.apart:
-            return context, [Stretch(tokens), Stretch(asked, memories)]
-        return context, [Stretch([*(tokens if texts else []), *asked], memories)]
-
-    def _packed(self, hits: list[Hit], texts: int) -> PackedMemories:
-        """Memories behind the first hits, put down by how far they are behind the best of all."""
-        biases = self.weighing.biases([hit.score for hit in hits])
-        pairs = [
-            (hit.stored, bias)
-            for hit, bias in list(zip(hits, biases, strict=True))[texts:]
-            if hit.stored is not None and bias is not None
-        ]
-        return pack([stored for stored, _ in pairs], self.db.shape, [bias for _, bias in pairs])
+_BATCH = 8  # questions side by side
+_TIMED = 10  # questions whose first token is timed, one by one
 
 
 def database(work: Path, corpus: Path, model: LanguageModel, framing: Framing | None) -> MemDB:
@@ -165,13 +50,50 @@ def database(work: Path, corpus: Path, model: LanguageModel, framing: Framing | 
     return open_database(folder, model=model, cache_bytes=0)
 
 
+def answered(arm: Arm, questions: list[Question], results: Results, name: str) -> None:
+    """Ask those questions that were not asked yet."""
+    new = [one for one in questions if results.get(f"{name}: {one.id}") is None]
+    if not new:
+        return
+    rows = {}
+    for question, outcome in zip(new, outcomes(arm, new, _ANSWER), strict=True):
+        assert outcome.answer is not None
+        rows[f"{name}: {question.id}"] = {
+            "right": holds(outcome.answer, question.answers),
+            "nll": outcome.nll,
+            "rest": outcome.rest,
+            "answer": outcome.answer,
+        }
+    results.add(rows)
+
+
+def first_token(arm: Arm, question: Question) -> float:
+    """Seconds from the references to the first token of an answer."""
+    began = time.perf_counter()
+    opened = arm.open([question])
+    torch.cat(opened.context.read(opened.stretches)).argmax(-1).tolist()
+    return time.perf_counter() - began
+
+
+def timed(asked: Mapping[str, Arm], questions: list[Question]) -> dict[str, list[float]]:
+    """Seconds to the first token: for each way, of some questions."""
+    seconds: dict[str, list[float]] = {name: [] for name in asked}
+    names = list(asked)
+    for number, place in enumerate(spread(len(questions), _TIMED)):
+        turn = number % len(names)  # none is always the first
+        for name in (*names[turn:], *names[:turn]):
+            seconds[name].append(first_token(asked[name], questions[place]))
+    return seconds
+
+
 @click.command()
 @click.option("--corpus", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--questions", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--limit", type=click.IntRange(min=1), default=60, show_default=True)
 @click.option("--model", default=DEFAULT_MODEL, show_default=True)
 @click.option("--framing", type=click.Choice(["plain", "chat"]), help="Default: the model's.")
-@click.option("--work", type=click.Path(path_type=Path), help="Where memories are kept.")
+@click.option("--way", "chosen", multiple=True, help="Only ways whose names begin so, and RAG's.")
+@click.option("--work", type=click.Path(path_type=Path), help="What is kept; default: the cache.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write figures here.")
 def main(
     corpus: Path,
@@ -179,6 +101,7 @@ def main(
     limit: int,
     model: str,
     framing: Framing | None,
+    chosen: tuple[str, ...],
     work: Path | None,
     output: Path | None,
 ) -> None:
@@ -190,22 +113,31 @@ def main(
         loaded = LanguageModel.load(model, notify=print)
         folder = work or cache_folder() / "hybrid"
         folder.mkdir(parents=True, exist_ok=True)
-        rows: Mapping[str, list[Row]] = {way.name: [] for way in WAYS}
         with database(folder, corpus, loaded, framing) as db:
-            asker = Asker(db, loaded)
-            for number, question in enumerate(track(plan.questions, "questions")):
-                found = asker.found(question, plan)
-                turn = number % len(WAYS)  # none is always the one after a pause
-                for way in (*WAYS[turn:], *WAYS[:turn]):
-                    rows[way.name].append(asker.asked(question, found, way))
-            framed = db.shape.framing
+            shape = db.shape
+            about = {"shape": shape.to_json(), "corpus": str(corpus.absolute())}
+            results = Results(folder, "hybrid", about)
+            found = Found(db, loaded, plan)
+            asked = arms(found, plan.room(loaded))
+            if chosen:
+                wanted = (*chosen, MEMORIES, RAG)
+                asked = {name: arm for name, arm in asked.items() if name.startswith(wanted)}
+            starts = range(0, len(plan.questions), _BATCH)
+            for start in track(starts, "questions"):
+                batch = plan.questions[start : start + _BATCH]
+                for name, arm in asked.items():
+                    answered(arm, batch, results, name)
+            seconds = timed(asked, plan.questions)
     except MemDBError as error:
         raise click.ClickException(str(error)) from error
-    title = f"{model}, {framed} framing, {len(plan.questions)} questions"
-    figures = printed(title, rows, MEMORIES, RAG)
+    rows = {
+        name: [results.get(f"{name}: {question.id}") or {} for question in plan.questions]
+        for name in asked
+    }
+    title = f"{model}, {shape.framing} framing, {len(plan.questions)} questions"
+    figures = printed(title, rows, seconds, MEMORIES, RAG)
     if output is not None:
-        each = {name: [row.to_json() for row in of] for name, of in rows.items()}
-        output.write_text(json.dumps({"figures": figures, "questions": each}, indent=1) + "\n")
+        output.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":
