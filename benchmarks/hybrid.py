@@ -26,13 +26,13 @@ from hybrid_table import printed
 from rich.progress import track
 
 from memdb import Framing, MemDB, MemDBError
-from model_adapter import DEFAULT_MODEL, LanguageModel, create_database, open_database
+from model_adapter import DEFAULT_MODEL, LanguageModel, Writer, create_database, open_database
 from model_adapter.catalog import cache_folder
 from model_adapter.evaluation import Question, Settings, holds, read_documents, read_questions
 from model_adapter.evaluation.arms import Arm
 from model_adapter.evaluation.plan import Plan
 from model_adapter.evaluation.scoring import outcomes
-from model_adapter.evaluation.work import Results
+from model_adapter.evaluation.work import Results, corpus_digest, digest
 from model_adapter.questions import spread
 
 _ANSWER = 24  # tokens
@@ -40,9 +40,11 @@ _BATCH = 8  # questions side by side
 _TIMED = 10  # questions whose first token is timed, one by one
 
 
-def database(work: Path, corpus: Path, model: LanguageModel, framing: Framing | None) -> MemDB:
+def database(
+    work: Path, corpus: Path, model: LanguageModel, framing: Framing, about: object
+) -> MemDB:
     """The corpus, cold: memories are written when a question first sees them, and are kept."""
-    folder = work / f"{corpus.absolute().parent.name}-{model.name}-{framing or 'default'}"
+    folder = work / digest(about)
     if not folder.exists():
         with create_database(folder, model=model, framing=framing, codec="int8") as db:
             db.ingest(corpus, cold=True)
@@ -92,7 +94,12 @@ def timed(asked: Mapping[str, Arm], questions: list[Question]) -> dict[str, list
 @click.option("--limit", type=click.IntRange(min=1), default=60, show_default=True)
 @click.option("--model", default=DEFAULT_MODEL, show_default=True)
 @click.option("--framing", type=click.Choice(["plain", "chat"]), help="Default: the model's.")
-@click.option("--way", "chosen", multiple=True, help="Only ways whose names begin so, and RAG's.")
+@click.option(
+    "--way",
+    "chosen",
+    multiple=True,
+    help="Only ways whose names begin so, and the two that are compared with.",
+)
 @click.option("--work", type=click.Path(path_type=Path), help="What is kept; default: the cache.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write figures here.")
 def main(
@@ -106,22 +113,21 @@ def main(
     output: Path | None,
 ) -> None:
     """What it is worth to read the best reference as text and the others as memories."""
+    folder = work or cache_folder() / "hybrid"
     try:
         documents = read_documents(corpus)
         settings = Settings(limit=limit, references="5", ranking=False)
         plan = Plan(documents, read_questions(questions, documents), settings)
         loaded = LanguageModel.load(model, notify=print)
-        folder = work or cache_folder() / "hybrid"
         folder.mkdir(parents=True, exist_ok=True)
-        with database(folder, corpus, loaded, framing) as db:
-            shape = db.shape
-            about = {"shape": shape.to_json(), "corpus": str(corpus.absolute())}
-            results = Results(folder, "hybrid", about)
+        shape = Writer(loaded, framing=framing).shape
+        about = {"shape": shape.to_json(), "corpus": corpus_digest(documents)}
+        results = Results(folder, "hybrid", about)
+        with database(folder, corpus, loaded, shape.framing, about) as db:
             found = Found(db, loaded, plan)
             asked = arms(found, plan.room(loaded))
-            if chosen:
-                wanted = (*chosen, MEMORIES, RAG)
-                asked = {name: arm for name, arm in asked.items() if name.startswith(wanted)}
+            wanted = (*chosen, MEMORIES, RAG) if chosen else ("",)
+            asked = {name: arm for name, arm in asked.items() if name.startswith(wanted)}
             starts = range(0, len(plan.questions), _BATCH)
             for start in track(starts, "questions"):
                 batch = plan.questions[start : start + _BATCH]
