@@ -18,6 +18,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -121,7 +122,8 @@ def main(
         loaded = LanguageModel.load(model, notify=print)
         folder.mkdir(parents=True, exist_ok=True)
         shape = Writer(loaded, framing=framing).shape
-        about = {"shape": shape.to_json(), "corpus": corpus_digest(documents)}
+        about: dict[str, Any] = {"shape": shape.to_json(), "corpus": corpus_digest(documents)}
+        del about["shape"]["prefix"]  # a template may print the date; the database keeps its own
         results = Results(folder, "hybrid", about)
         with database(folder, corpus, loaded, shape.framing, about) as db:
             found = Found(db, loaded, plan)
