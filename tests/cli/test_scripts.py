@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 from click.testing import CliRunner
 
+from model_adapter.weighing import EVEN
 from tests.helpers import FACTS, SAMPLE, tiny_model
 
 ROOT = Path(__file__).parent.parent.parent
@@ -111,6 +112,32 @@ def test_the_benchmark_of_generation_measures_all(files: list[str], tmp_path: Pa
     }
     assert all(value > 0 for value in figures.values())
     assert ("answer NLL" in result.output) == ("fast_tokens_per_s_over_transformers" in figures)
+
+
+def test_the_benchmark_of_hybrid_reading_goes_on_where_it_was_interrupted(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("benchmarks/hybrid.py")
+    # The facts are so unlike each other that but for this all others are left out.
+    monkeypatch.setattr(sys.modules["hybrid_arms"], "weighing_of", lambda *_: EVEN)
+    options = [*files, "--limit", "3", "--work", str(tmp_path / "work")]
+    asked: list[int] = []
+    ask = module.outcomes
+
+    def counted(arm: object, questions: list[object], new_tokens: int) -> object:
+        asked.append(len(questions))
+        return ask(arm, questions, new_tokens)
+
+    monkeypatch.setattr(module, "outcomes", counted)
+    for way in (["--way", "RAG", "--way", "memories"], []):
+        out = str(tmp_path / "out")
+        result = CliRunner().invoke(module.main, [*options, *way, "--json", out])
+        assert result.exit_code == 0, result.output
+    assert asked == [3] * 6  # each way once
+    figures = json.loads((tmp_path / "out").read_text())
+    assert len(figures) == 6
+    nll = {name: of["nll"][0] for name, of in figures.items()}
+    assert len(set(nll.values())) == 6, nll  # no two ways see the same
 
 
 def test_the_makefile_promises_what_it_has() -> None:

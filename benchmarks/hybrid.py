@@ -1,0 +1,152 @@
+"""What it is worth to read the best reference as text and the others as memories.
+
+For each question the model sees the same references: all as memories, the best as text and the
+others as memories, all as text (RAG), or the best alone as text. A question on one document sees
+the 5 references nearest to it; one on several documents the 5 nearest of those documents and of 3
+distractors. Memories are weighed by their scores as in `memdb generate`, and what is left out there
+is left out everywhere.
+
+    python benchmarks/hybrid.py --corpus corpus.jsonl --questions questions.jsonl --limit 60
+
+Corpus and questions: as for `memdb eval`. Memories and answers are kept in the work folder: the
+same command goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from hybrid_arms import MEMORIES, RAG, Found, arms
+from hybrid_table import printed
+from rich.progress import track
+
+from memdb import Framing, MemDB, MemDBError
+from model_adapter import DEFAULT_MODEL, LanguageModel, Writer, create_database, open_database
+from model_adapter.catalog import cache_folder
+from model_adapter.evaluation import Question, Settings, holds, read_documents, read_questions
+from model_adapter.evaluation.arms import Arm
+from model_adapter.evaluation.plan import Plan
+from model_adapter.evaluation.scoring import outcomes
+from model_adapter.evaluation.work import Results, corpus_digest, digest
+from model_adapter.questions import spread
+
+_ANSWER = 24  # tokens
+_BATCH = 8  # questions side by side
+_TIMED = 10  # questions whose first token is timed, one by one
+
+
+def database(
+    work: Path, corpus: Path, model: LanguageModel, framing: Framing, about: object
+) -> MemDB:
+    """The corpus, cold: memories are written when a question first sees them, and are kept."""
+    folder = work / digest(about)
+    if not folder.exists():
+        with create_database(folder, model=model, framing=framing, codec="int8") as db:
+            db.ingest(corpus, cold=True)
+    # Without a cache: the seconds are those of memories that come from the disk.
+    return open_database(folder, model=model, cache_bytes=0)
+
+
+def answered(arm: Arm, questions: list[Question], results: Results, name: str) -> None:
+    """Ask those questions that were not asked yet."""
+    new = [one for one in questions if results.get(f"{name}: {one.id}") is None]
+    if not new:
+        return
+    rows = {}
+    for question, outcome in zip(new, outcomes(arm, new, _ANSWER), strict=True):
+        assert outcome.answer is not None
+        rows[f"{name}: {question.id}"] = {
+            "right": holds(outcome.answer, question.answers),
+            "nll": outcome.nll,
+            "rest": outcome.rest,
+            "answer": outcome.answer,
+        }
+    results.add(rows)
+
+
+def first_token(arm: Arm, question: Question) -> float:
+    """Seconds from the references to the first token of an answer."""
+    began = time.perf_counter()
+    opened = arm.open([question])
+    torch.cat(opened.context.read(opened.stretches)).argmax(-1).tolist()
+    return time.perf_counter() - began
+
+
+def timed(asked: Mapping[str, Arm], questions: list[Question]) -> dict[str, list[float]]:
+    """Seconds to the first token: for each way, of some questions."""
+    seconds: dict[str, list[float]] = {name: [] for name in asked}
+    names = list(asked)
+    for number, place in enumerate(spread(len(questions), _TIMED)):
+        turn = number % len(names)  # none is always the first
+        for name in (*names[turn:], *names[:turn]):
+            seconds[name].append(first_token(asked[name], questions[place]))
+    return seconds
+
+
+@click.command()
+@click.option("--corpus", required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--questions", required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--limit", type=click.IntRange(min=1), default=60, show_default=True)
+@click.option("--model", default=DEFAULT_MODEL, show_default=True)
+@click.option("--framing", type=click.Choice(["plain", "chat"]), help="Default: the model's.")
+@click.option(
+    "--way",
+    "chosen",
+    multiple=True,
+    help="Only ways whose names begin so, and the two that are compared with.",
+)
+@click.option("--work", type=click.Path(path_type=Path), help="What is kept; default: the cache.")
+@click.option("--json", "output", type=click.Path(path_type=Path), help="Write figures here.")
+def main(
+    corpus: Path,
+    questions: Path,
+    limit: int,
+    model: str,
+    framing: Framing | None,
+    chosen: tuple[str, ...],
+    work: Path | None,
+    output: Path | None,
+) -> None:
+    """What it is worth to read the best reference as text and the others as memories."""
+    folder = work or cache_folder() / "hybrid"
+    try:
+        documents = read_documents(corpus)
+        settings = Settings(limit=limit, references="5", ranking=False)
+        plan = Plan(documents, read_questions(questions, documents), settings)
+        loaded = LanguageModel.load(model, notify=print)
+        folder.mkdir(parents=True, exist_ok=True)
+        shape = Writer(loaded, framing=framing).shape
+        about: dict[str, Any] = {"shape": shape.to_json(), "corpus": corpus_digest(documents)}
+        del about["shape"]["prefix"]  # a template may print the date; the database keeps its own
+        results = Results(folder, "hybrid", about)
+        with database(folder, corpus, loaded, shape.framing, about) as db:
+            found = Found(db, loaded, plan)
+            asked = arms(found, plan.room(loaded))
+            wanted = (*chosen, MEMORIES, RAG) if chosen else ("",)
+            asked = {name: arm for name, arm in asked.items() if name.startswith(wanted)}
+            starts = range(0, len(plan.questions), _BATCH)
+            for start in track(starts, "questions"):
+                batch = plan.questions[start : start + _BATCH]
+                for name, arm in asked.items():
+                    answered(arm, batch, results, name)
+            seconds = timed(asked, plan.questions)
+    except MemDBError as error:
+        raise click.ClickException(str(error)) from error
+    rows = {
+        name: [results.get(f"{name}: {question.id}") or {} for question in plan.questions]
+        for name in asked
+    }
+    title = f"{model}, {shape.framing} framing, {len(plan.questions)} questions"
+    figures = printed(title, rows, seconds, MEMORIES, RAG)
+    if output is not None:
+        output.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
