@@ -105,7 +105,7 @@ def test_a_document_that_an_answer_does_not_rest_on(run: Run) -> None:
     assert {token["used"] for token in first["tokens"]} == {None}
     shown = run("inspect", other, *asked).stdout
     listed = shown.partition(f"{other} was not among the sources of this answer; these were:\n")[2]
-    assert len(listed.splitlines()) == 5
+    assert len(listed.splitlines()) == len(last["sources"]) > 0
     assert "pellonia" in listed
 
 
