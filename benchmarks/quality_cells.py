@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from memdb import Document, InvalidInputError, StorageError, __version__
+from memdb import Document, InvalidInputError, __version__
 from model_adapter.evaluation import Question, Settings, read_documents, read_questions
 from model_adapter.evaluation.plan import Plan
-from model_adapter.evaluation.work import digest
+from model_adapter.evaluation.work import digest, make_folder
 from model_adapter.framing import default_framing
 from model_adapter.language_model import LanguageModel
 from model_adapter.line_file import LineFile
@@ -195,13 +195,7 @@ class Kept:
     """
 
     def __init__(self, work: Path, data: Data) -> None:
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(
-                f"the work folder '{work}' cannot be made: {error.strerror or error}; name another "
-                "(`--work`)"
-            ) from error
+        make_folder(work)
         self._data = data
         self._file = LineFile(work / "cells.jsonl")
         self._rows = {row["key"]: row for row in self._file.read()}

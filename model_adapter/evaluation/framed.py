@@ -60,7 +60,6 @@ class Framed:
         own, shared = self.work
         make_folder(shared)
         sizes = plan.tokens(self.model, shape.reference_length)
-        weighing = {"weighing": self._weighing.to_json()}
         found = self._measured(
             "retrieval",
             questions,
@@ -89,7 +88,7 @@ class Framed:
                 settings.text_limit,
                 settings.seed,
                 self._weighing,
-                Results(own, "text", {"prefix": list(frame.prefix), **weighing}),
+                Results(own, "text", {"prefix": list(frame.prefix), **self._constants}),
                 self.progress,
             ),
             settings.seed,
@@ -113,7 +112,6 @@ class Framed:
             "ranking": settings.ranking,
         }
         retrieved = settings.references == "retrieved"
-        weighing = {"weighing": self._weighing.to_json()}
         drawn = {"seed": settings.seed}
         seen = {"references": settings.references, **(drawn if settings.references == "5" else {})}
         corpus = self._retrieval if retrieved else {"corpus": corpus_digest(self.documents)}
@@ -131,16 +129,21 @@ class Framed:
         if retrieved:
             about = {**prompts, **seen, **corpus, "most": 1}
             arms["rag_1"] = rag(sights.nearest), Results(shared, "rag_1", about)
-            about = {**prompts, **seen, **corpus, **weighing}
+            about = {**prompts, **seen, **corpus, **self._constants}
             arms["rag_near"] = rag(sights.near), Results(shared, "rag_near", about)
-        about = {**prompts, **seen, **weighing}
+        about = {**prompts, **seen, **self._constants}
         arms["memory"] = memory(sights.memories), Results(own, "memory", about)
         if settings.controls:
             alone = memory(lambda batch: [None] * len(batch))
             arms["prefix"] = alone, Results(shared, "prefix", {**prompts, "start": start})
-            about = {**prompts, **drawn, **weighing}
+            about = {**prompts, **drawn, **self._constants}
             arms["other"] = memory(sights.others), Results(own, "other", about)
         return arms
+
+    @property
+    def _constants(self) -> dict[str, Any]:
+        """How memories count, as what measurements depend on."""
+        return {"weighing": self._weighing.to_json()}
 
     @cached_property
     def _weighing(self) -> Weighing:
