@@ -31,11 +31,13 @@ class Query:
         text: all that was read or said so far; what it says already need not be found.
         before: what was said before, turn by turn, where the tokens alone say too little. Then what
             is nearest to all of it together is looked for, too, and the best of both are found.
+        asked: whether these are words of a user's message, which wants to know what is found.
     """
 
     tokens: Sequence[int]
     text: Sequence[int]
     before: Sequence[Sequence[int]] = ()
+    asked: bool = False
 
 
 def merged(retrievals: Sequence[Retrieval], k: int) -> Retrieval:
@@ -84,12 +86,13 @@ class Lookup:
         """What each query finds; None for those that say nothing in words. All are embedded and
         searched together."""
         found: list[Found | None] = []
-        for one in self._retrieve(queries, memories=True):
+        for query, one in zip(queries, self._retrieve(queries, memories=True), strict=True):
             if one is None:
                 found.append(None)
                 continue
-            kept = self._weighing.kept(one)
-            found.append(Found(kept, self._weighing.packed(kept, self._db.shape)))
+            weighing = self._weighing.asking() if query.asked else self._weighing
+            kept = weighing.kept(one)
+            found.append(Found(kept, weighing.packed(kept, self._db.shape)))
         return found
 
     def begin(self, queries: Sequence[Query]) -> None:

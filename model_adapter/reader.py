@@ -153,9 +153,9 @@ class Reader:
     def _cuts(self, prompt: Prompt) -> list[Cut]:
         return cuts_of(prompt.content, prompt.turns, self._options.retrieve_every)
 
-    @staticmethod
-    def _query(prompt: Prompt, cut: Cut) -> Query:
-        return Query(cut.words, prompt.content, cut.before)
+    def _query(self, prompt: Prompt, cut: Cut) -> Query:
+        asked = self._frame.framing == "chat" and cut.turn.role == "user"
+        return Query(cut.words, prompt.content, cut.before, asked)
 
     @staticmethod
     def _is_new(cut: Cut, known: int) -> bool:

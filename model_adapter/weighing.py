@@ -8,6 +8,9 @@ the one that answers, and the more so the less it says. The retrieval scores tel
 is added to the attention scores of its pairs. `lift` gives back what a memory has lost with the
 pairs that were not kept. `most` bounds what a low score may cost: where a question needs several
 texts, the second one's score says little. What falls further behind than `reach` is left out.
+
+A user who writes a message wants what is in the memories; a text that goes on wants them only where
+they fit. So what a message finds, in the chat framing, is lifted by `asked` more.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ class Weighing:
         most: nats that a memory may be put down, at least 0.
         reach: cosine similarity below the best at which a memory is left out, above 0; 2 leaves out
             none.
+        asked: nats on top of the lift, for what a message of the user found.
 
     Raises:
         InvalidInputError: naming the constant.
@@ -41,6 +45,7 @@ class Weighing:
     slope: float
     most: float
     reach: float = 0.5
+    asked: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -52,6 +57,10 @@ class Weighing:
                 "slope and most are at least 0 and reach is above 0, got "
                 f"{self.slope}, {self.most} and {self.reach}"
             )
+
+    def asking(self) -> Weighing:
+        """The constants for what a message of the user found."""
+        return replace(self, lift=self.lift + self.asked, asked=0.0)
 
     def biases(self, scores: Sequence[float]) -> list[float | None]:
         """What is added to the attention scores of each memory, in nats; None: it is left out.
@@ -116,4 +125,4 @@ class Weighing:
 #: Without it: all memories count the same (the paper).
 EVEN = Weighing(lift=0.0, slope=0.0, most=0.0, reach=2.0)
 #: For a model that nobody calibrated.
-SAFE = Weighing(lift=0.5, slope=10.0, most=2.0)
+SAFE = Weighing(lift=0.0, slope=10.0, most=2.0, asked=0.5)

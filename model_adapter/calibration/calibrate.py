@@ -56,8 +56,9 @@ def calibrate(
     The model asks itself questions about references; those that the text answers are kept. For
     each, memories are retrieved as a generation does, and the right answer's likelihood is measured
     under constant after constant. Others than those before are taken only if they are better by
-    more than the standard error over the questions, and only with a lift under which running text
-    becomes at most 1 % less likely.
+    more than the standard error over the questions. The lift under which running text becomes at
+    most 1 % less likely holds for all that is read; in the chat framing what is left of the lift of
+    answers holds for what a message finds.
 
     What is measured is kept in the work folder: an interrupted call goes on when it is called
     again. Memories that are retrieved and not there yet are written, as ever.
@@ -112,7 +113,10 @@ class _Calibrating:
         self._folder = (cache_folder() / "calibrate" if work is None else work).absolute()
         self._progress = progress
         self._notify = notify
-        self._before = uncalibrated(writer.model)
+        self._chat = writer.shape.framing == "chat"
+        before = uncalibrated(writer.model)
+        self._uncalibrated = before if self._chat else replace(before, asked=0.0)
+        self._before = self._uncalibrated.asking()  # as questions are measured
 
     def run(self) -> Calibration:
         """Measure, choose and record."""
@@ -209,11 +213,11 @@ class _Calibrating:
     def _guarded(
         self, chosen: Weighing, drawn: Drawn, results: Results
     ) -> tuple[Weighing, dict[float, float]]:
-        """The constants with a lift under which running text is as likely as without one, and what
-        was measured of it."""
+        """The constants with a lift under which running text is as likely as without one, the rest
+        of it for messages alone; and what was measured of it."""
         running = Measuring(self._db, self._writer, results, self._progress)
         if not running.find_behind(drawn.passages):
-            return chosen, {}
+            return self._divided(chosen, 0.0 if self._chat else chosen.lift), {}
         perplexities: dict[float, float] = {}
 
         def perplexity(lift: float) -> float:
@@ -222,9 +226,13 @@ class _Calibrating:
             return perplexities.setdefault(lift, float(np.exp(nll)))
 
         none = perplexity(0.0)
-        good = (one for one in lower(chosen.lift) if perplexity(one) <= _WORSE * none)
-        lift = next(good, 0.0)
-        return replace(chosen, lift=lift), perplexities
+        most = self._uncalibrated.lift if chosen == self._before else chosen.lift
+        good = (one for one in lower(most) if perplexity(one) <= _WORSE * none)
+        return self._divided(chosen, next(good, 0.0)), perplexities
+
+    def _divided(self, chosen: Weighing, lift: float) -> Weighing:
+        """The constants with that lift for all that is read, and the rest for messages."""
+        return replace(chosen, lift=lift, asked=chosen.lift - lift if self._chat else 0.0)
 
     def _summary(
         self,
@@ -237,7 +245,7 @@ class _Calibrating:
         before = tried[self._before]
         return Calibration(
             weighing=chosen,
-            before=self._before,
+            before=self._uncalibrated,
             asked=asked,
             questions=len(before),
             alone=float(np.mean([one.alone for one in kept])),

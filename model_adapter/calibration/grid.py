@@ -23,10 +23,10 @@ Losses = NDArray[np.float64]
 
 
 def slopes() -> list[Weighing]:
-    """What is tried of slopes, with the safe lift. What a low score may cost is not tried: each of
-    these questions needs one text, so more would always seem better; but a question that needs two
-    would lose the second one (docs/evaluation.md)."""
-    return [replace(SAFE, slope=slope) for slope in _SLOPES]
+    """What is tried of slopes, with the safe lift of a question. What a low score may cost is not
+    tried: each of these questions needs one text, so more would always seem better; but a question
+    that needs two would lose the second one (docs/evaluation.md)."""
+    return [replace(SAFE.asking(), slope=slope) for slope in _SLOPES]
 
 
 def lifts(weighing: Weighing) -> list[Weighing]:

@@ -92,10 +92,10 @@ def slow_logits(
 
 def slow_cuts(
     model: LanguageModel, messages: Sequence[dict[str, str]], size: int
-) -> list[tuple[list[int], list[str]]]:
+) -> list[tuple[list[int], list[str], bool]]:
     """The stretches of a conversation in the template of `tests.helpers`, behind the memories: the
-    tokens of each, and the texts that it is looked up by."""
-    cuts: list[tuple[list[int], list[str]]] = []
+    tokens of each, the texts that it is looked up by, and whether the user says it."""
+    cuts: list[tuple[list[int], list[str], bool]] = []
     said: list[list[int]] = []  # by user and assistant, turn by turn
     stretch = model.tokens("\n\n")
     for number, message in enumerate(messages):
@@ -109,7 +109,8 @@ def slow_cuts(
                 texts = [model.tokenizer.decode(own)]
                 if short and said:
                     texts.append(_with_what_was_said(model, said, own, size))
-                cuts.append((stretch, texts if texts[0].strip() else []))
+                by_user = message["role"] == "user"
+                cuts.append((stretch, texts if texts[0].strip() else [], by_user))
                 stretch = []
         if message["role"] == "system":
             stretch += model.tokens("\n\n")
@@ -151,7 +152,9 @@ def slow_hits(db: MemDB, texts: Sequence[str | Sequence[int]], k: int) -> list[H
     return best
 
 
-def slow_weighed(hits: Sequence[Hit], weighing: Weighing) -> list[tuple[Hit, float]]:
+def slow_weighed(
+    hits: Sequence[Hit], weighing: Weighing, asked: bool = False
+) -> list[tuple[Hit, float]]:
     """The hits that are read, and the bias of each."""
     weighed = []
     best = max([hit.score for hit in hits], default=0.0)
@@ -161,7 +164,7 @@ def slow_weighed(hits: Sequence[Hit], weighing: Weighing) -> list[tuple[Hit, flo
         if costs > weighing.most:
             costs = weighing.most
         if behind <= weighing.reach:
-            weighed.append((hit, weighing.lift - costs))
+            weighed.append((hit, weighing.lift - costs + (weighing.asked if asked else 0)))
     return weighed
 
 
@@ -183,14 +186,14 @@ def slow_answer(
     found: list[list[tuple[Hit, float]]] = []
     read: list[Weighed] = []
 
-    def look_up(texts: Sequence[str | Sequence[int]]) -> list[Weighed]:
+    def look_up(texts: Sequence[str | Sequence[int]], asked: bool = False) -> list[Weighed]:
         hits = [hit for hit in slow_hits(db, texts, k) if hit.score >= min_score]
-        found.append(slow_weighed(hits, weighing))
+        found.append(slow_weighed(hits, weighing, asked))
         return [(hit.memory, bias) for hit, bias in found[-1] if hit.memory is not None]
 
-    for tokens, texts in slow_cuts(model, messages, size):
+    for tokens, texts, by_user in slow_cuts(model, messages, size):
         if texts:
-            read = look_up(texts)
+            read = look_up(texts, by_user)
         for token in tokens:
             logits = reader.read(token, read)
     said = [int(logits.argmax())]

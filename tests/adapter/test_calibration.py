@@ -26,6 +26,8 @@ from model_adapter.training.corpus import Question
 from model_adapter.weighing import EVEN, SAFE, Weighing
 from tests.helpers import SAMPLE, tiny_model
 
+#: As questions are measured without a calibration, in the chat framing.
+ASKED = SAFE.asking()
 WORDS = SAMPLE.split()
 TOPICS = [f"{WORDS[n].strip('.,')} {WORDS[3 * n + 5].strip('.,')}" for n in range(20)]
 
@@ -36,10 +38,8 @@ def model() -> LanguageModel:
 
 
 @pytest.fixture
-def db(
-    model: LanguageModel, minilm: SentenceEmbedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[MemDB]:
-    """Twenty documents, half of them cold, and a model whose questions make sense."""
+def _asks_sensibly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's questions make sense."""
     said = iter(range(10**6))
 
     def first_lines(
@@ -50,10 +50,22 @@ def db(
 
     monkeypatch.setattr(asking, "first_lines", first_lines)
     monkeypatch.setattr(questions, "_GAIN", -100.0)  # of a random model no text helps
-    with create_database(tmp_path / "db", model=model, embedder=minilm, codec="exact") as database:
-        for n, topic in enumerate(TOPICS):
-            text = f"Of {topic}, it is old: " + " ".join(WORDS[n:] + WORDS[:n])[:260]
-            database.insert(text, id=str(n), cold=n % 2 == 0)
+
+
+def made(path: Path, **more: Any) -> MemDB:
+    """Twenty documents, half of them cold."""
+    database = create_database(path, codec="exact", **more)
+    for n, topic in enumerate(TOPICS):
+        text = f"Of {topic}, it is old: " + " ".join(WORDS[n:] + WORDS[:n])[:260]
+        database.insert(text, id=str(n), cold=n % 2 == 0)
+    return database
+
+
+@pytest.fixture
+def db(
+    model: LanguageModel, minilm: SentenceEmbedder, tmp_path: Path, _asks_sensibly: None
+) -> Iterator[MemDB]:
+    with made(tmp_path / "db", model=model, embedder=minilm) as database:
         yield database
 
 
@@ -61,7 +73,7 @@ def tried(**means: float) -> dict[Weighing, Any]:
     """Losses of eight questions, the same spread for all."""
     spread = np.linspace(-0.1, 0.1, 8)
     names = {"even": 0, "mild": 5, "safe": 10, "strong": 40}
-    return {replace(SAFE, slope=names[name]): mean + spread for name, mean in means.items()}
+    return {replace(ASKED, slope=names[name]): mean + spread for name, mean in means.items()}
 
 
 # --- the choice ---
@@ -69,12 +81,12 @@ def tried(**means: float) -> dict[Weighing, Any]:
 
 def test_the_simplest_constants_are_chosen_among_those_as_good() -> None:
     exact = tried(even=2.0, mild=1.5, safe=1.5, strong=1.5)
-    assert simplest(exact) == replace(SAFE, slope=5)
+    assert simplest(exact) == replace(ASKED, slope=5)
     assert simplest(tried(even=2.0, mild=1.5, strong=1.0)).slope == 40  # it wins clearly
-    assert simplest(tried(even=2.0, safe=1.505, strong=1.5)) == SAFE  # by less than 1 %
+    assert simplest(tried(even=2.0, safe=1.505, strong=1.5)) == ASKED  # by less than 1 %
     noisy = tried(even=1.01, strong=1.0)
     noise = np.array([0.2, -0.2] * 4)
-    noisy[replace(SAFE, slope=0)] += noise
+    noisy[replace(ASKED, slope=0)] += noise
     assert simplest(noisy).slope == 0
 
 
@@ -87,8 +99,8 @@ def test_a_win_is_more_than_the_paired_standard_error() -> None:
 
 def test_what_is_tried() -> None:
     assert len(set(slopes())) == 5
-    assert SAFE in slopes()
-    assert {one.lift for one in slopes()} == {SAFE.lift}
+    assert ASKED in slopes()
+    assert {one.lift for one in slopes()} == {SAFE.asked}
     assert list(lower(1.0)) == [1.0, 0.5, 0.0]
     assert list(lower(0.7)) == [0.7, 0.5, 0.0]
     assert list(lower(0.0)) == [0.0]
@@ -232,14 +244,37 @@ def test_constants_that_are_better_are_taken(
     pretend(monkeypatch, answers, lambda one: 0.009 * one.lift)
     found = calibrate(db, questions=9, work=tmp_path / "work")
     assert found.changed
-    assert found.weighing == replace(SAFE, slope=20, lift=1.0)
+    assert found.weighing == replace(SAFE, slope=20, lift=1.0, asked=0.0)
     assert found.perplexities.keys() == {0.0, 1.0}
-    # Running text is worse by 1.5 %: the next lower lift is good enough.
+    # Running text is worse by 1.5 %: the next lower lift is good enough. Messages keep theirs.
     pretend(monkeypatch, answers, lambda one: 0.015 * one.lift)
-    assert calibrate(db, questions=9, work=tmp_path / "work").weighing.lift == 0.5
-    assert db.settings["calibration"]["weighing"]["lift"] == 0.5
+    found = calibrate(db, questions=9, work=tmp_path / "work")
+    assert (found.weighing.lift, found.weighing.asked) == (0.5, 0.5)
+    assert db.settings["calibration"]["weighing"] == found.weighing.to_json()
     pretend(monkeypatch, answers, lambda one: one.lift)
-    assert calibrate(db, questions=9, work=tmp_path / "work").weighing.lift == 0.0
+    found = calibrate(db, questions=9, work=tmp_path / "work")
+    assert (found.weighing.lift, found.weighing.asked) == (0.0, 1.0)
+
+
+def test_a_lift_without_running_text_to_look_at_is_for_messages(
+    db: MemDB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, lambda one: -0.1 * (one.lift == 1.0), lambda one: 0.0)
+    monkeypatch.setattr(Measuring, "find_behind", lambda *_: 0)
+    found = calibrate(db, questions=9, work=tmp_path / "work")
+    assert (found.weighing.lift, found.weighing.asked) == (0.0, 1.0)
+    assert not found.perplexities
+
+
+@pytest.mark.usefixtures("_asks_sensibly")
+def test_in_plain_text_nothing_is_asked(
+    model: LanguageModel, minilm: SentenceEmbedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, lambda one: -0.1 * (one.lift == 1.0), lambda one: 0.015 * one.lift)
+    with made(tmp_path / "plain", model=model, embedder=minilm, framing="plain") as plain:
+        found = calibrate(plain, questions=9, work=tmp_path / "work")
+    assert (found.weighing.lift, found.weighing.asked) == (0.5, 0.0)
+    assert found.before == replace(SAFE, asked=0.0)
 
 
 def test_without_a_clear_gain_all_stays_as_it_was(

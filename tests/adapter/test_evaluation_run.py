@@ -15,6 +15,7 @@ from model_adapter.evaluation import EVEN, Evaluation, Outcome, Question, evalua
 from model_adapter.evaluation.arms import Arm
 from model_adapter.evaluation.figures import compared
 from model_adapter.evaluation.scoring import outcomes
+from model_adapter.weighing import Weighing
 from tests.adapter.asked import MORE, asked_files, corpus_lines, question_lines, settled, write
 from tests.helpers import FACTS, SAMPLE, tiny_model
 
@@ -55,6 +56,26 @@ def test_a_memory_of_everything_is_the_text_in_the_prompt(
     # 128 tokens, float32, keys and values.
     assert found.best.size.tokens_128 == found.best.size.reference
     assert found.best.size.reference == pytest.approx(3 * 2 * 128 * 2 * 8 * 4, rel=0.1)
+
+
+def test_questions_have_the_lift_of_messages_in_a_chat_alone(
+    tmp_path: Path, files: tuple[Path, Path], model: LanguageModel, minilm: SentenceEmbedder
+) -> None:
+    """Neither plain prompts nor running text have it."""
+
+    def measured(weighing: Weighing) -> dict[str, tuple[float, Any]]:
+        settings = settled(framing="both", references="5", weighing=weighing, text_limit=4)
+        parts: dict[str, Any] = {"model": model, "embedder": minilm, "work": tmp_path / "work"}
+        return {
+            one.framing: (one.memory.nll, one.running_text and one.running_text.perplexity_with)
+            for one in evaluate(*files, settings, **parts).framings
+        }
+
+    even, lifted = measured(EVEN), measured(replace(EVEN, lift=1.0))
+    asked = measured(replace(EVEN, asked=1.0))
+    assert asked["plain"] == even["plain"] != lifted["plain"]
+    assert asked["chat"] == (lifted["chat"][0], even["chat"][1])
+    assert even["chat"][1] != lifted["chat"][1]
 
 
 def without_seconds(found: Evaluation) -> Any:

@@ -116,7 +116,7 @@ def test_answers_are_those_of_an_obvious_loop(
     result = generate(conversation, db, **options)
     cuts = slow_cuts(db.writer.model, conversation, 16)
     prompt = Frame(db.writer.model, "chat").behind_memories(conversation)
-    assert [token for tokens, _ in cuts for token in tokens] == [*prompt.content, *prompt.tail]
+    assert [token for tokens, _, _ in cuts for token in tokens] == [*prompt.content, *prompt.tail]
     said, found, _ = slow_answer(
         db, conversation, new=new, k=2, size=16, weighing=SAFE if weigh else EVEN
     )

@@ -139,11 +139,11 @@ def test_each_query_is_words_of_one_turn(db: MemDB, asked: list[str], size: int)
     ]
     result = generate(messages, db, max_new_tokens=1, memories=2, retrieve_every=size, weigh=False)
     cuts = [cut for cut in slow_cuts(db.writer.model, messages, size) if cut[1]]
-    assert asked == [text for _, texts in cuts for text in texts]
+    assert asked == [text for _, texts, _ in cuts for text in texts]
     contents = [message["content"] for message in messages]
     assert all(any(text in content for content in contents) for text in asked)
     assert [ids(chunk.retrieval.hits) for chunk in result.chunks] == [
-        ids(slow_hits(db, texts, 2)) for _, texts in cuts
+        ids(slow_hits(db, texts, 2)) for _, texts, _ in cuts
     ]
     # Of what was said, nothing is left out.
     assert all(
@@ -241,7 +241,7 @@ def test_rag_finds_the_best_for_all_chunks_of_the_last_turn(db: MemDB, asked: li
     (chunk,) = generate(
         messages, db, max_new_tokens=1, memories=3, mode="rag", retrieve_every=32
     ).chunks
-    texts = [text for _, of_chunk in of_chunks for text in of_chunk]
+    texts = [text for _, of_chunk, _ in of_chunks for text in of_chunk]
     assert asked == texts
     assert all(text in last for text in texts)
     assert ids(chunk.retrieval.hits) == ids(slow_hits(db, texts, 3))
@@ -269,7 +269,7 @@ def test_a_chat_asks_only_for_the_new_turn(db: MemDB, asked: list[str]) -> None:
         asked.clear()
         chat.say(question).result  # noqa: B018
         cuts = slow_cuts(db.writer.model, said(question), 64)
-        assert asked == [text for _, texts in cuts for text in texts]
+        assert asked == [text for _, texts, _ in cuts for text in texts]
     asked.clear()
     result = chat.say("Why?").result
     assert asked[0] == "Why?"

@@ -31,7 +31,7 @@ from tests.adapter.slow import slow_answer
 from tests.helpers import FACTS, SAMPLE, tiny_model
 
 #: What it costs to be behind is felt, bounded, and cut off, all among the texts below.
-STRONG = Weighing(lift=1.0, slope=6.0, most=1.8, reach=0.45)
+STRONG = Weighing(lift=1.0, slope=6.0, most=1.8, reach=0.45, asked=0.6)
 
 #: Documents that say something of what the facts are about.
 MORE = {
@@ -64,6 +64,19 @@ def test_what_is_just_within_reach_stays() -> None:
     assert weighing.biases([1.0, 0.75, 0.7499]) == [0, 0, None]
 
 
+def test_what_a_message_finds_is_lifted_more() -> None:
+    weighing = Weighing(lift=0.5, slope=10, most=1.5, reach=0.4, asked=0.75)
+    assert weighing.biases([0.5, 0.75]) == [-1.0, 0.5]
+    assert weighing.asking().biases([0.5, 0.75]) == [-0.25, 1.25]
+    assert weighing.asking().asking() == weighing.asking()
+
+
+def test_constants_of_before_lift_messages_no_more_than_text() -> None:
+    recorded = {"lift": 0.5, "slope": 10.0, "most": 2.0, "reach": 0.5}
+    before = Weighing.from_json(recorded)
+    assert before.asking() == before
+
+
 def test_even_tells_nothing_apart_and_safe_does() -> None:
     assert EVEN.biases([1, 0.3, 0, -1]) == [0, 0, 0, 0]
     best, near, far = SAFE.biases([0.8, 0.78, 0.4])
@@ -74,7 +87,7 @@ def test_even_tells_nothing_apart_and_safe_does() -> None:
     assert SAFE.biases([0.8, 0.8 - SAFE.reach - 0.01])[1] is None
 
 
-@pytest.mark.parametrize("name", ["lift", "slope", "most", "reach"])
+@pytest.mark.parametrize("name", ["lift", "slope", "most", "reach", "asked"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, "1", None, True, [1.0]])
 def test_a_constant_that_is_no_number_is_named(name: str, value: Any) -> None:
     with pytest.raises(InvalidInputError, match=f"the {name} of memories is a number, not"):
@@ -92,7 +105,7 @@ def test_a_constant_out_of_bounds_is_named(name: str, value: float) -> None:
 def test_constants_go_through_json() -> None:
     for weighing in (EVEN, SAFE, STRONG):
         assert Weighing.from_json(json.loads(json.dumps(weighing.to_json()))) == weighing
-    assert set(SAFE.to_json()) == {"lift", "slope", "most", "reach"}
+    assert set(SAFE.to_json()) == {"lift", "slope", "most", "reach", "asked"}
     for wrong in ({"lift": 1.0}, {**SAFE.to_json(), "cut": 1.0}, {}, [1, 2], None):
         with pytest.raises(InvalidInputError, match="no constants of memories: "):
             Weighing.from_json(wrong)  # type: ignore[arg-type]

@@ -61,12 +61,14 @@ def test_calibrate_says_what_it_found(run: Run, db: Path, monkeypatch: pytest.Mo
     assert "40 references asked about, 24 questions kept" in result.stdout
     assert "3.500 nats a token without anything, 0.500 behind the text" in result.stdout
     assert "perplexity 20.00 with lift 0, 20.12 with lift 1\n" in result.stdout
-    assert result.stdout.endswith("recorded: lift 1, most 2, reach 0.5, slope 20\n")
+    assert result.stdout.endswith("recorded: asked 0, lift 1, most 2, reach 0.5, slope 20\n")
 
     monkeypatch.setattr(model_adapter, "calibrate", lambda *_, **__: found(SAFE, {}))
     result = run("calibrate")
     assert "there was no running text to look at" in result.stdout
-    assert "nothing is clearly better; kept and recorded: lift 0.5, most 2" in result.stdout
+    assert (
+        "nothing is clearly better; kept and recorded: asked 0.5, lift 0, most 2" in result.stdout
+    )
     (values,) = rows(run("calibrate", "--json"))
     assert values["weighing"] == SAFE.to_json()
     assert values["tried"][1] == {
@@ -93,8 +95,8 @@ def test_stats_says_what_is_recorded_and_reset_removes_it(run: Run, db: Path) ->
     assert run("calibrate", "--reset").stdout == "no calibration was recorded\n"
     record(db)
     assert (
-        "weighing   lift 1, most 2, reach 0.5, slope 20 (calibrated 2026-11-30, 24 questions)\n"
-        in run("stats").stdout
+        "weighing   asked 0, lift 1, most 2, reach 0.5, slope 20 "
+        "(calibrated 2026-11-30, 24 questions)\n" in run("stats").stdout
     )
     assert rows(run("stats", "--json"))[0]["calibration"]["weighing"] == OTHER.to_json()
     record(db, adapter="another")
