@@ -3,7 +3,7 @@ it and without?
 
 First somebody asks about one paragraph and gets its first sentences as the answer, then about
 another. What is looked up for the whole conversation is compared with what is found for the last
-message alone.
+message alone. And for a last message that only goes on ("Why?"), does the first document come?
 """
 
 from __future__ import annotations
@@ -27,6 +27,16 @@ from model_adapter.language_model import LanguageModel
 
 _LONG = 48  # tokens of the first answer, at least
 _BATCH = 8  # conversations side by side
+_FOLLOWING = (
+    "Why?",
+    "When?",
+    "How many?",
+    "Where was that?",
+    "And when was it built?",
+    "What else do you know about it?",
+    "Could you tell me more about this?",
+    "Who were they and what did they do?",
+)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -39,21 +49,24 @@ class Conversation:
         said: the answer to it.
         last: a question about another document.
         document: that answers it.
+        before: the document that the first turn is about.
     """
 
     first: str
     said: str
     last: str
     document: str
+    before: str
 
-    def prompt(self, framing: Framing) -> str | list[Message]:
-        """What `generate` takes."""
+    def prompt(self, framing: Framing, last: str | None = None) -> str | list[Message]:
+        """What `generate` takes; with another last question, if one is given."""
+        last = self.last if last is None else last
         if framing == "plain":
-            return f"Question: {self.first}\nAnswer: {self.said}\nQuestion: {self.last}\nAnswer:"
+            return f"Question: {self.first}\nAnswer: {self.said}\nQuestion: {last}\nAnswer:"
         return [
             {"role": "user", "content": self.first},
             {"role": "assistant", "content": self.said},
-            {"role": "user", "content": self.last},
+            {"role": "user", "content": last},
         ]
 
 
@@ -82,8 +95,8 @@ def conversations(
         others = [one for one in firsts if one.document not in last.documents]
         if others:
             first = others[random.integers(len(others))]
-            made = Conversation(first.text, said[first.document], last.text, last.document)
-            found.append(made)
+            about = said[first.document]
+            found.append(Conversation(first.text, about, last.text, last.document, first.document))
     return found
 
 
@@ -127,7 +140,8 @@ def measure(
         progress: told of the work.
 
     Returns:
-        `whole`, `last` (shares of conversations) and `ratio`, each with its interval, and `n`.
+        `whole`, `last` (shares of conversations), their `ratio`, and `following` (the first
+        document, for a last message that only goes on), each with its interval, and `n`.
     """
     framing = default_framing(model)
     if not folder.exists():
@@ -147,6 +161,7 @@ def measure(
         making.rename(folder)
     found = conversations(documents, asked, model.tokens, number)
     whole: list[bool] = []
+    following: list[bool] = []
     with open_database(folder, model=model, embedder=embedder) as db:
         alone = [
             one.hits[0].reference.document_id == talk.document
@@ -161,8 +176,15 @@ def measure(
             batch = found[start : start + _BATCH]
             first = looked_up(db, [talk.prompt(framing) for talk in batch])
             whole += [key == talk.document for key, talk in zip(first, batch, strict=True)]
+            goes_on = [
+                talk.prompt(framing, _FOLLOWING[(start + number) % len(_FOLLOWING)])
+                for number, talk in enumerate(batch)
+            ]
+            first = looked_up(db, goes_on)
+            following += [key == talk.before for key, talk in zip(first, batch, strict=True)]
     progress("conversations", len(found), len(found))
-    columns = {"whole": np.array(whole, np.float64), "last": np.array(alone, np.float64)}
+    said = {"whole": whole, "last": alone, "following": following}
+    columns = {name: np.array(values, np.float64) for name, values in said.items()}
     bootstrap = Bootstrap(columns, 0)
     ratio = bootstrap.figure(lambda means: means["whole"] / means["last"])
     figures = {name: bootstrap.mean(name) for name in columns}

@@ -44,6 +44,7 @@ def _rows(cell: Cell) -> Iterator[tuple[str, _Shown]]:
         title = "conversations of two turns, right document first"
         yield f"{title}: whole / last message alone", lambda f: _value(f, "ratio")
         yield f"{title}: whole, last alone", _each_talk
+        yield f"{title}: after a last message that only goes on", lambda f: _value(f, "following")
     elif cell.data == "facts":
         for kind in (None, "short", "medium", "long"):
             yield from _right("facts" + ("" if kind is None else f", {kind} texts"), kind)
@@ -109,9 +110,13 @@ def _each(figures: Figures, name: str) -> str:
     for arm in ("nothing", "rag", "memory"):
         value = figures.get(arm, {}).get(name)
         shown.append(_NONE if value is None else f"{value:.0%}")
-        nearest = figures.get("rag_1", {}).get(name)
-        if arm == "rag" and nearest is not None:
-            shown[-1] += f" ({nearest:.0%} with the nearest alone)"
+        if arm == "rag":
+            others = [
+                f"{found:.0%} {which}"
+                for key, which in (("rag_1", "with the nearest alone"), ("rag_near", "the near"))
+                if (found := figures.get(key, {}).get(name)) is not None
+            ]
+            shown[-1] += f" ({', '.join(others)})" if others else ""
     return ", ".join(shown)
 
 

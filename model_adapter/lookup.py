@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, replace
 
 from memdb import Hit, MemDB, PackedMemories, Reference, Retrieval
@@ -11,6 +12,7 @@ from model_adapter.calibration.constants import weighing_of
 from model_adapter.language_model import LanguageModel
 from model_adapter.options import Options
 from model_adapter.overlap import overlaps
+from model_adapter.turns import BEFORE
 from model_adapter.weighing import EVEN
 
 
@@ -30,7 +32,8 @@ class Query:
         tokens: nearest to these.
         text: all that was read or said so far; what it says already need not be found.
         before: what was said before, turn by turn, where the tokens alone say too little. Then what
-            is nearest to all of it together is looked for, too, and the best of both are found.
+            is nearest to all of it together is looked for, too, and the best of both are found;
+            the scores of the latter count less (`turns.BEFORE`).
         asked: whether these are words of a user's message, which wants to know what is found.
     """
 
@@ -59,6 +62,16 @@ def merged(retrievals: Sequence[Retrieval], k: int) -> Retrieval:
         list(best.values())[:k],
         sum(one.written for one in retrievals),
     )
+
+
+def _counted(retrieval: Retrieval, counts: float) -> Retrieval:
+    """A retrieval whose scores are so many times as high."""
+    if counts == 1:
+        return retrieval
+    hits = [copy(hit) for hit in retrieval.hits]
+    for hit in hits:
+        hit.score *= counts
+    return replace(retrieval, hits=hits)
 
 
 class Lookup:
@@ -111,18 +124,20 @@ class Lookup:
 
     def _retrieve(self, queries: Sequence[Query], memories: bool) -> list[Retrieval | None]:
         asked = [
-            (number, text) for number, query in enumerate(queries) for text in self._asked(query)
+            (number, text, counts)
+            for number, query in enumerate(queries)
+            for text, counts in self._asked(query)
         ]
         found: list[list[Retrieval]] = [[] for _ in queries]
         retrievals = self._db.retrieve_batch(
-            [text for _, text in asked],
+            [text for _, text, _ in asked],
             self._options.memories,
             where=self._options.where,
             memories=memories,
-            accept=self._acceptance([queries[number].text for number, _ in asked]),
+            accept=self._acceptance([queries[number].text for number, *_ in asked]),
         )
-        for (number, _), retrieval in zip(asked, retrievals, strict=True):
-            found[number].append(self._near(retrieval))
+        for (number, _, counts), retrieval in zip(asked, retrievals, strict=True):
+            found[number].append(_counted(self._near(retrieval), counts))
         return [
             merged(of_query, self._options.memories) if of_query else None for of_query in found
         ]
@@ -134,13 +149,15 @@ class Lookup:
             return retrieval
         return replace(retrieval, hits=[hit for hit in retrieval.hits if hit.score >= least])
 
-    def _asked(self, query: Query) -> list[str | Sequence[int]]:
-        """What a query asks the database for: nothing, one thing, or two."""
+    def _asked(self, query: Query) -> list[tuple[str | Sequence[int], float]]:
+        """What a query asks the database for, nothing, one thing, or two, and how much the scores
+        of what it finds count."""
         decode = self._model.tokenizer.decode
         said = [decode(part, skip_special_tokens=True) for part in (*query.before, query.tokens)]
         if not said[-1].strip():
             return []
-        return [query.tokens, "\n".join(said)] if query.before else [query.tokens]
+        alone: list[tuple[str | Sequence[int], float]] = [(query.tokens, 1.0)]
+        return [*alone, ("\n".join(said), BEFORE)] if query.before else alone
 
     def _acceptance(self, texts: Sequence[Sequence[int]]) -> Callable[[int, Reference], bool]:
         """Whether a reference may be a hit: not if another with the same text is one already, or if

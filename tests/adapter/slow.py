@@ -100,7 +100,7 @@ def slow_cuts(
     stretch = model.tokens("\n\n")
     for number, message in enumerate(messages):
         words = model.tokens(message["content"])
-        short = message["role"] == "user" and len(words) < 7 and len(words) < size
+        short = message["role"] == "user" and len(words) < 10 and len(words) < size
         own: list[int] = []
         for place, token in enumerate(words, 1):
             stretch.append(token)
@@ -141,9 +141,16 @@ def _with_what_was_said(
     return text
 
 
-def slow_hits(db: MemDB, texts: Sequence[str | Sequence[int]], k: int) -> list[Hit]:
-    """The best k references for any of the texts, best first; of those that say the same, one."""
-    found = [hit for text in texts for hit in db.retrieve(text, 100).hits]
+def slow_hits(
+    db: MemDB, texts: Sequence[str | Sequence[int]], k: int, counts: Sequence[float] = (1.0, 0.6)
+) -> list[Hit]:
+    """The best k references for any of the texts, best first; of those that say the same, one. The
+    second text is what was said before, and scores by it count less."""
+    found = []
+    for number, text in enumerate(texts):
+        for hit in db.retrieve(text, 100).hits:
+            hit.score *= counts[number]
+            found.append(hit)
     best: list[Hit] = []
     while found and len(best) < k:
         top = max(found, key=lambda hit: hit.score)
@@ -198,7 +205,8 @@ def slow_answer(
             logits = reader.read(token, read)
     said = [int(logits.argmax())]
     while len(said) < new:
-        if len(said) % size == 0:
+        newest = model.tokenizer.decode(said[-size:], skip_special_tokens=True)
+        if len(said) % size == 0 and newest.strip():
             read = look_up([said[-size:]])
         said.append(int(reader.read(said[-1], read).argmax()))
     return said, found, reader.shares[-new:]
