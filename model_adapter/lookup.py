@@ -34,7 +34,7 @@ class Query:
         before: what was said before, turn by turn, where the tokens alone say too little. Then what
             is nearest to all of it together is looked for, too, and the best of both are found;
             the scores of the latter count less (`turns.BEFORE`).
-        asked: whether these are words of a user's message, which wants to know what is found.
+        asked: whether these words want to know something (`turns.asks`).
     """
 
     tokens: Sequence[int]

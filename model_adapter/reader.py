@@ -19,7 +19,7 @@ from model_adapter.detokenizing import Detokenizer
 from model_adapter.framing import Message, Prompt
 from model_adapter.lookup import Lookup, Query, merged
 from model_adapter.options import Options
-from model_adapter.turns import Cut, cuts_of
+from model_adapter.turns import Cut, asks, cuts_of
 from model_adapter.writer import Writer
 
 
@@ -154,7 +154,8 @@ class Reader:
         return cuts_of(prompt.content, prompt.turns, self._options.retrieve_every)
 
     def _query(self, prompt: Prompt, cut: Cut) -> Query:
-        asked = self._frame.framing == "chat" and cut.turn.role == "user"
+        text = self._model.tokenizer.decode(cut.words, skip_special_tokens=True)
+        asked = cut.turn.role == "user" and asks(self._frame.framing, text)
         return Query(cut.words, prompt.content, cut.before, asked)
 
     @staticmethod

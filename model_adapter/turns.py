@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from memdb import Framing
+
 #: A turn of the user with fewer tokens than this is looked up with what was said before, too.
 SHORT = 10
 
@@ -25,6 +27,14 @@ SHORT = 10
 BEFORE = 0.6
 
 Role = Literal["system", "user", "assistant"]
+
+_QUESTION_MARKS = "?？؟"
+
+
+def asks(framing: Framing, text: str) -> bool:
+    """Whether words of the user want to know something: a message does, and of a plain prompt, of
+    which nobody says what it is, words with a question mark."""
+    return framing == "chat" or any(mark in text for mark in _QUESTION_MARKS)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ is added to the attention scores of its pairs. `lift` gives back what a memory h
 pairs that were not kept. `most` bounds what a low score may cost: where a question needs several
 texts, the second one's score says little. What falls further behind than `reach` is left out.
 
-A user who writes a message wants what is in the memories; a text that goes on wants them only where
-they fit. So what a message finds, in the chat framing, is lifted by `asked` more.
+Who asks wants what is in the memories; a text that goes on wants them only where they fit. So what
+is asked for, by a message or by a question in a plain prompt (`turns.asks`), is lifted by `asked`
+more.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Weighing:
         most: nats that a memory may be put down, at least 0.
         reach: cosine similarity below the best at which a memory is left out, above 0; 2 leaves out
             none.
-        asked: nats on top of the lift, for what a message of the user found.
+        asked: nats on top of the lift, for memories that are asked for.
 
     Raises:
         InvalidInputError: naming the constant.
@@ -59,7 +60,7 @@ class Weighing:
             )
 
     def asking(self) -> Weighing:
-        """The constants for what a message of the user found."""
+        """The constants for memories that are asked for."""
         return replace(self, lift=self.lift + self.asked, asked=0.0)
 
     def biases(self, scores: Sequence[float]) -> list[float | None]:

@@ -57,8 +57,8 @@ def calibrate(
     each, memories are retrieved as a generation does, and the right answer's likelihood is measured
     under constant after constant. Others than those before are taken only if they are better by
     more than the standard error over the questions. The lift under which running text becomes at
-    most 1 % less likely holds for all that is read; in the chat framing what is left of the lift of
-    answers holds for what a message finds.
+    most 1 % less likely holds for all that is read; what is left of the lift of answers holds for
+    what is asked for.
 
     What is measured is kept in the work folder: an interrupted call goes on when it is called
     again. Memories that are retrieved and not there yet are written, as ever.
@@ -113,9 +113,7 @@ class _Calibrating:
         self._folder = (cache_folder() / "calibrate" if work is None else work).absolute()
         self._progress = progress
         self._notify = notify
-        self._chat = writer.shape.framing == "chat"
-        before = uncalibrated(writer.model)
-        self._uncalibrated = before if self._chat else replace(before, asked=0.0)
+        self._uncalibrated = uncalibrated(writer.model)
         self._before = self._uncalibrated.asking()  # as questions are measured
 
     def run(self) -> Calibration:
@@ -214,10 +212,10 @@ class _Calibrating:
         self, chosen: Weighing, drawn: Drawn, results: Results
     ) -> tuple[Weighing, dict[float, float]]:
         """The constants with a lift under which running text is as likely as without one, the rest
-        of it for messages alone; and what was measured of it."""
+        of it for what is asked for; and what was measured of it."""
         running = Measuring(self._db, self._writer, results, self._progress)
         if not running.find_behind(drawn.passages):
-            return self._divided(chosen, 0.0 if self._chat else chosen.lift), {}
+            return _divided(chosen, 0.0), {}
         perplexities: dict[float, float] = {}
 
         def perplexity(lift: float) -> float:
@@ -228,11 +226,7 @@ class _Calibrating:
         none = perplexity(0.0)
         most = self._uncalibrated.lift if chosen == self._before else chosen.lift
         good = (one for one in lower(most) if perplexity(one) <= _WORSE * none)
-        return self._divided(chosen, next(good, 0.0)), perplexities
-
-    def _divided(self, chosen: Weighing, lift: float) -> Weighing:
-        """The constants with that lift for all that is read, and the rest for messages."""
-        return replace(chosen, lift=lift, asked=chosen.lift - lift if self._chat else 0.0)
+        return _divided(chosen, next(good, 0.0)), perplexities
 
     def _summary(
         self,
@@ -273,3 +267,8 @@ class _Calibrating:
                 "weighing": found.weighing.to_json(),
             }
         )
+
+
+def _divided(chosen: Weighing, lift: float) -> Weighing:
+    """The constants with that lift for all that is read, and the rest for what is asked for."""
+    return replace(chosen, lift=lift, asked=chosen.lift - lift)

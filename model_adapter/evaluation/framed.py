@@ -56,8 +56,7 @@ class Framed:
         settings, shape, questions = self.settings, self.database.shape, plan.questions
         frame = Frame(self.model, shape.framing, shape.prefix)
         retrieved = settings.references == "retrieved"
-        asked = self._weighing.asking() if shape.framing == "chat" else self._weighing
-        sights = Sights(self.database, plan, retrieved, asked)
+        sights = Sights(self.database, plan, retrieved, self._weighing)
         own, shared = self.work
         make_folder(shared)
         sizes = plan.tokens(self.model, shape.reference_length)

@@ -9,6 +9,7 @@ from memdb import MemDB, PackedMemories, Retrieval
 from model_adapter.evaluation.plan import Plan
 from model_adapter.evaluation.settings import SEEN
 from model_adapter.questions import Question
+from model_adapter.turns import asks
 from model_adapter.weighing import Weighing
 
 
@@ -53,18 +54,28 @@ class Sights:
             found = self._found(questions, SEEN, memories=True)
         else:
             found = [self._of(question, self._plan.seen(question)) for question in questions]
-        return [self._weighing.packed(one, shape) for one in found]
+        return [
+            self._of_question(question).packed(one, shape)
+            for question, one in zip(questions, found, strict=True)
+        ]
 
     def others(self, questions: Sequence[Question]) -> list[PackedMemories]:
         """Memories that say nothing of the answers: for each question those of a document of
         another article."""
         found = [self._of(question, self._plan.other(question)) for question in questions]
-        return [self._weighing.packed(one, self._database.shape) for one in found]
+        return [
+            self._of_question(question).packed(one, self._database.shape)
+            for question, one in zip(questions, found, strict=True)
+        ]
 
     def found(self, questions: Sequence[Question]) -> list[list[str]]:
         """For each question the documents of the references that are nearest to it, best first."""
         found = self._found(questions, SEEN)
         return [[hit.reference.document_id for hit in one.hits] for one in found]
+
+    def _of_question(self, question: Question) -> Weighing:
+        asked = asks(self._database.shape.framing, question.text)
+        return self._weighing.asking() if asked else self._weighing
 
     def _found(
         self, questions: Sequence[Question], most: int, *, memories: bool = False

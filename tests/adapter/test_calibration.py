@@ -38,8 +38,10 @@ def model() -> LanguageModel:
 
 
 @pytest.fixture
-def _asks_sensibly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model's questions make sense."""
+def db(
+    model: LanguageModel, minilm: SentenceEmbedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[MemDB]:
+    """Twenty documents, half of them cold, and a model whose questions make sense."""
     said = iter(range(10**6))
 
     def first_lines(
@@ -50,22 +52,10 @@ def _asks_sensibly(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(asking, "first_lines", first_lines)
     monkeypatch.setattr(questions, "_GAIN", -100.0)  # of a random model no text helps
-
-
-def made(path: Path, **more: Any) -> MemDB:
-    """Twenty documents, half of them cold."""
-    database = create_database(path, codec="exact", **more)
-    for n, topic in enumerate(TOPICS):
-        text = f"Of {topic}, it is old: " + " ".join(WORDS[n:] + WORDS[:n])[:260]
-        database.insert(text, id=str(n), cold=n % 2 == 0)
-    return database
-
-
-@pytest.fixture
-def db(
-    model: LanguageModel, minilm: SentenceEmbedder, tmp_path: Path, _asks_sensibly: None
-) -> Iterator[MemDB]:
-    with made(tmp_path / "db", model=model, embedder=minilm) as database:
+    with create_database(tmp_path / "db", model=model, embedder=minilm, codec="exact") as database:
+        for n, topic in enumerate(TOPICS):
+            text = f"Of {topic}, it is old: " + " ".join(WORDS[n:] + WORDS[:n])[:260]
+            database.insert(text, id=str(n), cold=n % 2 == 0)
         yield database
 
 
@@ -256,7 +246,7 @@ def test_constants_that_are_better_are_taken(
     assert (found.weighing.lift, found.weighing.asked) == (0.0, 1.0)
 
 
-def test_a_lift_without_running_text_to_look_at_is_for_messages(
+def test_a_lift_without_running_text_to_look_at_is_for_what_is_asked(
     db: MemDB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, lambda one: -0.1 * (one.lift == 1.0), lambda one: 0.0)
@@ -264,17 +254,6 @@ def test_a_lift_without_running_text_to_look_at_is_for_messages(
     found = calibrate(db, questions=9, work=tmp_path / "work")
     assert (found.weighing.lift, found.weighing.asked) == (0.0, 1.0)
     assert not found.perplexities
-
-
-@pytest.mark.usefixtures("_asks_sensibly")
-def test_in_plain_text_nothing_is_asked(
-    model: LanguageModel, minilm: SentenceEmbedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pretend(monkeypatch, lambda one: -0.1 * (one.lift == 1.0), lambda one: 0.015 * one.lift)
-    with made(tmp_path / "plain", model=model, embedder=minilm, framing="plain") as plain:
-        found = calibrate(plain, questions=9, work=tmp_path / "work")
-    assert (found.weighing.lift, found.weighing.asked) == (0.5, 0.0)
-    assert found.before == replace(SAFE, asked=0.0)
 
 
 def test_without_a_clear_gain_all_stays_as_it_was(

@@ -151,7 +151,7 @@ def slowly(
         else:
             hits = database.retrieve(question.text, 100).hits
             hits = [hit for hit in hits if hit.reference.document_id in plan.seen(question)]
-        read = [(hit.memory, bias) for hit, bias in slow_weighed(hits, SAFE) if hit.memory]
+        read = [(hit.memory, bias) for hit, bias in slow_weighed(hits, SAFE, True) if hit.memory]
         memories = pack([memory for memory, _ in read], database.shape, [bias for _, bias in read])
     answer = arm.answer(question)
     stretch = Stretch([*prompt.content, *prompt.tail, *answer], memories)
@@ -391,7 +391,7 @@ def test_memories_of_other_documents_are_weighed_among_themselves(
     other = plan.other(asked[0])
     hits = database.query(asked[0].text, 100).hits
     hits = [hit for hit in hits if hit.reference.document_id in other]
-    biases = [bias for _, bias in slow_weighed(hits, SAFE)]
+    biases = [bias for _, bias in slow_weighed(hits, SAFE, True)]
     for layer in packed.layers.values():
         assert set(layer.memory[layer.visible].tolist()) == set(range(len(biases)))
         for number, bias in enumerate(biases):

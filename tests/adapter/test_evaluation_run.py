@@ -58,24 +58,32 @@ def test_a_memory_of_everything_is_the_text_in_the_prompt(
     assert found.best.size.reference == pytest.approx(3 * 2 * 128 * 2 * 8 * 4, rel=0.1)
 
 
-def test_questions_have_the_lift_of_messages_in_a_chat_alone(
-    tmp_path: Path, files: tuple[Path, Path], model: LanguageModel, minilm: SentenceEmbedder
+@pytest.mark.parametrize("mark", ["?", "."])
+def test_what_is_asked_for_is_lifted_and_running_text_is_not(
+    tmp_path: Path, model: LanguageModel, minilm: SentenceEmbedder, mark: str
 ) -> None:
-    """Neither plain prompts nor running text have it."""
+    """A message asks whatever it says, a plain prompt by its question mark."""
+    corpus = write(tmp_path / "c.jsonl", corpus_lines())
+    lines = [{**line, "question": line["question"].rstrip("?") + mark} for line in question_lines()]
+    questions = write(tmp_path / "q.jsonl", lines)
 
-    def measured(weighing: Weighing) -> dict[str, tuple[float, Any]]:
+    def measured(weighing: Weighing) -> dict[str, tuple[float, float]]:
         settings = settled(framing="both", references="5", weighing=weighing, text_limit=4)
         parts: dict[str, Any] = {"model": model, "embedder": minilm, "work": tmp_path / "work"}
-        return {
-            one.framing: (one.memory.nll, one.running_text and one.running_text.perplexity_with)
-            for one in evaluate(*files, settings, **parts).framings
-        }
+        found = {}
+        for one in evaluate(corpus, questions, settings, **parts).framings:
+            assert one.running_text is not None
+            found[one.framing] = one.memory.nll, one.running_text.perplexity_with
+        return found
 
     even, lifted = measured(EVEN), measured(replace(EVEN, lift=1.0))
     asked = measured(replace(EVEN, asked=1.0))
-    assert asked["plain"] == even["plain"] != lifted["plain"]
-    assert asked["chat"] == (lifted["chat"][0], even["chat"][1])
-    assert even["chat"][1] != lifted["chat"][1]
+    for framing in ("plain", "chat"):
+        for before, after in zip(even[framing], lifted[framing], strict=True):
+            assert before != after
+        (nll, text), lifts = asked[framing], framing == "chat" or mark == "?"
+        assert text == even[framing][1]
+        assert nll == (lifted if lifts else even)[framing][0]
 
 
 def without_seconds(found: Evaluation) -> Any:

@@ -287,6 +287,25 @@ def test_weighed_answers_are_those_of_an_obvious_loop(
             assert any(len(set(each)) > 2 for each in biases)
 
 
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_plain_prompt_asks_by_its_question_mark(
+    tmp_path: Path,
+    model: LanguageModel,
+    minilm: SentenceEmbedder,
+    monkeypatch: pytest.MonkeyPatch,
+    asks: bool,
+) -> None:
+    prompt = f"Text. {FACTS[2].question.rstrip('?')}{'?' if asks else '.'} It is"
+    asked, lifted = Weighing(0, 0, 0, 2, asked=3.0), Weighing(3.0, 0, 0, 2)
+    with make(tmp_path / "db", model, minilm, framing="plain") as db:
+        said = {}
+        for weighing in (EVEN, asked, lifted):
+            monkeypatch.setattr("model_adapter.lookup.weighing_of", lambda *_, w=weighing: w)
+            said[weighing] = generate(prompt, db, memories=2, max_new_tokens=20).token_ids
+    assert said[EVEN] != said[lifted]
+    assert said[asked] == said[lifted if asks else EVEN]
+
+
 def test_weighing_changes_answers_and_without_it_nothing_is_left_out(db: MemDB) -> None:
     options = {"memories": 4, "retrieve_every": 16, "max_new_tokens": 18}
     weighed, even = (generate(LONG, db, weigh=weigh, **options) for weigh in (True, False))
