@@ -9,7 +9,7 @@ alone and fused with the embedder, beside the embedder that memdb ships and a ke
 
 `--data`: a folder with a folder for each set, of a `corpus.jsonl` and a `questions.jsonl` as for
 `memdb eval`. `--tuning`: what recipes/calibration/foldoc.py writes. Vectors of all heads are kept
-in the work folder, about 1 MB for each reference: the same command goes on where it was
+in the work folder, about 0.7 MB for each reference: the same command goes on where it was
 interrupted.
 """
 
@@ -104,6 +104,11 @@ def routers_of(fit: Fit, text: Tuning, embedded: Embedded) -> tuple[list[Router]
 @click.option("--tuning", "text", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--set", "sets", multiple=True, help="Only these folders; may be given again.")
 @click.option("--limit", type=click.IntRange(min=1), default=150, show_default=True)
+@click.option(
+    "--distractors",
+    type=click.IntRange(min=0),
+    help="The corpus is the questions' documents and so many distractors of each; default: all.",
+)
 @click.option("--model", default=DEFAULT_MODEL, show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), help="What is kept; default: the cache.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write figures here.")
@@ -112,6 +117,7 @@ def main(
     text: Path,
     sets: tuple[str, ...],
     limit: int,
+    distractors: int | None,
     model: str,
     work: Path | None,
     output: Path | None,
@@ -124,11 +130,11 @@ def main(
         loaded = LanguageModel.load(model, dtype=torch.bfloat16, notify=print)
         embedder = SentenceEmbedder(DEFAULT_EMBEDDER, print)
         passes, embedded = Passes(loaded, folder), Embedded(embedder, folder)
-        known = tuning(loaded, text, folder)
+        known = tuning(loaded, text)
         routers, weight = routers_of(Fit(passes, known, folder), known, embedded)
         group = loaded.heads // loaded.kv_heads
         for name in sets or sorted(path.parent.name for path in data.glob("*/questions.jsonl")):
-            asked = read(data / name, loaded.tokenizer_json, limit)
+            asked = read(data / name, loaded.tokenizer_json, limit, distractors)
             questions = [one.text for one in asked.questions]
             queries, keys = passes.queries(questions), passes.keys(asked.texts)
             by_name = {KEYWORDS: (bm25(questions, asked.texts), weight)}

@@ -46,24 +46,25 @@ class Asked:
         }
 
 
-def read(folder: Path, tokenizer: str, limit: int | None) -> Asked:
+def read(folder: Path, tokenizer: str, limit: int | None, distractors: int | None) -> Asked:
     """A folder's corpus, cut as at ingest, and its questions, spread over the file.
 
     Args:
         folder: with `corpus.jsonl` and `questions.jsonl`.
         tokenizer: by whose tokens references are cut.
         limit: most questions.
+        distractors: where questions name some, the corpus is their documents and so many of these.
     """
     documents = read_documents(folder / "corpus.jsonl")
     questions = read_questions(folder / "questions.jsonl", documents)
+    asked = [questions[place] for place in spread(len(questions), limit)]
+    if distractors is not None and any(one.distractors for one in asked):
+        wanted = {key for one in asked for key in (*one.documents, *one.distractors[:distractors])}
+        documents = {key: document for key, document in documents.items() if key in wanted}
     chunker = Chunker(tokenizer, REFERENCE)
     pieces = [
         (key, piece.text.strip())
         for key, document in documents.items()
         for piece in chunker.split(document.text)
     ]
-    return Asked(
-        [questions[place] for place in spread(len(questions), limit)],
-        [text for _, text in pieces],
-        [key for key, _ in pieces],
-    )
+    return Asked(asked, [text for _, text in pieces], [key for key, _ in pieces])

@@ -68,7 +68,7 @@ class Fit:
         name = digest([model.fingerprint, tuning.texts, [query.text for query in tuning.queries]])
         file = folder / f"scores-{name}.npz"
         if not file.exists():
-            rows = track(range(model.layers * model.heads), "heads")
+            rows = track(range(passes.layers * model.heads), "heads")
             each = [self._scores(row) for row in rows]
             half = file.with_suffix(".half.npz")
             stacked: dict[str, Any] = {

@@ -1,5 +1,5 @@
 """The plain passes of benchmarks/router.py: keys of references and queries of questions, of every
-head, as they are before RoPE. They are kept in a folder, a file for each 64 texts."""
+head of the first two thirds of the layers, as they are before RoPE. They are kept in a folder, a file for each 64 texts."""
 
 from __future__ import annotations
 
@@ -55,6 +55,8 @@ class Passes:
         self.model = model
         self.frame = Frame(model, "chat" if model.tokenizer.chat_template else "plain")
         self._folder = folder
+        #: How many layers are looked at: what lies behind them is about the word that comes next.
+        self.layers = -(-2 * model.layers // 3)
         folder.mkdir(parents=True, exist_ok=True)
 
     def keys(self, texts: Sequence[str]) -> Seen:
@@ -78,7 +80,9 @@ class Passes:
         # Texts of one length side by side.
         order = sorted(range(len(sequences)), key=lambda place: len(sequences[place]))
         begins = [0 if turns is None else turns[place].start for place in order]
-        name = digest([what, self.model.fingerprint, self.model.dtype, self.frame.prefix])
+        name = digest(
+            [what, self.model.fingerprint, self.model.dtype, self.frame.prefix, self.layers]
+        )
         parts = []
         for at in track(range(0, len(order), _FILE), what):
             mine = [sequences[place] for place in order[at : at + _FILE]]
@@ -127,5 +131,5 @@ class Passes:
             layers.append(torch.cat(kept, 1))
 
         with torch.no_grad():
-            model.observe(sequences, look, prefix=prefix)
+            model.observe(sequences, look, prefix=prefix, last_layer=self.layers - 1)
         return torch.cat(layers).numpy().astype(np.float16)

@@ -13,14 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb import no_progress
 from model_adapter import LanguageModel
-from model_adapter.evaluation.work import digest
-from model_adapter.training.asking import Asking
 from model_adapter.training.corpus import Corpus, read
 
 _EACH = 80  # queries of a kind
-_ASKED = 96  # references that the model asks about
 _WORDS = 6  # of a sentence, at least
 
 
@@ -32,13 +28,11 @@ class Query:
         text: the query.
         document: the right one, by number.
         left_out: the reference that it was taken from, which it must not find.
-        kind: `term`, `sentence` or `asked`.
     """
 
     text: str
     document: int
     left_out: int | None
-    kind: str
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,7 @@ class Tuning:
     Attributes:
         texts: of the references.
         owners: number of each reference's document, ascending.
-        queries: of all kinds.
+        queries: of both kinds.
     """
 
     texts: list[str]
@@ -75,25 +69,19 @@ def ranks(
     return places
 
 
-def tuning(model: LanguageModel, path: Path, folder: Path) -> Tuning:
+def tuning(model: LanguageModel, path: Path) -> Tuning:
     """Of a corpus of dictionary entries, whose ids are a number and a term.
 
-    A query is what a term is; a sentence of a reference, which should find the others of its
-    document; or what the model asks about a reference.
+    A query asks what a term is, or is a sentence of a reference, which should find the others of
+    its document.
 
     Args:
-        model: that asks.
+        model: by whose tokens references are cut.
         path: the corpus.
-        folder: where its questions are kept.
     """
     corpus = read(model, [path])
     where = {(r.document, r.ordinal): place for place, r in enumerate(corpus.references)}
     queries = [*_terms(corpus), *_sentences(corpus, where)]
-    file = folder / f"asked-{digest([model.fingerprint, corpus.fingerprint])}.jsonl"
-    asked = Asking(model, corpus, file, 0).questions(_ASKED, no_progress)
-    queries += [
-        Query(one.text, number, None, "asked") for (number, _), of in asked.items() for one in of
-    ]
     owners = np.array([reference.document for reference in corpus.references])
     assert len(set(owners.tolist())) == len(corpus.names)
     return Tuning([reference.text for reference in corpus.references], owners, queries)
@@ -101,7 +89,7 @@ def tuning(model: LanguageModel, path: Path, folder: Path) -> Tuning:
 
 def _terms(corpus: Corpus) -> list[Query]:
     terms = [
-        Query(f"What is {name.split(' ', 1)[1]}?", number, None, "term")
+        Query(f"What is {name.split(' ', 1)[1]}?", number, None)
         for number, name in enumerate(corpus.names)
         if " " in name
     ]
@@ -121,7 +109,7 @@ def _sentences(corpus: Corpus, where: dict[tuple[int, int], int]) -> list[Query]
         if sentences:
             drawn = random.Random(reference.text).choice(sentences)
             place = where[reference.document, reference.ordinal]
-            found.append(Query(drawn, reference.document, place, "sentence"))
+            found.append(Query(drawn, reference.document, place))
     return _drawn(found)
 
 

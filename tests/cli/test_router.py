@@ -52,7 +52,7 @@ def test_a_head_scores_by_its_best_keys_and_by_their_mean() -> None:
 def test_the_reference_that_a_query_comes_from_is_not_found() -> None:
     tuning = module("router_tuning")
     owners = np.array([0, 0, 1, 2])
-    queries = [tuning.Query("a", 0, 0, "sentence"), tuning.Query("b", 2, None, "term")]
+    queries = [tuning.Query("a", 0, 0), tuning.Query("b", 2, None)]
     known = tuning.Tuning(list("wxyz"), owners, queries)
     shown = known.masked(np.array([[9, 2, 3, 1], [4, 1, 3, 3.5]]))
     assert tuning.ranks(shown, owners, queries).tolist() == [2, 2]
@@ -60,7 +60,7 @@ def test_the_reference_that_a_query_comes_from_is_not_found() -> None:
 
 def test_a_weight_is_found_where_the_second_score_helps() -> None:
     fit, tuning = module("router_fit"), module("router_tuning")
-    queries = [tuning.Query("a", 0, None, "term"), tuning.Query("b", 1, None, "term")]
+    queries = [tuning.Query("a", 0, None), tuning.Query("b", 1, None)]
     known = tuning.Tuning(["x", "y"], np.array([0, 1]), queries)
     base = np.array([[1, 0], [1, 0]], np.float32)
     right = np.array([[1, 0], [0, 4]], np.float32)
