@@ -26,7 +26,7 @@ from keywords import bm25
 from router_data import Asked, read
 from router_fit import Fit, Router, best_weight, reciprocal
 from router_pass import Floats, Passes
-from router_scores import KINDS, standard
+from router_scores import KINDS, POOLED, standard
 from router_table import printed
 from router_tuning import Tuning, tuning
 
@@ -78,7 +78,7 @@ def sizes(routers: list[Router], model: LanguageModel, tokens: float, dim: int) 
     found = {EMBEDDER: 4.0 * dim}
     for router in routers:
         keys = len({row // group for row in router.rows}) * model.head_dim * 2
-        found[router.kind] = keys * (1 if router.kind.startswith("pooled") else tokens)
+        found[router.kind] = keys * (1 if router.kind in POOLED else tokens)
     return found
 
 

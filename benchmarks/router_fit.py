@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 from router_pass import Floats, Passes, Seen
-from router_scores import KINDS, Head, fitted, late, pooled, standard
+from router_scores import KINDS, POOLED, Head, fitted, late, pooled, standard
 from router_tuning import Query, Tuning, ranks
 
 from model_adapter.evaluation.work import digest
 
-_NUMBERS = (1, 2, 4, 8, 16)  # of heads, that are tried
+_NUMBERS = (1, 2, 4, 8)  # of heads, that are tried
 _WEIGHTS = (0, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3)  # of a second score beside the first
 
 
@@ -42,10 +42,10 @@ class Router:
 
     def scores(self, group: int, queries: Seen, keys: Seen) -> Floats:
         """(questions, references); `group`: query heads that share keys."""
-        score = pooled if self.kind.startswith("pooled") else late
         total = np.zeros((len(queries.starts), len(keys.starts)), np.float32)
         for row, head in zip(self.rows, self.heads, strict=True):
-            of = score(queries.row(row), queries, keys.row(row // group), keys, head)
+            given = queries.row(row), queries, keys.row(row // group), keys, head
+            of = pooled(*given) if self.kind in POOLED else late(*given, [self.kind])
             total += standard(of[self.kind])
         return total
 

@@ -1,5 +1,6 @@
 """The plain passes of benchmarks/router.py: keys of references and queries of questions, of every
-head of the first two thirds of the layers, as they are before RoPE. They are kept in a folder, a file for each 64 texts."""
+head of the first two thirds of the layers, as they are before RoPE. They are kept in a folder, a
+file for each 64 texts."""
 
 from __future__ import annotations
 
@@ -80,9 +81,8 @@ class Passes:
         # Texts of one length side by side.
         order = sorted(range(len(sequences)), key=lambda place: len(sequences[place]))
         begins = [0 if turns is None else turns[place].start for place in order]
-        name = digest(
-            [what, self.model.fingerprint, self.model.dtype, self.frame.prefix, self.layers]
-        )
+        model = self.model
+        name = digest([what, model.fingerprint, model.dtype, self.frame.prefix, self.layers])
         parts = []
         for at in track(range(0, len(order), _FILE), what):
             mine = [sequences[place] for place in order[at : at + _FILE]]

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 from router_pass import Floats, Seen
 
-#: Kinds of scores: of all tokens' keys, and of one key for each reference.
-KINDS = (
-    "late",
-    "late, long",
-    "late, dot",
-    "pooled",
-    "pooled, dot",
-    "pooled, by value",
-    "pooled, white",
-)
+#: Kinds of scores by all tokens' keys, and by one key for each reference.
+LATE = ("late", "late, long", "late, dot")
+POOLED = ("pooled", "pooled, dot", "pooled, by value", "pooled, white")
+KINDS = (*LATE, *POOLED)
 
 _SMALL = 1e-6
 
@@ -68,7 +63,14 @@ def fitted(queries: Floats, keys: Floats, seen: Seen) -> Head:
     return Head(queries[:, :-1].mean(0), plain.mean(0), pooled, whiten.astype(np.float32))
 
 
-def late(queries: Floats, asked: Seen, keys: Floats, seen: Seen, head: Head) -> dict[str, Floats]:
+def late(
+    queries: Floats,
+    asked: Seen,
+    keys: Floats,
+    seen: Seen,
+    head: Head,
+    kinds: Collection[str] = LATE,
+) -> dict[str, Floats]:
     """Each query token's best key, the mean over the question: (questions, references) by kind.
 
     `late`: cosines, all of the same weight; `late, long`: the longer queries weigh more;
@@ -79,6 +81,8 @@ def late(queries: Floats, asked: Seen, keys: Floats, seen: Seen, head: Head) -> 
     begins = seen.starts[order]
     found: dict[str, Floats] = {}
     for kind, matrix in (("late", unit(centred)), ("late, dot", centred)):
+        if not {kind, "late, long" if kind == "late" else kind} & set(kinds):
+            continue
         across = np.ascontiguousarray(matrix.T)
         rows: dict[str, list[Floats]] = {}
         for at, count in zip(asked.starts, asked.counts, strict=True):
