@@ -143,10 +143,10 @@ def main(
             title = f"{model}, {name}: {len(questions)} questions, {len(asked.texts)} references"
             size = sizes(routers, loaded, float(keys.counts.mean()), embedder.dimension)
             figures[name] = printed(title, ways(asked, by_name, base), EMBEDDER, size)
+            if output is not None:
+                output.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     except MemDBError as error:
         raise click.ClickException(str(error)) from error
-    if output is not None:
-        output.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
