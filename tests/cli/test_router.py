@@ -125,3 +125,18 @@ def test_the_whole_program(tmp_path: Path) -> None:
             own = [set(q.get("documents") or [q["document"]]) for q in questions]
             several = [mine <= there for mine, there in zip(own, hits, strict=True)]
             assert figures[name]["embedder"]["recall_all_at_5"][0] == np.mean(several)
+
+
+def test_the_corpus_may_be_cut_to_some_distractors(tmp_path: Path) -> None:
+    ids = [fact.id for fact in FACTS]
+    lines = [{"id": fact.id, "text": fact.text} for fact in FACTS]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    question = {"question": "Who?", "answers": ["x"], "documents": ids[:1], "distractors": ids[2:]}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(question) + "\n")
+    tokenizer = tiny_model().tokenizer_json
+    read = module("router_data").read
+    assert set(read(tmp_path, tokenizer, None, None).owners) == set(ids)
+    cut = read(tmp_path, tokenizer, None, 1)
+    assert set(cut.owners) == {ids[0], ids[2]}
+    first = np.array([[owner == ids[0] for owner in cut.owners]], np.float32)
+    assert cut.found(first)["recall_all_at_5"].tolist() == [1]
