@@ -13,10 +13,11 @@ from rich.table import Table
 from model_adapter.evaluation import Bootstrap
 from model_adapter.evaluation.bootstrap import Means
 
-#: A question, read in one way: `right`, `nll` and `rest` (None where the answer has one token).
+#: A question, read in one way: `right`, `nll`, `rest` (None where the answer has one token) and
+#: `recall`.
 Row = Mapping[str, Any]
 
-_MEASURES = {"right": "right", "nll": "NLL", "rest": "NLL, rest"}
+_MEASURES = {"right": "right", "nll": "NLL", "rest": "NLL, rest", "recall": "recall"}
 
 
 def printed(
@@ -31,7 +32,7 @@ def printed(
     Args:
         title: of the table.
         rows: of each way, the questions in one order.
-        seconds: of each way, to the first token.
+        seconds: of each way, to the first token; none where it was not timed.
         memories: the way that the others are compared with.
         rag: likewise; seconds, too.
     """
@@ -62,11 +63,12 @@ def printed(
                 low, high = interval
                 said = f"{value:+.2f} ({low:+.2f}, {high:+.2f})"
                 cells[name].append("" if name == base else said)
-    usual = float(np.median(seconds[rag]))
     for name in rows:
-        own = float(np.median(seconds[name]))
-        figures[name] |= {"seconds": own, "seconds / rag": own / usual}
-        table.add_row(name, *cells[name], f"{own:.2f}", f"{own / usual:.2f}")
+        if seconds[name]:
+            own, usual = float(np.median(seconds[name])), float(np.median(seconds[rag]))
+            figures[name] |= {"seconds": own, "seconds / rag": own / usual}
+            cells[name] += [f"{own:.2f}", f"{own / usual:.2f}"]
+        table.add_row(name, *cells[name])
     Console(width=200).print(table)
     return figures
 

@@ -1,0 +1,352 @@
+"""What it is worth to put memories behind each other, by the rank of their retrieval scores.
+
+By default all memories stand at the same positions, those of a reference alone, and the context
+begins behind 128 of them. Here each has its own 128 positions (or as many as its reference is
+long), the best nearest to the context or farthest from it, and the context begins behind them all.
+Retrieval, weighing and what is left out are as in `memdb generate`. A gate is no run of its own:
+where the best score is so far before the second one, the serial run's figure is taken, else that of
+the shared positions.
+
+    python benchmarks/order.py --corpus corpus.jsonl --questions questions.jsonl --limit 40
+    python benchmarks/order.py --corpus corpus.jsonl --questions questions.jsonl --text 40
+
+A question on one document sees the 5 references nearest to it; one on several documents the 5
+nearest of those and of 3 distractors. With `--text`, so many documents are read on behind their
+first 64 tokens, as `memdb eval` does it. What is measured is kept in the work folder: the same
+command goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from found import Found, Seen, about, database
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from memdb import Framing, MemDBError, PackedMemories
+from model_adapter import DEFAULT_MODEL, LanguageModel, Writer
+from model_adapter.calibration.losses import losses
+from model_adapter.catalog import cache_folder
+from model_adapter.evaluation import (
+    Bootstrap,
+    Question,
+    Settings,
+    holds,
+    read_documents,
+    read_questions,
+)
+from model_adapter.evaluation.arms import Memory
+from model_adapter.evaluation.plan import Plan
+from model_adapter.evaluation.scoring import outcomes
+from model_adapter.evaluation.work import Results
+from model_adapter.overlap import overlaps
+from model_adapter.questions import spread
+
+_BATCH = 8  # sequences side by side
+_ANSWER = 24  # tokens
+_CHUNK = 64  # tokens of a running text that are read, and as many that are measured
+_OVERLAP = 2 / 3
+
+
+@dataclass(frozen=True)
+class Order:
+    """One row.
+
+    Attributes:
+        serial: memories stand behind each other.
+        first: the best is the first of them, so the farthest from the context; else the last.
+        tight: each takes as many positions as its reference has tokens; else 128.
+        back: the best and the context stay at their default positions, and the others are moved
+            back, some before the prefix: only distances matter to rotary positions.
+    """
+
+    name: str
+    serial: bool = True
+    first: bool = False
+    tight: bool = False
+    back: bool = False
+
+
+SHARED = Order("shared positions (the default)", serial=False)
+LAST = Order("serial, the best last (nearest)")
+FIRST = Order("serial, the best first (farthest)", first=True)
+TIGHT = Order("serial, the best last, real lengths", tight=True)
+BACK = Order("serial, the best last, the prefix near", back=True)
+ORDERS = (SHARED, BACK, LAST, FIRST, TIGHT)
+GATES = (0.05, 0.1, 0.2)  # of cosine similarity
+
+
+class Placing:
+    """Puts memories at their positions.
+
+    Args:
+        found: finds them.
+    """
+
+    def __init__(self, found: Found) -> None:
+        self._found, self._model = found, found.model
+        self._length = found.db.shape.reference_length
+
+    def placed(self, seen: Sequence[Seen], order: Order) -> tuple[PackedMemories, int]:
+        """Memories, and the position where the context begins behind them."""
+        packed = self._found.packed(seen)
+        begin = len(self._found.frame.prefix)
+        if not order.serial:
+            return packed, begin + self._length
+        if order.back:
+            back = [-self._length * rank for rank in range(len(seen))]
+            return self._moved(packed, back), begin + self._length
+        places = range(len(seen)) if order.first else range(len(seen))[::-1]
+        shifts, at = [0] * len(seen), 0
+        for place in places:
+            shifts[place] = at
+            tokens = len(self._model.tokens(seen[place].text))
+            at += tokens if order.tight else self._length
+        return self._moved(packed, shifts), begin + at
+
+    def _moved(self, packed: PackedMemories, by: Sequence[int]) -> PackedMemories:
+        """Packed memories, each so many positions further on."""
+        layers = {}
+        for number, layer in packed.layers.items():
+            keys = torch.tensor(layer.keys)
+            of = torch.from_numpy(layer.memory)
+            for memory, shift in enumerate(by):
+                if shift:
+                    mine = of == memory
+                    turned = self._model.unrotate(keys[mine][:, None], number, -shift)
+                    keys[mine] = turned[:, 0].to(keys.dtype)
+            layers[number] = replace(layer, keys=keys.numpy())
+        return PackedMemories(layers)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A running text: token ids that are read, and those that come."""
+
+    key: str
+    before: list[int]
+    coming: list[int]
+
+
+def texts(found: Found, documents: Mapping[str, Any], limit: int) -> list[Text]:
+    """So many documents of more than 64 tokens, spread over the corpus."""
+    every = []
+    for key, document in documents.items():
+        tokens = found.model.tokens(document.text)
+        if len(tokens) > _CHUNK:
+            every.append(Text(key, tokens[:_CHUNK], tokens[_CHUNK : 2 * _CHUNK]))
+    return [every[place] for place in spread(len(every), limit)]
+
+
+def behind(found: Found, text: Text) -> list[Seen]:
+    """What is nearest to a text's beginning, without what would tell how it goes on."""
+    whole = [*text.before, *text.coming]
+    return found.found(
+        [text.before],
+        lambda reference: (
+            reference.document_id != text.key
+            and not overlaps(whole, found.model.tokens(reference.content), _OVERLAP)
+        ),
+    )
+
+
+def together(
+    placing: Placing, seen: Sequence[Sequence[Seen]], order: Order
+) -> Iterator[tuple[list[int], list[PackedMemories], int]]:
+    """What can be read side by side: numbers, memories, and where the context begins."""
+    placed = [placing.placed(one, order) for one in seen]
+    numbers = sorted(range(len(seen)), key=lambda number: placed[number][1])
+    for start, same in groupby(numbers, key=lambda number: placed[number][1]):
+        group = list(same)
+        yield group, [placed[number][0] for number in group], start
+
+
+def asked(
+    found: Found, room: int, questions: Sequence[Question], order: Order, answer: int
+) -> list[dict[str, Any]]:
+    """NLL, right answer and the scores' distance, of several questions."""
+    seen = [found.hits(question) for question in questions]
+    rows: list[dict[str, Any]] = [{} for _ in questions]
+    for group, memories, start in together(Placing(found), seen, order):
+        arm = Memory(found.model, found.frame, room, lambda _, made=memories: made, start)  # type: ignore[misc]
+        made = outcomes(arm, [questions[number] for number in group], answer)
+        for number, outcome in zip(group, made, strict=True):
+            question = questions[number]
+            said = outcome.answer
+            scores = [one.score for one in seen[number]]
+            rows[number] = {
+                "nll": outcome.nll,
+                "right": None if said is None else holds(said, question.answers),
+                "answer": said,
+                "gap": scores[0] - scores[1] if len(scores) > 1 else 2.0,
+                "best": seen[number][0].document in question.documents,
+            }
+    return rows
+
+
+def read(found: Found, some: Sequence[Text], order: Order) -> list[dict[str, Any]]:
+    """NLL of what comes, and the scores' distance, of several texts."""
+    seen = [behind(found, text) for text in some]
+    gap = found.model.tokens(found.frame.gap)
+    rows: list[dict[str, Any]] = [{} for _ in some]
+    for group, memories, start in together(Placing(found), seen, order):
+        own = [some[number] for number in group]
+        nll = losses(
+            found.model,
+            [[*gap, *text.before] for text in own],
+            [text.coming for text in own],
+            memories,
+            prefix=found.frame.prefix,
+            start=start,
+        )
+        for number, loss in zip(group, nll, strict=True):
+            scores = [one.score for one in seen[number]]
+            rows[number] = {
+                "nll": loss,
+                "right": None,
+                "gap": scores[0] - scores[1] if len(scores) > 1 else 2.0,
+                "best": None,
+            }
+    return rows
+
+
+def printed(title: str, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Print the table, gates and parts included; its figures come back."""
+    base = rows[SHARED.name]
+    ways = dict(rows)
+    for gate in GATES:
+        ways[f"the best last where it is {gate:g} before the second"] = [
+            one if one["gap"] > gate else other
+            for one, other in zip(rows[BACK.name], base, strict=True)
+        ]
+    columns: dict[str, tuple[str, list[int]]] = {"NLL": ("nll", list(range(len(base))))}
+    if base[0]["best"] is not None:
+        for name, is_best in (("NLL, best is right", True), ("NLL, it is not", False)):
+            chosen = [i for i, row in enumerate(base) if row["best"] == is_best]
+            columns[f"{name} ({len(chosen)})"] = ("nll", chosen)
+    if base[0]["right"] is not None:
+        columns["right"] = ("right", list(range(len(base))))
+    table = Table(title=title)
+    table.add_column("where memories stand")
+    table.add_column("serial in")
+    for name in columns:
+        table.add_column(name)
+        table.add_column("less the default")
+    figures: dict[str, Any] = {}
+    for name, own in ways.items():
+        cells = []
+        figures[name] = {}
+        for column, (measure, chosen) in columns.items():
+            if len(chosen) < 2:
+                cells += ["", ""]
+                continue
+            drawn = Bootstrap(
+                {
+                    "own": np.array([own[i][measure] for i in chosen], np.float64),
+                    "base": np.array([base[i][measure] for i in chosen], np.float64),
+                },
+                seed=0,
+            )
+            mean, _ = drawn.mean("own")
+            relative = measure == "nll"
+            change: Callable[[Any], Any] = (
+                (lambda means: means["own"] / means["base"] - 1)
+                if relative
+                else (lambda means: means["own"] - means["base"])
+            )
+            value, ends = drawn.figure(change)
+            assert ends is not None
+            style = "+.1%" if relative else "+.2f"
+            said = f"{value:{style}} ({ends[0]:{style}}, {ends[1]:{style}})"
+            cells += [f"{mean:.3f}" if relative else f"{mean:.2f}"]
+            cells += ["" if name == SHARED.name else said]
+            figures[name][column] = [mean, value, ends]
+        serial = sum(
+            name != SHARED.name and (name in rows or one is rows[BACK.name][i])
+            for i, one in enumerate(own)
+        )
+        table.add_row(name, str(serial), *cells)
+    Console(width=220).print(table)
+    return figures
+
+
+@click.command()
+@click.option("--corpus", required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--questions", type=click.Path(exists=True, path_type=Path))
+@click.option("--limit", type=click.IntRange(min=1), default=40, show_default=True)
+@click.option("--text", type=click.IntRange(min=1), help="Read so many running texts instead.")
+@click.option("--answers/--no-answers", default=False, help="Right answers, too.")
+@click.option("--model", default=DEFAULT_MODEL, show_default=True)
+@click.option("--framing", type=click.Choice(["plain", "chat"]), help="Default: the model's.")
+@click.option("--work", type=click.Path(path_type=Path), help="What is kept; default: the cache.")
+@click.option("--json", "output", type=click.Path(path_type=Path), help="Write figures here.")
+def main(
+    corpus: Path,
+    questions: Path | None,
+    limit: int,
+    text: int | None,
+    answers: bool,
+    model: str,
+    framing: Framing | None,
+    work: Path | None,
+    output: Path | None,
+) -> None:
+    """What it is worth to put memories behind each other, by rank."""
+    if (questions is None) == (text is None):
+        raise click.UsageError("give either --questions or --text")
+    folder = work or cache_folder() / "hybrid"
+    rows: dict[str, list[dict[str, Any]]] = {}
+    try:
+        documents = read_documents(corpus)
+        loaded = LanguageModel.load(model, notify=print)
+        writer = Writer(loaded, framing=framing)
+        folder.mkdir(parents=True, exist_ok=True)
+        of = about(writer, documents)
+        with database(folder, corpus, writer, of) as db:
+            plan = None
+            if questions is not None:
+                settings = Settings(limit=limit, references="5", ranking=False)
+                plan = Plan(documents, read_questions(questions, documents), settings)
+            found = Found(db, loaded, plan)
+            weighing = found.weighing.to_json()
+            results = Results(folder, "order", {**of, "weighing": weighing, "answers": answers})
+            sequences: Sequence[Any] = (
+                plan.questions if plan is not None else texts(found, documents, text or 0)
+            )
+            keys = [one.key if isinstance(one, Text) else one.id for one in sequences]
+            for start in track(range(0, len(keys), _BATCH), "sequences"):
+                for order in ORDERS:
+                    part = slice(start, start + _BATCH)
+                    own = [f"{order.name}: {key}" for key in keys[part]]
+                    if all(results.get(key) for key in own):
+                        continue
+                    batch = sequences[part]
+                    made = (
+                        read(found, batch, order)
+                        if plan is None
+                        else asked(found, plan.room(loaded), batch, order, _ANSWER * answers)
+                    )
+                    results.add(dict(zip(own, made, strict=True)))
+    except MemDBError as error:
+        raise click.ClickException(str(error)) from error
+    for order in ORDERS:
+        rows[order.name] = [results.get(f"{order.name}: {key}") or {} for key in keys]
+    kind = "questions" if text is None else "running texts"
+    title = f"{model}, {writer.shape.framing} framing, {len(keys)} {kind} of {corpus.parent.name}"
+    figures = printed(title, rows)
+    if output is not None:
+        output.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
