@@ -3,12 +3,16 @@
 By default all memories stand at the same positions, those of a reference alone, and the context
 begins behind 128 of them. Here each has its own 128 positions (or as many as its reference is
 long), the best nearest to the context or farthest from it, and the context begins behind them all.
+That moves the prefix away, too. So two more rows have the one without the other: memories that
+share the positions before a context that begins as far from the prefix, and memories behind each
+other with the best, the context and the prefix where they are by default.
+
 Retrieval, weighing and what is left out are as in `memdb generate`. A gate is no run of its own:
 where the best score is so far before the second one, the serial run's figure is taken, else that of
 the shared positions.
 
     python benchmarks/order.py --corpus corpus.jsonl --questions questions.jsonl --limit 40
-    python benchmarks/order.py --corpus corpus.jsonl --questions questions.jsonl --text 40
+    python benchmarks/order.py --corpus corpus.jsonl --text 40
 
 A question on one document sees the 5 references nearest to it; one on several documents the 5
 nearest of those and of 3 distractors. With `--text`, so many documents are read on behind their
@@ -68,6 +72,7 @@ class Order:
         tight: each takes as many positions as its reference has tokens; else 128.
         back: the best and the context stay at their default positions, and the others are moved
             back, some before the prefix: only distances matter to rotary positions.
+        far: all share the positions right before the context, which begins as with serial ones.
     """
 
     name: str
@@ -75,14 +80,16 @@ class Order:
     first: bool = False
     tight: bool = False
     back: bool = False
+    far: bool = False
 
 
 SHARED = Order("shared positions (the default)", serial=False)
+FAR = Order("shared positions, the prefix far", serial=False, far=True)
 LAST = Order("serial, the best last (nearest)")
 FIRST = Order("serial, the best first (farthest)", first=True)
 TIGHT = Order("serial, the best last, real lengths", tight=True)
 BACK = Order("serial, the best last, the prefix near", back=True)
-ORDERS = (SHARED, BACK, LAST, FIRST, TIGHT)
+ORDERS = (SHARED, FAR, BACK, LAST, FIRST, TIGHT)
 GATES = (0.05, 0.1, 0.2)  # of cosine similarity
 
 
@@ -101,6 +108,9 @@ class Placing:
         """Memories, and the position where the context begins behind them."""
         packed = self._found.packed(seen)
         begin = len(self._found.frame.prefix)
+        if order.far:
+            end = self._length * len(seen)
+            return self._moved(packed, [end - self._length] * len(seen)), begin + end
         if not order.serial:
             return packed, begin + self._length
         if order.back:
@@ -224,10 +234,10 @@ def printed(title: str, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict
     """Print the table, gates and parts included; its figures come back."""
     base = rows[SHARED.name]
     ways = dict(rows)
-    for gate in GATES:
+    for gate in GATES if LAST.name in rows else ():
         ways[f"the best last where it is {gate:g} before the second"] = [
             one if one["gap"] > gate else other
-            for one, other in zip(rows[BACK.name], base, strict=True)
+            for one, other in zip(rows[LAST.name], base, strict=True)
         ]
     columns: dict[str, tuple[str, list[int]]] = {"NLL": ("nll", list(range(len(base))))}
     if base[0]["best"] is not None:
@@ -272,7 +282,7 @@ def printed(title: str, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict
             cells += ["" if name == SHARED.name else said]
             figures[name][column] = [mean, value, ends]
         serial = sum(
-            name != SHARED.name and (name in rows or one is rows[BACK.name][i])
+            name not in (SHARED.name, FAR.name) and (name in rows or one is rows[LAST.name][i])
             for i, one in enumerate(own)
         )
         table.add_row(name, str(serial), *cells)
@@ -285,6 +295,9 @@ def printed(title: str, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict
 @click.option("--questions", type=click.Path(exists=True, path_type=Path))
 @click.option("--limit", type=click.IntRange(min=1), default=40, show_default=True)
 @click.option("--text", type=click.IntRange(min=1), help="Read so many running texts instead.")
+@click.option(
+    "--order", "chosen", multiple=True, help="Only rows whose names begin so, and the default."
+)
 @click.option("--answers/--no-answers", default=False, help="Right answers, too.")
 @click.option("--model", default=DEFAULT_MODEL, show_default=True)
 @click.option("--framing", type=click.Choice(["plain", "chat"]), help="Default: the model's.")
@@ -295,6 +308,7 @@ def main(
     questions: Path | None,
     limit: int,
     text: int | None,
+    chosen: tuple[str, ...],
     answers: bool,
     model: str,
     framing: Framing | None,
@@ -306,6 +320,7 @@ def main(
         raise click.UsageError("give either --questions or --text")
     folder = work or cache_folder() / "hybrid"
     rows: dict[str, list[dict[str, Any]]] = {}
+    orders = [one for one in ORDERS if one is SHARED or one.name.startswith(chosen or ("",))]
     try:
         documents = read_documents(corpus)
         loaded = LanguageModel.load(model, notify=print)
@@ -325,7 +340,7 @@ def main(
             )
             keys = [one.key if isinstance(one, Text) else one.id for one in sequences]
             for start in track(range(0, len(keys), _BATCH), "sequences"):
-                for order in ORDERS:
+                for order in orders:
                     part = slice(start, start + _BATCH)
                     own = [f"{order.name}: {key}" for key in keys[part]]
                     if all(results.get(key) for key in own):
@@ -339,7 +354,7 @@ def main(
                     results.add(dict(zip(own, made, strict=True)))
     except MemDBError as error:
         raise click.ClickException(str(error)) from error
-    for order in ORDERS:
+    for order in orders:
         rows[order.name] = [results.get(f"{order.name}: {key}") or {} for key in keys]
     kind = "questions" if text is None else "running texts"
     title = f"{model}, {writer.shape.framing} framing, {len(keys)} {kind} of {corpus.parent.name}"
