@@ -40,7 +40,6 @@ from model_adapter.evaluation.scoring import outcomes
 from model_adapter.evaluation.work import Results
 from model_adapter.questions import spread
 
-_ANSWER = 24  # tokens
 _BATCH = 8  # questions side by side
 
 
@@ -51,20 +50,20 @@ def recall(found: Found, arm: Arm, question: Question) -> float:
 
 
 def answered(
-    found: Found, arm: Arm, questions: list[Question], results: Results, name: str
+    found: Found, arm: Arm, questions: list[Question], tokens: int, results: Results, name: str
 ) -> None:
-    """Ask those questions that were not asked yet."""
+    """Ask those questions that were not asked yet, for answers of so many tokens."""
     new = [one for one in questions if results.get(f"{name}: {one.id}") is None]
     if not new:
         return
     rows = {}
-    for question, outcome in zip(new, outcomes(arm, new, _ANSWER), strict=True):
-        assert outcome.answer is not None
+    for question, outcome in zip(new, outcomes(arm, new, tokens), strict=True):
+        said = outcome.answer
         rows[f"{name}: {question.id}"] = {
-            "right": holds(outcome.answer, question.answers),
+            "right": None if said is None else holds(said, question.answers),
             "nll": outcome.nll,
             "rest": outcome.rest,
-            "answer": outcome.answer,
+            "answer": said,
             "recall": recall(found, arm, question),
         }
     results.add(rows)
@@ -103,6 +102,13 @@ def timed(asked: Mapping[str, Arm], questions: list[Question], many: int) -> dic
 )
 @click.option("--retrieved", is_flag=True, help="Each question finds among all documents.")
 @click.option(
+    "--answer",
+    type=click.IntRange(min=0),
+    default=24,
+    show_default=True,
+    help="Tokens of an answer; 0: none is asked for.",
+)
+@click.option(
     "--timed",
     "many",
     type=click.IntRange(min=0),
@@ -120,6 +126,7 @@ def main(
     framing: Framing | None,
     chosen: tuple[str, ...],
     retrieved: bool,
+    answer: int,
     many: int,
     work: Path | None,
     output: Path | None,
@@ -137,7 +144,9 @@ def main(
         with database(folder, corpus, writer, of) as db:
             weighing = weighing_of(db, loaded).to_json()
             results = Results(
-                folder, "hybrid", {**of, "weighing": weighing, "retrieved": retrieved}
+                folder,
+                "hybrid",
+                {**of, "weighing": weighing, "retrieved": retrieved, "answer": answer},
             )
             found = Found(db, loaded, None if retrieved else plan)
             asked = arms(found, plan.room(loaded))
@@ -147,7 +156,7 @@ def main(
             for start in track(starts, "questions"):
                 batch = plan.questions[start : start + _BATCH]
                 for name, arm in asked.items():
-                    answered(found, arm, batch, results, name)
+                    answered(found, arm, batch, answer, results, name)
             seconds = timed(asked, plan.questions, many)
     except MemDBError as error:
         raise click.ClickException(str(error)) from error

@@ -13,8 +13,8 @@ from rich.table import Table
 from model_adapter.evaluation import Bootstrap
 from model_adapter.evaluation.bootstrap import Means
 
-#: A question, read in one way: `right`, `nll`, `rest` (None where the answer has one token) and
-#: `recall`.
+#: A question, read in one way: `right` (None without an answer), `nll`, `rest` (None where an answer
+#: has one token) and `recall`.
 Row = Mapping[str, Any]
 
 _MEASURES = {"right": "right", "nll": "NLL", "rest": "NLL, rest", "recall": "recall"}
@@ -38,19 +38,17 @@ def printed(
     """
     table = Table(title=title)
     table.add_column("how references are read")
-    for name in _MEASURES.values():
-        table.add_column(name)
-        table.add_column("- memories")
-        table.add_column("- RAG")
-    table.add_column("seconds")
-    table.add_column("/ RAG")
     figures: dict[str, dict[str, Any]] = {name: {} for name in rows}
     cells: dict[str, list[str]] = {name: [] for name in rows}
-    for measure in _MEASURES:
+    for measure, heading in _MEASURES.items():
         columns = {
             name: np.array([row[measure] for row in own if row[measure] is not None])
             for name, own in rows.items()
         }
+        if not all(map(len, columns.values())):
+            continue  # no answers were asked for
+        for column in (heading, "- memories", "- RAG"):
+            table.add_column(column)
         drawn = Bootstrap(columns, seed=0)
         for name in rows:
             mean, ends = drawn.mean(name)
@@ -63,6 +61,9 @@ def printed(
                 low, high = interval
                 said = f"{value:+.2f} ({low:+.2f}, {high:+.2f})"
                 cells[name].append("" if name == base else said)
+    if any(seconds.values()):
+        table.add_column("seconds")
+        table.add_column("/ RAG")
     for name in rows:
         if seconds[name]:
             own, usual = float(np.median(seconds[name])), float(np.median(seconds[rag]))
