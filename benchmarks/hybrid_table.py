@@ -13,8 +13,8 @@ from rich.table import Table
 from model_adapter.evaluation import Bootstrap
 from model_adapter.evaluation.bootstrap import Means
 
-#: A question, read in one way: `right` (None without an answer), `nll`, `rest` (None where an answer
-#: has one token) and `recall`.
+#: A question, read in one way: `right` (None without an answer), `nll`, `recall`, and `rest` (None
+#: where the answer has one token).
 Row = Mapping[str, Any]
 
 _MEASURES = {"right": "right", "nll": "NLL", "rest": "NLL, rest", "recall": "recall"}
