@@ -31,7 +31,6 @@ from rich.progress import track
 
 from memdb import Framing, MemDBError
 from model_adapter import DEFAULT_MODEL, LanguageModel, Writer
-from model_adapter.calibration.constants import weighing_of
 from model_adapter.catalog import cache_folder
 from model_adapter.evaluation import Question, Settings, holds, read_documents, read_questions
 from model_adapter.evaluation.arms import Arm
@@ -142,13 +141,14 @@ def main(
         writer = Writer(loaded, framing=framing)
         of = about(writer, documents)
         with database(folder, corpus, writer, of) as db:
-            weighing = weighing_of(db, loaded).to_json()
-            results = Results(
-                folder,
-                "hybrid",
-                {**of, "weighing": weighing, "retrieved": retrieved, "answer": answer},
-            )
             found = Found(db, loaded, None if retrieved else plan)
+            depends = {
+                **of,
+                "weighing": found.weighing.to_json(),
+                "retrieved": retrieved,
+                "answer": answer,
+            }
+            results = Results(folder, "hybrid", depends)
             asked = arms(found, plan.room(loaded))
             wanted = (*chosen, MEMORIES, RAG) if chosen else ("",)
             asked = {name: arm for name, arm in asked.items() if name.startswith(wanted)}

@@ -23,26 +23,23 @@ command goes on where it was interrupted.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-import torch
 from found import Found, Seen, about, database
-from rich.console import Console
+from order_places import ORDERS, SHARED, Order, Placing
+from order_table import printed
 from rich.progress import track
-from rich.table import Table
 
 from memdb import Framing, MemDBError, PackedMemories
 from model_adapter import DEFAULT_MODEL, LanguageModel, Writer
 from model_adapter.calibration.losses import losses
 from model_adapter.catalog import cache_folder
 from model_adapter.evaluation import (
-    Bootstrap,
     Question,
     Settings,
     holds,
@@ -60,83 +57,6 @@ _BATCH = 8  # sequences side by side
 _ANSWER = 24  # tokens
 _CHUNK = 64  # tokens of a running text that are read, and as many that are measured
 _OVERLAP = 2 / 3
-
-
-@dataclass(frozen=True)
-class Order:
-    """One row.
-
-    Attributes:
-        serial: memories stand behind each other.
-        first: the best is the first of them, so the farthest from the context; else the last.
-        tight: each takes as many positions as its reference has tokens; else 128.
-        back: the best and the context stay at their default positions, and the others are moved
-            back, some before the prefix: only distances matter to rotary positions.
-        far: all share the positions right before the context, which begins as with serial ones.
-    """
-
-    name: str
-    serial: bool = True
-    first: bool = False
-    tight: bool = False
-    back: bool = False
-    far: bool = False
-
-
-SHARED = Order("shared positions (the default)", serial=False)
-FAR = Order("shared positions, the prefix far", serial=False, far=True)
-LAST = Order("serial, the best last (nearest)")
-FIRST = Order("serial, the best first (farthest)", first=True)
-TIGHT = Order("serial, the best last, real lengths", tight=True)
-BACK = Order("serial, the best last, the prefix near", back=True)
-ORDERS = (SHARED, FAR, BACK, LAST, FIRST, TIGHT)
-GATES = (0.05, 0.1, 0.2)  # of cosine similarity
-
-
-class Placing:
-    """Puts memories at their positions.
-
-    Args:
-        found: finds them.
-    """
-
-    def __init__(self, found: Found) -> None:
-        self._found, self._model = found, found.model
-        self._length = found.db.shape.reference_length
-
-    def placed(self, seen: Sequence[Seen], order: Order) -> tuple[PackedMemories, int]:
-        """Memories, and the position where the context begins behind them."""
-        packed = self._found.packed(seen)
-        begin = len(self._found.frame.prefix)
-        if order.far:
-            end = self._length * len(seen)
-            return self._moved(packed, [end - self._length] * len(seen)), begin + end
-        if not order.serial:
-            return packed, begin + self._length
-        if order.back:
-            back = [-self._length * rank for rank in range(len(seen))]
-            return self._moved(packed, back), begin + self._length
-        places = range(len(seen)) if order.first else range(len(seen))[::-1]
-        shifts, at = [0] * len(seen), 0
-        for place in places:
-            shifts[place] = at
-            tokens = len(self._model.tokens(seen[place].text))
-            at += tokens if order.tight else self._length
-        return self._moved(packed, shifts), begin + at
-
-    def _moved(self, packed: PackedMemories, by: Sequence[int]) -> PackedMemories:
-        """Packed memories, each so many positions further on."""
-        layers = {}
-        for number, layer in packed.layers.items():
-            keys = torch.tensor(layer.keys)
-            of = torch.from_numpy(layer.memory)
-            for memory, shift in enumerate(by):
-                if shift:
-                    mine = of == memory
-                    turned = self._model.unrotate(keys[mine][:, None], number, -shift)
-                    keys[mine] = turned[:, 0].to(keys.dtype)
-            layers[number] = replace(layer, keys=keys.numpy())
-        return PackedMemories(layers)
 
 
 @dataclass(frozen=True)
@@ -228,66 +148,6 @@ def read(found: Found, some: Sequence[Text], order: Order) -> list[dict[str, Any
                 "best": None,
             }
     return rows
-
-
-def printed(title: str, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Print the table, gates and parts included; its figures come back."""
-    base = rows[SHARED.name]
-    ways = dict(rows)
-    for gate in GATES if LAST.name in rows else ():
-        ways[f"the best last where it is {gate:g} before the second"] = [
-            one if one["gap"] > gate else other
-            for one, other in zip(rows[LAST.name], base, strict=True)
-        ]
-    columns: dict[str, tuple[str, list[int]]] = {"NLL": ("nll", list(range(len(base))))}
-    if base[0]["best"] is not None:
-        for name, is_best in (("NLL, best is right", True), ("NLL, it is not", False)):
-            chosen = [i for i, row in enumerate(base) if row["best"] == is_best]
-            columns[f"{name} ({len(chosen)})"] = ("nll", chosen)
-    if base[0]["right"] is not None:
-        columns["right"] = ("right", list(range(len(base))))
-    table = Table(title=title)
-    table.add_column("where memories stand")
-    table.add_column("serial in")
-    for name in columns:
-        table.add_column(name)
-        table.add_column("less the default")
-    figures: dict[str, Any] = {}
-    for name, own in ways.items():
-        cells = []
-        figures[name] = {}
-        for column, (measure, chosen) in columns.items():
-            if len(chosen) < 2:
-                cells += ["", ""]
-                continue
-            drawn = Bootstrap(
-                {
-                    "own": np.array([own[i][measure] for i in chosen], np.float64),
-                    "base": np.array([base[i][measure] for i in chosen], np.float64),
-                },
-                seed=0,
-            )
-            mean, _ = drawn.mean("own")
-            relative = measure == "nll"
-            change: Callable[[Any], Any] = (
-                (lambda means: means["own"] / means["base"] - 1)
-                if relative
-                else (lambda means: means["own"] - means["base"])
-            )
-            value, ends = drawn.figure(change)
-            assert ends is not None
-            style = "+.1%" if relative else "+.2f"
-            said = f"{value:{style}} ({ends[0]:{style}}, {ends[1]:{style}})"
-            cells += [f"{mean:.3f}" if relative else f"{mean:.2f}"]
-            cells += ["" if name == SHARED.name else said]
-            figures[name][column] = [mean, value, ends]
-        serial = sum(
-            name not in (SHARED.name, FAR.name) and (name in rows or one is rows[LAST.name][i])
-            for i, one in enumerate(own)
-        )
-        table.add_row(name, str(serial), *cells)
-    Console(width=220).print(table)
-    return figures
 
 
 @click.command()
