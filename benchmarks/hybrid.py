@@ -1,7 +1,10 @@
 """What it is worth to read the best reference as text and the others as memories.
 
 For each question the model sees the same references: all as memories, the best as text and the
-others as memories, all as text (RAG), or the best alone as text. A question on one document sees
+others as memories, all as text (RAG), or the best alone as text. In three more ways it sees
+memories that were looked for a second time, with the beginning of an answer; memories of which what
+the question looks at most is computed anew; or memories and, as text, the sentences that it looks
+at most. A question on one document sees
 the 5 references nearest to it; one on several documents the 5 nearest of those documents and of 3
 distractors. Memories are weighed by their scores as in `memdb generate`, and what is left out there
 is left out everywhere.
@@ -18,54 +21,49 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
-from hybrid_arms import MEMORIES, RAG, Found, arms
+from found import Found, about, database
+from hybrid_arms import MEMORIES, RAG, Again, arms
 from hybrid_table import printed
 from rich.progress import track
 
-from memdb import Framing, MemDB, MemDBError
-from model_adapter import DEFAULT_MODEL, LanguageModel, Writer, create_database, open_database
+from memdb import Framing, MemDBError
+from model_adapter import DEFAULT_MODEL, LanguageModel, Writer
 from model_adapter.catalog import cache_folder
 from model_adapter.evaluation import Question, Settings, holds, read_documents, read_questions
 from model_adapter.evaluation.arms import Arm
 from model_adapter.evaluation.plan import Plan
 from model_adapter.evaluation.scoring import outcomes
-from model_adapter.evaluation.work import Results, corpus_digest, digest
+from model_adapter.evaluation.work import Results
 from model_adapter.questions import spread
 
-_ANSWER = 24  # tokens
 _BATCH = 8  # questions side by side
-_TIMED = 10  # questions whose first token is timed, one by one
 
 
-def database(
-    work: Path, corpus: Path, model: LanguageModel, framing: Framing, about: object
-) -> MemDB:
-    """The corpus, cold: memories are written when a question first sees them, and are kept."""
-    folder = work / digest(about)
-    if not folder.exists():
-        with create_database(folder, model=model, framing=framing, codec="int8") as db:
-            db.ingest(corpus, cold=True)
-    # Without a cache: the seconds are those of memories that come from the disk.
-    return open_database(folder, model=model, cache_bytes=0)
+def recall(found: Found, arm: Arm, question: Question) -> float:
+    """Of the documents that a question needs, the share that it sees."""
+    seen = arm.seen(question) if isinstance(arm, Again) else found.hits(question)
+    return len({one.document for one in seen} & set(question.documents)) / len(question.documents)
 
 
-def answered(arm: Arm, questions: list[Question], results: Results, name: str) -> None:
-    """Ask those questions that were not asked yet."""
+def answered(
+    found: Found, arm: Arm, questions: list[Question], tokens: int, results: Results, name: str
+) -> None:
+    """Ask those questions that were not asked yet, for answers of so many tokens."""
     new = [one for one in questions if results.get(f"{name}: {one.id}") is None]
     if not new:
         return
     rows = {}
-    for question, outcome in zip(new, outcomes(arm, new, _ANSWER), strict=True):
-        assert outcome.answer is not None
+    for question, outcome in zip(new, outcomes(arm, new, tokens), strict=True):
+        said = outcome.answer
         rows[f"{name}: {question.id}"] = {
-            "right": holds(outcome.answer, question.answers),
+            "right": None if said is None else holds(said, question.answers),
             "nll": outcome.nll,
             "rest": outcome.rest,
-            "answer": outcome.answer,
+            "answer": said,
+            "recall": recall(found, arm, question),
         }
     results.add(rows)
 
@@ -78,11 +76,11 @@ def first_token(arm: Arm, question: Question) -> float:
     return time.perf_counter() - began
 
 
-def timed(asked: Mapping[str, Arm], questions: list[Question]) -> dict[str, list[float]]:
-    """Seconds to the first token: for each way, of some questions."""
+def timed(asked: Mapping[str, Arm], questions: list[Question], many: int) -> dict[str, list[float]]:
+    """Seconds to the first token: for each way, of so many questions."""
     seconds: dict[str, list[float]] = {name: [] for name in asked}
     names = list(asked)
-    for number, place in enumerate(spread(len(questions), _TIMED)):
+    for number, place in enumerate(spread(len(questions), many) if many else []):
         turn = number % len(names)  # none is always the first
         for name in (*names[turn:], *names[:turn]):
             seconds[name].append(first_token(asked[name], questions[place]))
@@ -101,6 +99,22 @@ def timed(asked: Mapping[str, Arm], questions: list[Question]) -> dict[str, list
     multiple=True,
     help="Only ways whose names begin so, and the two that are compared with.",
 )
+@click.option("--retrieved", is_flag=True, help="Each question finds among all documents.")
+@click.option(
+    "--answer",
+    type=click.IntRange(min=0),
+    default=24,
+    show_default=True,
+    help="Tokens of an answer; 0: none is asked for.",
+)
+@click.option(
+    "--timed",
+    "many",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Questions whose first token is timed, one by one.",
+)
 @click.option("--work", type=click.Path(path_type=Path), help="What is kept; default: the cache.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write figures here.")
 def main(
@@ -110,6 +124,9 @@ def main(
     model: str,
     framing: Framing | None,
     chosen: tuple[str, ...],
+    retrieved: bool,
+    answer: int,
+    many: int,
     work: Path | None,
     output: Path | None,
 ) -> None:
@@ -121,12 +138,17 @@ def main(
         plan = Plan(documents, read_questions(questions, documents), settings)
         loaded = LanguageModel.load(model, notify=print)
         folder.mkdir(parents=True, exist_ok=True)
-        shape = Writer(loaded, framing=framing).shape
-        about: dict[str, Any] = {"shape": shape.to_json(), "corpus": corpus_digest(documents)}
-        del about["shape"]["prefix"]  # a template may print the date; the database keeps its own
-        results = Results(folder, "hybrid", about)
-        with database(folder, corpus, loaded, shape.framing, about) as db:
-            found = Found(db, loaded, plan)
+        writer = Writer(loaded, framing=framing)
+        of = about(writer, documents)
+        with database(folder, corpus, writer, of) as db:
+            found = Found(db, loaded, None if retrieved else plan)
+            depends = {
+                **of,
+                "weighing": found.weighing.to_json(),
+                "retrieved": retrieved,
+                "answer": answer,
+            }
+            results = Results(folder, "hybrid", depends)
             asked = arms(found, plan.room(loaded))
             wanted = (*chosen, MEMORIES, RAG) if chosen else ("",)
             asked = {name: arm for name, arm in asked.items() if name.startswith(wanted)}
@@ -134,15 +156,15 @@ def main(
             for start in track(starts, "questions"):
                 batch = plan.questions[start : start + _BATCH]
                 for name, arm in asked.items():
-                    answered(arm, batch, results, name)
-            seconds = timed(asked, plan.questions)
+                    answered(found, arm, batch, answer, results, name)
+            seconds = timed(asked, plan.questions, many)
     except MemDBError as error:
         raise click.ClickException(str(error)) from error
     rows = {
         name: [results.get(f"{name}: {question.id}") or {} for question in plan.questions]
         for name in asked
     }
-    title = f"{model}, {shape.framing} framing, {len(plan.questions)} questions"
+    title = f"{model}, {writer.shape.framing} framing, {len(plan.questions)} questions"
     figures = printed(title, rows, seconds, MEMORIES, RAG)
     if output is not None:
         output.write_text(json.dumps(figures, indent=1) + "\n")

@@ -2,102 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from memdb import Hit, MemDB, PackedMemories, pack
-from model_adapter import Context, Frame, LanguageModel, Stretch
-from model_adapter.calibration.constants import weighing_of
+import torch
+from found import Found, Seen
+from hybrid_looked import Looked
+
+from memdb import PackedMemories
+from model_adapter import Context, Stretch
 from model_adapter.evaluation import Question
 from model_adapter.evaluation.arms import Arm, Memory, Opened, Rag
-from model_adapter.evaluation.plan import Plan
+from model_adapter.first_line import first_lines
 from model_adapter.framing import REFERENCE
+from model_adapter.sampling import Sampler
 
-_SEEN = 5  # references
+DRAFT = 16  # tokens of an answer that a second retrieval goes by
 
 MEMORIES = "memories"
 RAG = "RAG, all"
 
 
-class Found:
-    """What questions see.
-
-    Args:
-        db: the corpus; memories that are not there yet are written.
-        model: that wrote them.
-        plan: among which documents a question finds, where it needs several.
-    """
-
-    def __init__(self, db: MemDB, model: LanguageModel, plan: Plan) -> None:
-        self.db, self.model = db, model
-        self.frame = Frame(model, db.shape.framing, db.shape.prefix)
-        self._plan = plan
-        self._weighing = weighing_of(db, model)
-        self._hits: dict[str, list[Hit]] = {}
-
-    def hits(self, question: Question) -> list[Hit]:
-        """The references, best first."""
-        if question.id not in self._hits:
-            own = self._plan.seen(question) if len(question.documents) > 1 else None
-            (found,) = self.db.retrieve_batch(
-                [question.text],
-                _SEEN,
-                memories=False,
-                accept=lambda _, reference: own is None or reference.document_id in own,
-            )
-            # Only what is read is written.
-            kept = {hit.id for hit in self._weighing.kept(found).hits}
-            (found,) = self.db.retrieve_batch(
-                [question.text], len(kept), accept=lambda _, reference: reference.id in kept
-            )
-            self._hits[question.id] = found.hits
-        return self._hits[question.id]
-
-    def texts(self, question: Question, most: int = _SEEN) -> tuple[str, ...]:
-        """Of the best references, the best first."""
-        return tuple(hit.reference.content for hit in self.hits(question)[:most])
-
-    def memories(self, question: Question, behind: int = 0) -> PackedMemories:
-        """Of all but the best few, each put down by how far it is behind the best of all."""
-        hits = self.hits(question)
-        biases = self._weighing.biases([hit.score for hit in hits])
-        read = [
-            (hit.stored, bias)
-            for hit, bias in list(zip(hits, biases, strict=True))[behind:]
-            if hit.stored is not None and bias is not None
-        ]
-        return pack([stored for stored, _ in read], self.db.shape, [bias for _, bias in read])
-
-
 class Hybrid(Arm):
-    """The best reference as text where the context begins, the others as memories.
+    """A text where the context begins, and memories.
 
     Args:
         found: what questions see.
         room: see `Arm`.
+        texts: of each question.
+        memories: likewise.
         line: the text has a gap and a "Reference:" of its own before it; else it goes on where the
             memories end.
         apart: only the prompt sees the memories, and not the text.
     """
 
-    def __init__(self, found: Found, room: int, *, line: bool = False, apart: bool = False) -> None:
+    def __init__(
+        self,
+        found: Found,
+        room: int,
+        texts: Callable[[Question], str],
+        memories: Callable[[Question], PackedMemories],
+        *,
+        line: bool = False,
+        apart: bool = False,
+    ) -> None:
         super().__init__(found.model, found.frame, room)
-        self._found, self._line, self._apart = found, line, apart
+        self._texts, self._memories, self._line, self._apart = texts, memories, line, apart
+        self._start = len(found.frame.prefix) + found.db.shape.reference_length
 
     def open(self, questions: Sequence[Question]) -> Opened:
         """See `Arm.open`."""
-        shape, frame = self._found.db.shape, self.frame
-        memories = [self._found.memories(question, behind=1) for question in questions]
+        frame = self.frame
+        memories = [self._memories(question) for question in questions]
         asked = [frame.behind_memories(self.prompt(question)) for question in questions]
         prompts = [[*prompt.content, *prompt.tail] for prompt in asked]
         before = self.model.tokens(frame.gap + REFERENCE) if self._line else []
-        texts = [
-            [*before, *self.model.tokens(*self._found.texts(question, 1))] for question in questions
-        ]
+        texts = [[*before, *self.model.tokens(self._texts(question))] for question in questions]
         both = [[*text, *prompt] for text, prompt in zip(texts, prompts, strict=True)]
         context = Context(
             self.model,
             frame.prefix,
-            len(frame.prefix) + shape.reference_length,
+            self._start,
             batch=len(questions),
             capacity=self._capacity(both),
         )
@@ -106,15 +70,68 @@ class Hybrid(Arm):
         return Opened(context, prompts if self._apart else both, list(memories), 0.0)
 
 
+class Again(Memory):
+    """Memories that are looked for a second time, with the question and the beginning of an answer;
+    the best of both times are read anew.
+
+    Args:
+        found: what questions see.
+        room: see `Arm`.
+    """
+
+    def __init__(self, found: Found, room: int) -> None:
+        model, frame = found.model, found.frame
+        self._found = found
+        self._seen: dict[str, list[Seen]] = {}
+        start = len(frame.prefix) + found.db.shape.reference_length
+        self._first = Memory(
+            model, frame, room, lambda some: [found.memories(one) for one in some], start
+        )
+        super().__init__(
+            model, frame, room, lambda some: [found.packed(one) for one in self._both(some)], start
+        )
+
+    def seen(self, question: Question) -> list[Seen]:
+        """What a question sees at last; once it was asked."""
+        return self._seen[question.id]
+
+    def _both(self, questions: Sequence[Question]) -> list[list[Seen]]:
+        opened = self._first.open(questions)
+        logits = torch.cat(opened.context.read(opened.stretches))
+        drafts = first_lines(self.model, opened.context, logits, DRAFT, Sampler(len(questions)))
+        for question, draft in zip(questions, drafts, strict=True):
+            words = [question.text, f"{question.text}\n{draft}"]
+            self._seen[question.id] = self._found.found(words, self._found.may_see(question))
+        return [self._seen[question.id] for question in questions]
+
+
 def arms(found: Found, room: int) -> dict[str, Arm]:
     """All ways by name."""
     shape = found.db.shape
     model, frame, start = found.model, found.frame, len(shape.prefix) + shape.reference_length
+    looked = Looked(found)
+
+    def best(question: Question) -> str:
+        return found.texts(question, 1)[0]
+
+    def others(question: Question) -> PackedMemories:
+        return found.memories(question, behind=1)
+
     return {
         MEMORIES: Memory(model, frame, room, lambda some: [found.memories(q) for q in some], start),
-        "hybrid": Hybrid(found, room),
-        "hybrid, 'Reference:' again": Hybrid(found, room, line=True),
-        "hybrid, text apart": Hybrid(found, room, line=True, apart=True),
+        "hybrid": Hybrid(found, room, best, others),
+        "hybrid, 'Reference:' again": Hybrid(found, room, best, others, line=True),
+        "hybrid, text apart": Hybrid(found, room, best, others, line=True, apart=True),
+        "second retrieval": Again(found, room),
+        "a fifth anew": Memory(
+            model, frame, room, lambda some: [looked.anew(q) for q in some], start
+        ),
+        "a fifth anew, beside what was kept": Memory(
+            model, frame, room, lambda some: [looked.anew(q, beside=True) for q in some], start
+        ),
+        "sentences as text, too": Hybrid(
+            found, room, looked.sentences, found.memories, line=True, apart=True
+        ),
         RAG: Rag(model, frame, room, lambda some: [found.texts(q) for q in some]),
         "RAG, the best alone": Rag(
             model, frame, room, lambda some: [found.texts(q, 1) for q in some]

@@ -13,10 +13,11 @@ from rich.table import Table
 from model_adapter.evaluation import Bootstrap
 from model_adapter.evaluation.bootstrap import Means
 
-#: A question, read in one way: `right`, `nll` and `rest` (None where the answer has one token).
+#: A question, read in one way: `right` (None without an answer), `nll`, `recall`, and `rest` (None
+#: where the answer has one token).
 Row = Mapping[str, Any]
 
-_MEASURES = {"right": "right", "nll": "NLL", "rest": "NLL, rest"}
+_MEASURES = {"right": "right", "nll": "NLL", "rest": "NLL, rest", "recall": "recall"}
 
 
 def printed(
@@ -31,25 +32,23 @@ def printed(
     Args:
         title: of the table.
         rows: of each way, the questions in one order.
-        seconds: of each way, to the first token.
+        seconds: of each way, to the first token; none where it was not timed.
         memories: the way that the others are compared with.
         rag: likewise; seconds, too.
     """
     table = Table(title=title)
     table.add_column("how references are read")
-    for name in _MEASURES.values():
-        table.add_column(name)
-        table.add_column("- memories")
-        table.add_column("- RAG")
-    table.add_column("seconds")
-    table.add_column("/ RAG")
     figures: dict[str, dict[str, Any]] = {name: {} for name in rows}
     cells: dict[str, list[str]] = {name: [] for name in rows}
-    for measure in _MEASURES:
+    for measure, heading in _MEASURES.items():
         columns = {
             name: np.array([row[measure] for row in own if row[measure] is not None])
             for name, own in rows.items()
         }
+        if not all(map(len, columns.values())):
+            continue  # no answers were asked for
+        for column in (heading, "- memories", "- RAG"):
+            table.add_column(column)
         drawn = Bootstrap(columns, seed=0)
         for name in rows:
             mean, ends = drawn.mean(name)
@@ -62,11 +61,15 @@ def printed(
                 low, high = interval
                 said = f"{value:+.2f} ({low:+.2f}, {high:+.2f})"
                 cells[name].append("" if name == base else said)
-    usual = float(np.median(seconds[rag]))
+    if any(seconds.values()):
+        table.add_column("seconds")
+        table.add_column("/ RAG")
     for name in rows:
-        own = float(np.median(seconds[name]))
-        figures[name] |= {"seconds": own, "seconds / rag": own / usual}
-        table.add_row(name, *cells[name], f"{own:.2f}", f"{own / usual:.2f}")
+        if seconds[name]:
+            own, usual = float(np.median(seconds[name])), float(np.median(seconds[rag]))
+            figures[name] |= {"seconds": own, "seconds / rag": own / usual}
+            cells[name] += [f"{own:.2f}", f"{own / usual:.2f}"]
+        table.add_row(name, *cells[name])
     Console(width=200).print(table)
     return figures
 
