@@ -27,9 +27,12 @@ import torch
 from torch import Tensor
 
 from memdb import InvalidInputError
+from model_adapter.products import Linear
 
 Precision = Literal["exact", "float16"]
 Passes = Literal["decoding", "all", "none"]
+
+_PLAIN = (torch.nn.Linear, Linear)
 
 _passes: ContextVar[Passes] = ContextVar("passes", default="decoding")
 
@@ -61,13 +64,13 @@ def make_fast(model: torch.nn.Module, precision: Precision) -> int:
     if precision == "exact":
         for layer in layers:
             if type(layer) is _FastLinear:
-                layer.__class__ = torch.nn.Linear  # type: ignore[assignment]
+                layer.__class__ = Linear
                 del layer.small
         return 0
     if precision != "float16":
         raise InvalidInputError(f"precision '{precision}' is none of: exact, float16")
     _require_kernel(model)
-    plain = [layer for layer in layers if type(layer) is torch.nn.Linear and _fits(layer.weight)]
+    plain = [layer for layer in layers if type(layer) in _PLAIN and _fits(layer.weight)]
     packed = [_packed(layer) for layer in plain]  # all, before the first is used
     for layer, small in zip(plain, packed, strict=True):
         # Another class, not another module: nobody who holds it, and no hook of it, is left behind.
@@ -92,7 +95,7 @@ def fast_passes(passes: Passes) -> Iterator[None]:
         _passes.reset(token)
 
 
-class _FastLinear(torch.nn.Linear):
+class _FastLinear(Linear):
     """A Linear with a copy: `small(input)` is its result by the copy, for at least two axes."""
 
     small: Callable[[Tensor], Tensor]

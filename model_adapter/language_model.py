@@ -22,6 +22,7 @@ from model_adapter.catalog import CATALOG, Notify, in_brief, pull, source_key
 from model_adapter.fast import make_fast
 from model_adapter.fingerprint import weights_fingerprint
 from model_adapter.probe import turning_layers, unrotation_is_right
+from model_adapter.products import use_fast_products
 from model_adapter.running import KeyValues
 
 #: What a pass is for: by which weights it runs depends on the adapter.
@@ -61,6 +62,7 @@ class LanguageModel:
         self.config = model.config
         self._require_supported()
         model.set_attn_implementation(attention.NAME)
+        use_fast_products(model)
         self._prefixes: dict[tuple[tuple[int, ...], int], KeyValues] = {}
         self._guard = threading.Lock()
         # Two tokenizers of our own: transformers' switches between text and control tokens by a
