@@ -64,7 +64,7 @@ def make_fast(model: torch.nn.Module, precision: Precision) -> int:
     if precision == "exact":
         for layer in layers:
             if type(layer) is _FastLinear:
-                layer.__class__ = Linear
+                layer.__class__ = Linear  # type: ignore[assignment]
                 del layer.small
         return 0
     if precision != "float16":

@@ -41,7 +41,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @onednn
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_product_of_oneDNN_is_that_of_torch(bias: bool, taken: list[int]) -> None:
+def test_a_product_of_onednn_is_that_of_torch(bias: bool, taken: list[int]) -> None:
     torch.manual_seed(0)
     layer = torch.nn.Linear(40, 24, bias=bias)
     rows = torch.randn(3, 5, 40)
