@@ -80,9 +80,9 @@ class Foreseen(Selection):
     #: By layer: (kv heads, features + 1); the last is the constant.
     coefficients: dict[int, Tensor]
 
-    def features(self, model: LanguageModel, view: LayerView) -> Tensor:
-        """(batch, kv heads, longest, features) float32: the key before RoPE, how long the value is,
-        how the key fits queries to come, and where the token stands."""
+    def sights(self, model: LanguageModel, view: LayerView) -> list[Tensor]:
+        """What is seen, (batch, kv heads or 1, longest, any number) float32 each: the key before
+        RoPE; how long the value is; how the key fits queries to come; where the token stands."""
         keys = view.keys[:, :, view.reference]
         plain = model.unrotate(keys.flatten(0, 1), view.layer, view.prefix).view(keys.shape)
         size = self.value_lengths(model, view).clamp(min=_LEAST).log()[..., None]
@@ -103,14 +103,22 @@ class Foreseen(Selection):
             ],
             -1,
         )
-        seen.append(places[:, None].expand(-1, keys.shape[1], -1, -1))
-        return torch.cat(seen, -1)
+        return [*seen, places[:, None]]
+
+    def features(self, model: LanguageModel, view: LayerView) -> Tensor:
+        """The same side by side, (batch, kv heads, longest, features)."""
+        parts = self.sights(model, view)
+        kv_heads = view.keys.shape[1]
+        return torch.cat([part.expand(-1, kv_heads, -1, -1) for part in parts], -1)
 
     def score(self, model: LanguageModel, view: LayerView) -> Tensor:
         """See `Selection.score`."""
         coefficients = self.coefficients[view.layer]
-        features = self.features(model, view)
-        logarithms = (features @ coefficients[:, :-1, None])[..., 0] + coefficients[:, -1:]
+        parts = self.sights(model, view)
+        of_parts = coefficients[:, :-1].split([part.shape[-1] for part in parts], dim=1)
+        logarithms = coefficients[:, -1:]
+        for part, own in zip(parts, of_parts, strict=True):
+            logarithms = logarithms + (part @ own[:, :, None])[..., 0]
         return logarithms.exp()
 
 

@@ -23,7 +23,7 @@ from memdb import Chunker, Framing, MemDBError
 from model_adapter import DEFAULT_MODEL, Context, LanguageModel, Stretch, Writer, products, running
 from model_adapter.evaluation import read_documents
 
-_PROMPT = 512  # tokens
+_PROMPT = 256  # tokens
 
 
 def references(writer: Writer, corpus: Path, number: int) -> list[list[int]]:
