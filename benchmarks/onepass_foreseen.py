@@ -67,15 +67,11 @@ def attended(model: LanguageModel, view: LayerView, distance: int) -> Tensor:
 
 
 class Foreseen(Selection):
-    """The contribution of each pair, as far as a linear function of what one pass sees tells it.
-
-    Args:
-        attention: whether that holds how much attention the reference's own queries give.
-    """
+    """The contribution of each pair, as far as a linear function of what one pass sees tells it."""
 
     name = "foreseen"
     turns = True
-    attention: ClassVar[bool] = False
+    attention: ClassVar[bool] = False  # whether it sees what the reference's own queries attend to
 
     #: By layer: (kv heads, features + 1); the last is the constant.
     coefficients: dict[int, Tensor]
