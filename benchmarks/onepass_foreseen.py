@@ -111,7 +111,8 @@ class Foreseen(Selection):
         """See `Selection.score`."""
         coefficients = self.coefficients[view.layer]
         parts = self.sights(model, view)
-        of_parts = coefficients[:, :-1].split([part.shape[-1] for part in parts], dim=1)
+        widths = [part.shape[-1] for part in parts]
+        of_parts = torch.split_with_sizes(coefficients[:, :-1], widths, dim=1)
         logarithms = coefficients[:, -1:]
         for part, own in zip(parts, of_parts, strict=True):
             logarithms = logarithms + (part @ own[:, :, None])[..., 0]
