@@ -155,6 +155,35 @@ def test_the_benchmark_of_order_moves_memories(
     assert len(set(nll.values())) == len(nll), nll
 
 
+def test_the_benchmark_of_one_pass_fits_measures_and_goes_on(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("benchmarks/onepass.py")
+    options = [*files, "--fit", files[1], "--references", "100", "--limit", "3"]
+    options += ["--work", str(tmp_path / "work"), "--json", str(tmp_path / "out")]
+    asked: list[int] = []
+    ask = module.outcomes
+
+    def counted(arm: object, questions: list[object], new_tokens: int) -> object:
+        asked.append(len(questions))
+        return ask(arm, questions, new_tokens)
+
+    monkeypatch.setattr(module, "outcomes", counted)
+    outputs = []
+    for _ in range(2):
+        result = CliRunner().invoke(module.main, options)
+        assert result.exit_code == 0, result.output
+        outputs.append(json.loads((tmp_path / "out").read_text()))
+        assert len(asked) == 11  # 4 selections and text, of two sights, and nothing; each once
+    first, second = outputs
+    assert first["contribution"]["captured"] == pytest.approx(1)
+    for name in ("foreseen", "foreseen, with attention", "expected"):
+        assert 0 < first[name]["captured"] < 1.0001
+        assert first[name]["document"] == second[name]["document"]
+    # Both were fitted to what is asked about, and one of them sees more of it.
+    assert first["foreseen, with attention"]["captured"] > first["foreseen"]["captured"]
+
+
 def test_the_makefile_promises_what_it_has() -> None:
     makefile = (ROOT / "Makefile").read_text()
     (promised,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
