@@ -4,6 +4,7 @@ of its linear layers.
 An adapter is a folder as peft writes it (`adapter_config.json`, `adapter_model.safetensors`) with
 `recipe.json`, which says what it was made of and how. Most are active while a reference is written
 alone (path `write`): what reads, with memories or without, is the model as it was. Those of path
+`read` are active in all that is read, behind memories that the model wrote as it was. Those of path
 `both` are active everywhere.
 """
 
@@ -26,7 +27,7 @@ from safetensors.torch import load_file
 from memdb import InvalidInputError
 from model_adapter.catalog import ADAPTERS, CATALOG, in_brief, source_key
 
-AdapterPath = Literal["write", "both"]
+AdapterPath = Literal["write", "read", "both"]
 
 CONFIG, WEIGHTS, RECIPE = "adapter_config.json", "adapter_model.safetensors", "recipe.json"
 

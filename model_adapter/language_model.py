@@ -75,9 +75,9 @@ class LanguageModel:
         self._turning = turning_layers(self)
         if adapter is not None:
             adapter.require_base(self.fingerprint, name)
-            self.writing = adapter.merged(self.base)
-            if adapter.path == "both":
-                self.model = self.writing
+            merged = adapter.merged(self.base)
+            self.writing = self.base if adapter.path == "read" else merged
+            self.model = self.base if adapter.path == "write" else merged
 
     @classmethod
     def load(

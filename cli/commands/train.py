@@ -77,10 +77,11 @@ def _range(text: str) -> tuple[int, int]:
 )
 @click.option(
     "--path",
-    type=click.Choice(["write", "both"]),
+    type=click.Choice(["write", "read", "both"]),
     default="write",
     show_default=True,
-    help="write: only memories are written by the adapter, what reads stays as it is.",
+    help="write: only memories are written by the adapter, what reads stays as it is; read: the "
+    "other way round.",
 )
 @click.option(
     "--references", default="1-5", show_default=True, help="In memory at a time, least and most."

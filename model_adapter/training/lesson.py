@@ -84,12 +84,15 @@ class Lessons:
         shape = self._choices.writer(passage.framing).shape
         choices = self._choices.of(passage.memory, passage.framing, passage.budget)
         references = [reference.tokens for reference in passage.memory]
-        writing = self._live.model if trained else self._model.base
+        writing = self._live.writer if trained else self._model.base
         reading = self._live.reader if trained else self._model.base
-        prefix = running.key_values(writing, shape.prefix)
-        kept = kept_pairs(*running.encode(writing, prefix, references, shape.layers), choices)
+        # Memories that the model writes as it is need no gradients.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and writing is self._live.model):
+            prefix = running.key_values(writing, shape.prefix)
+            pairs = running.encode(writing, prefix, references, shape.layers)
+            kept = kept_pairs(*pairs, choices)
         if reading is not writing:
-            prefix = self._model.prefix(shape.prefix)
+            prefix = running.key_values(reading, shape.prefix)
         return read_behind(reading, prefix, kept, shape, passage.rows, prompts=prompts)
 
     @torch.no_grad()

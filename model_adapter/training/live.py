@@ -81,6 +81,11 @@ class Live:
         """The model that reads."""
         return self._language.base if self._recipe.path == "write" else self.model
 
+    @property
+    def writer(self) -> Any:
+        """The model that writes memories."""
+        return self._language.base if self._recipe.path == "read" else self.model
+
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """What is trained, by name."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}

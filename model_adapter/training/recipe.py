@@ -20,7 +20,7 @@ class Recipe:
     """Of a training run.
 
     Attributes:
-        path: when the adapter is active: `write`, or `both` writing and reading.
+        path: when the adapter is active: `write`, `read`, or `both`.
         steps: how many; None: as `hours` says.
         hours: how long to train, the pauses between interrupted runs left out.
         rank: of the low-rank changes.
@@ -78,7 +78,7 @@ class Recipe:
     def __post_init__(self) -> None:
         low, high = self.references
         wrong = {
-            "path is 'write' or 'both'": self.path not in get_args(AdapterPath),
+            "path is 'write', 'read' or 'both'": self.path not in get_args(AdapterPath),
             "give either steps or hours": (self.steps is None) == (self.hours is None),
             "steps are at least 1": self.steps is not None and self.steps < 1,
             "hours are more than 0": self.hours is not None and not self.hours > 0,

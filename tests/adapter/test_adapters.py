@@ -39,10 +39,11 @@ TEXTS = ["The harbour of Veldmoor is old.", SAMPLE[:150], "Storms and whales."]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, and adapters for it: `write`, `both`, and `other`, also for writing."""
+    """A model, and adapters for it: `write`, `read`, `both`, and `other`, also for writing."""
     folder = tmp_path_factory.mktemp("adapters")
     model_folder(folder / "model")
     make_adapter(folder / "write")
+    make_adapter(folder / "read", path="read")
     make_adapter(folder / "both", path="both")
     make_adapter(folder / "other", seed=5)
     return folder
@@ -75,6 +76,20 @@ def test_a_writing_adapter_changes_memories_and_no_reading(folders: Path) -> Non
         np.testing.assert_array_equal(one.offsets, other.offsets)  # the same pairs are kept
         np.testing.assert_array_equal(one.positions, other.positions)
         assert np.abs(one.values - other.values).max() > 1e-2
+
+
+def test_a_reading_adapter_changes_reading_and_no_memories(folders: Path) -> None:
+    plain, adapted = tiny_model(), with_adapter(folders / "read")
+    assert adapted.writing is adapted.base
+    assert (reading(adapted) - reading(plain)).abs().max() > 1e-2
+    for one, other in zip(
+        Writer(plain, budget=200).write(TEXTS),
+        Writer(adapted, budget=200).write(TEXTS),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one.positions, other.positions)
+        np.testing.assert_array_equal(one.keys, other.keys)
+        np.testing.assert_array_equal(one.values, other.values)
 
 
 def test_an_adapter_for_both_changes_reading_and_not_what_is_kept(folders: Path) -> None:
@@ -166,7 +181,7 @@ def test_an_adapter_is_loaded_by_its_folder(folders: Path) -> None:
         ({"recipe.json": None}, r"incomplete: .* has no recipe\.json"),
         ({"recipe.json": b"{"}, r"cannot be read: "),
         ({"recipe.json": b"{}"}, r"cannot be read: no 'path'"),
-        ({"recipe.json": b'{"path": "read", "fingerprint": ""}'}, "does not know"),
+        ({"recipe.json": b'{"path": "sideways", "fingerprint": ""}'}, "does not know"),
         ({"adapter_model.safetensors": b"nothing"}, r"cannot be read: "),
         ({"adapter_config.json": b'{"peft_type": "IA3"}'}, "does not know"),
     ],

@@ -46,7 +46,7 @@ def corpus_file(tmp_path: Path) -> Path:
 # --- the same numbers ---
 
 
-@pytest.mark.parametrize("path", ["write", "both"])
+@pytest.mark.parametrize("path", ["write", "read", "both"])
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "qwen3"])
 def test_a_step_reads_what_writer_and_context_read(
     path: Any, architecture: str, tmp_path: Path
@@ -72,15 +72,13 @@ def test_a_step_reads_what_writer_and_context_read(
     chooser = Writer(base, framing="plain", budget=200)
     references = [base.tokens(text) for text in TEXTS]
     choices = chooser.choices(chooser.scores(references), references)
-    keys, values = encode(
-        live.model, live.prefix(writer.shape.prefix), references, writer.shape.layers
-    )
+    alone = base.prefix(writer.shape.prefix)
+    written = alone if path == "read" else live.prefix(writer.shape.prefix)
+    keys, values = encode(live.writer, written, references, writer.shape.layers)
     kept = kept_pairs(keys, values, choices)
     remembered = Remembered(kept, writer.shape.layers, writer.shape.kv_heads, 2)
     rows = [Row(tuple(prompt), 3), Row(tuple(prompt[:5]), 1)]
-    before = (
-        base.prefix(writer.shape.prefix) if path == "write" else live.prefix(writer.shape.prefix)
-    )
+    before = alone if path == "write" else live.prefix(writer.shape.prefix)
     logits = read_rows(live.reader, before, rows, start, remembered)
     count = len(prompt) - 1
     torch.testing.assert_close(logits[:count], expected[:-1], atol=1e-4, rtol=1e-4)
@@ -96,6 +94,18 @@ def test_a_step_reads_what_writer_and_context_read(
 
 
 # --- gradients ---
+
+
+def test_gradients_reach_all_that_reads_and_nothing_that_is_stored(tmp_path: Path) -> None:
+    model = tiny_model()
+    live = Live(model, recipe(path="read"))
+    assert live.writer is model.base
+    assert len(live.parameters()) == 2 * 3 * 7  # behind the last keys and values, too
+    step(live, model).backward()
+    for name, parameter in live.parameters().items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+    assert all(p.grad is None for p in model.base.parameters())
 
 
 def test_gradients_reach_all_that_changes_a_memory(corpus_file: Path, tmp_path: Path) -> None:
@@ -270,7 +280,7 @@ def test_a_damaged_checkpoint_is_named(corpus_file: Path, tmp_path: Path) -> Non
         ({"budgets": ()}, "budgets are at least 1"),
         ({"lr": 0.0}, "lr is more than 0"),
         ({"lr": float("nan")}, "lr is more than 0"),
-        ({"path": "read"}, "path is 'write' or 'both'"),
+        ({"path": "sideways"}, "path is 'write', 'read' or 'both'"),
         ({"selection": "best"}, "no selection is called 'best'"),
         ({"kl_weight": 0.0, "nll_weight": 0.0}, "kl_weight or nll_weight"),
     ],
