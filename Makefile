@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint bench quality adapter calibration weights clean
+.PHONY: demo test test-slow lint bench quality adapter adapter-qwen calibration weights clean
 
 demo: $(VENV)/adapter.installed
 	$(BIN)/python demo/run.py
@@ -43,6 +43,17 @@ adapter: build/adapter/corpus.jsonl
 build/adapter/corpus.jsonl: $(RECIPE)/corpus.py | $(VENV)/adapter.installed
 	mkdir -p build/adapter
 	$(BIN)/python $(RECIPE)/corpus.py $@ --documents 2000
+
+# The reading adapter for Qwen2.5-Coder-0.5B, of the same text.
+QWEN := qwen2.5-coder-0.5b
+adapter-qwen: build/adapter/corpus.jsonl
+	mkdir -p build/adapter-qwen
+	test -e build/adapter-qwen/questions.jsonl || \
+	  cp recipes/$(QWEN)-memory3/questions.jsonl build/adapter-qwen
+	OMP_NUM_THREADS=1 $(BIN)/memdb train --model $(QWEN) --path read --corpus $< \
+	  --out build/adapter-qwen --steps 143 --rank 8 --lr 2e-4 --targets q_proj,k_proj,v_proj,o_proj \
+	  --kl-weight 1 --nll-weight 0 --budgets 384,768 --references 1-5 --held-out 12 \
+	  --evaluate-every 60 --self-questions 48 --plot build/adapter-qwen/log.svg
 
 # Constants by which a model's memories are weighed, measured on text that is in no test; an hour or
 # less. Interrupted, it goes on. `make calibration MODEL=qwen2.5-coder-0.5b FRAMING=plain`

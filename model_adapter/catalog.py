@@ -133,7 +133,10 @@ CATALOG = {
 
 ADAPTERS = {
     entry.name: entry
-    for entry in (AdapterEntry(name="smollm2-135m-memory3", model="smollm2-135m"),)
+    for entry in (
+        AdapterEntry(name="smollm2-135m-memory3", model="smollm2-135m"),
+        AdapterEntry(name="qwen2.5-coder-0.5b-memory3", model="qwen2.5-coder-0.5b"),
+    )
 }
 
 DEFAULT_MODEL = "smollm2-135m"

@@ -31,11 +31,11 @@ def pull(names: tuple[str, ...]) -> None:
 def list_models() -> None:
     """The models and adapters that have a name, and whether they are here."""
     models = adapter()
+    width = max(map(len, (*models.CATALOG, *models.ADAPTERS)))
     for entry in models.CATALOG.values():
         state = "here" if models.is_pulled(entry.name) else f"{entry.size} MB to download"
-        click.echo(f"{entry.name:20} {entry.kind:10} {entry.license:12} {state}")
+        click.echo(f"{entry.name:{width}} {entry.kind:10} {entry.license:18} {state}")
     for adapter_entry in models.ADAPTERS.values():
         state = "here" if adapter_entry.folder.is_dir() else "not in this installation"
-        click.echo(
-            f"{adapter_entry.name:20} {'adapter':10} {'':12} {state}, for {adapter_entry.model}"
-        )
+        name = f"{adapter_entry.name:{width}}"
+        click.echo(f"{name} {'adapter':10} {'':18} {state}, for {adapter_entry.model}")

@@ -60,7 +60,9 @@ def test_an_adapter_from_training_to_an_answer(run: Run, tmp_path: Path) -> None
 
 
 def test_adapters_are_listed(run: Run) -> None:
-    assert "smollm2-135m-memory3" in run("model", "list").stdout
+    listed = run("model", "list").stdout
+    assert "smollm2-135m-memory3" in listed
+    assert "qwen2.5-coder-0.5b-memory3" in listed
 
 
 @pytest.mark.parametrize(
