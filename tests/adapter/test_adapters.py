@@ -176,7 +176,7 @@ def test_an_adapter_is_loaded_by_its_folder(folders: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (None, r"no adapter '.*': it is no folder, and the catalogue has: smollm2"),
+        (None, r"no adapter '.*': it is no folder, and the catalogue has: qwen2"),
         ({"adapter_model.safetensors": None}, r"incomplete: .* has no adapter_model\.safetensors"),
         ({"recipe.json": None}, r"incomplete: .* has no recipe\.json"),
         ({"recipe.json": b"{"}, r"cannot be read: "),
