@@ -49,33 +49,33 @@ class Sights:
 
     def memories(self, questions: Sequence[Question]) -> list[PackedMemories]:
         """See `arms.Memories`; each with the biases that its question's scores give."""
-        shape = self._database.shape
         if self._retrieved:
             found = self._found(questions, SEEN, memories=True)
         else:
             found = [self._of(question, self._plan.seen(question)) for question in questions]
-        return [
-            self._of_question(question).packed(one, shape)
-            for question, one in zip(questions, found, strict=True)
-        ]
+        return self._packed(questions, found)
 
     def others(self, questions: Sequence[Question]) -> list[PackedMemories]:
         """Memories that say nothing of the answers: for each question those of a document of
         another article."""
         found = [self._of(question, self._plan.other(question)) for question in questions]
-        return [
-            self._of_question(question).packed(one, self._database.shape)
-            for question, one in zip(questions, found, strict=True)
-        ]
+        return self._packed(questions, found)
 
     def found(self, questions: Sequence[Question]) -> list[list[str]]:
         """For each question the documents of the references that are nearest to it, best first."""
         found = self._found(questions, SEEN)
         return [[hit.reference.document_id for hit in one.hits] for one in found]
 
-    def _of_question(self, question: Question) -> Weighing:
-        asked = asks(self._database.shape.framing, question.text)
-        return self._weighing.asking() if asked else self._weighing
+    def _packed(
+        self, questions: Sequence[Question], found: Sequence[Retrieval]
+    ) -> list[PackedMemories]:
+        shape = self._database.shape
+        packed = []
+        for question, one in zip(questions, found, strict=True):
+            asked = asks(shape.framing, question.text)
+            weighing = self._weighing.asking() if asked else self._weighing
+            packed.append(weighing.packed(one, shape))
+        return packed
 
     def _found(
         self, questions: Sequence[Question], most: int, *, memories: bool = False
