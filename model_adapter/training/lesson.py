@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,12 +89,18 @@ class Lessons:
         reading = self._live.reader if trained else self._model.base
         # Memories that the model writes as it is need no gradients.
         with torch.set_grad_enabled(torch.is_grad_enabled() and writing is self._live.model):
-            prefix = running.key_values(writing, shape.prefix)
+            prefix = self._prefix(writing, shape.prefix)
             pairs = running.encode(writing, prefix, references, shape.layers)
             kept = kept_pairs(*pairs, choices)
         if reading is not writing:
-            prefix = running.key_values(reading, shape.prefix)
+            prefix = self._prefix(reading, shape.prefix)
         return read_behind(reading, prefix, kept, shape, passage.rows, prompts=prompts)
+
+    def _prefix(self, model: Any, tokens: tuple[int, ...]) -> running.KeyValues:
+        """That of the adapter changes with each step; that of the model as it is is kept."""
+        if model is self._live.model:
+            return self._live.prefix(tokens)
+        return self._model.prefix(tokens)
 
     @torch.no_grad()
     def _teach(self, passage: Passage, prompts: bool) -> Tensor:
