@@ -17,6 +17,7 @@ from model_adapter.calibration.constants import weighing_of
 from model_adapter.evaluation import Question
 from model_adapter.evaluation.plan import Plan
 from model_adapter.evaluation.work import corpus_digest, digest
+from model_adapter.weighing import Weighing
 
 SEEN = 5  # references
 
@@ -129,11 +130,15 @@ class Found:
 
     def memories(self, question: Question, behind: int = 0) -> PackedMemories:
         """Of all but the best few, each put down by how far it is behind the best of all."""
-        return self.packed(self.hits(question), behind)
+        return self.packed(self.hits(question), self.weighing_for(question), behind)
 
-    def packed(self, seen: Sequence[Seen], behind: int = 0) -> PackedMemories:
+    def weighing_for(self, question: Question) -> Weighing:
+        """The constants by which its memories are weighed."""
+        return self.weighing.answering(self.frame.framing, question.text)
+
+    def packed(self, seen: Sequence[Seen], weighing: Weighing, behind: int = 0) -> PackedMemories:
         """The memories of references, weighed, without the first few."""
-        biases = self.weighing.biases([one.score for one in seen])
+        biases = weighing.biases([one.score for one in seen])
         read = [
             (one.stored, bias)
             for one, bias in list(zip(seen, biases, strict=True))[behind:]

@@ -87,22 +87,24 @@ class Again(Memory):
         self._first = Memory(
             model, frame, room, lambda some: [found.memories(one) for one in some], start
         )
-        super().__init__(
-            model, frame, room, lambda some: [found.packed(one) for one in self._both(some)], start
-        )
+        super().__init__(model, frame, room, self._memories, start)
 
     def seen(self, question: Question) -> list[Seen]:
         """What a question sees at last; once it was asked."""
         return self._seen[question.id]
 
-    def _both(self, questions: Sequence[Question]) -> list[list[Seen]]:
+    def _memories(self, questions: Sequence[Question]) -> list[PackedMemories]:
+        self._look(questions)
+        found = self._found
+        return [found.packed(self.seen(one), found.weighing_for(one)) for one in questions]
+
+    def _look(self, questions: Sequence[Question]) -> None:
         opened = self._first.open(questions)
         logits = torch.cat(opened.context.read(opened.stretches))
         drafts = first_lines(self.model, opened.context, logits, DRAFT, Sampler(len(questions)))
         for question, draft in zip(questions, drafts, strict=True):
             words = [question.text, f"{question.text}\n{draft}"]
             self._seen[question.id] = self._found.found(words, self._found.may_see(question))
-        return [self._seen[question.id] for question in questions]
 
 
 def arms(found: Found, room: int) -> dict[str, Arm]:

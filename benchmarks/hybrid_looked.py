@@ -149,7 +149,7 @@ class Looked:
             [len(prefix) + token for token, _ in chosen],
             old,
         )
-        biases = found.weighing.biases([one.score for one in seen])
+        biases = found.weighing_for(question).biases([one.score for one in seen])
         return _with(old, model, made, chosen, [bias or 0.0 for bias in biases])
 
 

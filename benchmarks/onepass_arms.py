@@ -185,7 +185,8 @@ class Written:
         each = [one for key in documents for one in self._made[key]]
         vectors = self._embedder.embed([one.text for one in each])
         scores = vectors @ self._embedder.embed([question.text], query=True)[0]
-        biases = self._weighing.biases([float(score) for score in scores])
+        weighing = self._weighing.answering(self.writer.frame.framing, question.text)
+        biases = weighing.biases([float(score) for score in scores])
         read = [
             (one.memories[name], bias)
             for one, bias in zip(each, biases, strict=True)

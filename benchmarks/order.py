@@ -52,6 +52,7 @@ from model_adapter.evaluation.scoring import outcomes
 from model_adapter.evaluation.work import Results
 from model_adapter.overlap import overlaps
 from model_adapter.questions import spread
+from model_adapter.weighing import Weighing
 
 _BATCH = 8  # sequences side by side
 _ANSWER = 24  # tokens
@@ -91,10 +92,11 @@ def behind(found: Found, text: Text) -> list[Seen]:
 
 
 def together(
-    placing: Placing, seen: Sequence[Sequence[Seen]], order: Order
+    found: Found, seen: Sequence[Sequence[Seen]], weighings: Sequence[Weighing], order: Order
 ) -> Iterator[tuple[list[int], list[PackedMemories], int]]:
     """What can be read side by side: numbers, memories, and where the context begins."""
-    placed = [placing.placed(one, order) for one in seen]
+    placing = Placing(found)
+    placed = [placing.placed(one, by, order) for one, by in zip(seen, weighings, strict=True)]
     numbers = sorted(range(len(seen)), key=lambda number: placed[number][1])
     for start, same in groupby(numbers, key=lambda number: placed[number][1]):
         group = list(same)
@@ -107,7 +109,8 @@ def asked(
     """NLL, right answer and the scores' distance, of several questions."""
     seen = [found.hits(question) for question in questions]
     rows: list[dict[str, Any]] = [{} for _ in questions]
-    for group, memories, start in together(Placing(found), seen, order):
+    weighings = [found.weighing_for(question) for question in questions]
+    for group, memories, start in together(found, seen, weighings, order):
         arm = Memory(found.model, found.frame, room, lambda _, made=memories: made, start)  # type: ignore[misc]
         made = outcomes(arm, [questions[number] for number in group], answer)
         for number, outcome in zip(group, made, strict=True):
@@ -129,7 +132,8 @@ def read(found: Found, some: Sequence[Text], order: Order) -> list[dict[str, Any
     seen = [behind(found, text) for text in some]
     gap = found.model.tokens(found.frame.gap)
     rows: list[dict[str, Any]] = [{} for _ in some]
-    for group, memories, start in together(Placing(found), seen, order):
+    weighings = [found.weighing] * len(some)
+    for group, memories, start in together(found, seen, weighings, order):
         own = [some[number] for number in group]
         nll = losses(
             found.model,

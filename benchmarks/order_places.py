@@ -9,6 +9,7 @@ import torch
 from found import Found, Seen
 
 from memdb import PackedMemories
+from model_adapter.weighing import Weighing
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,11 @@ class Placing:
         self._found, self._model = found, found.model
         self._length = found.db.shape.reference_length
 
-    def placed(self, seen: Sequence[Seen], order: Order) -> tuple[PackedMemories, int]:
-        """Memories, and the position where the context begins behind them."""
-        packed = self._found.packed(seen)
+    def placed(
+        self, seen: Sequence[Seen], weighing: Weighing, order: Order
+    ) -> tuple[PackedMemories, int]:
+        """Memories, weighed, and the position where the context begins behind them."""
+        packed = self._found.packed(seen, weighing)
         begin = len(self._found.frame.prefix)
         if order.far:
             end = self._length * len(seen)

@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from memdb import InvalidInputError, MemoryShape, PackedMemories, Retrieval, pack
+from memdb import Framing, InvalidInputError, MemoryShape, PackedMemories, Retrieval, pack
+from model_adapter.turns import asks
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class Weighing:
     def asking(self) -> Weighing:
         """The constants for memories that are asked for."""
         return replace(self, lift=self.lift + self.asked, asked=0.0)
+
+    def answering(self, framing: Framing, text: str) -> Weighing:
+        """The constants for memories that are read before these words of the user."""
+        return self.asking() if asks(framing, text) else self
 
     def biases(self, scores: Sequence[float]) -> list[float | None]:
         """What is added to the attention scores of each memory, in nats; None: it is left out.

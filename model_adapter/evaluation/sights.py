@@ -9,7 +9,6 @@ from memdb import MemDB, PackedMemories, Retrieval
 from model_adapter.evaluation.plan import Plan
 from model_adapter.evaluation.settings import SEEN
 from model_adapter.questions import Question
-from model_adapter.turns import asks
 from model_adapter.weighing import Weighing
 
 
@@ -72,8 +71,7 @@ class Sights:
         shape = self._database.shape
         packed = []
         for question, one in zip(questions, found, strict=True):
-            asked = asks(shape.framing, question.text)
-            weighing = self._weighing.asking() if asked else self._weighing
+            weighing = self._weighing.answering(shape.framing, question.text)
             packed.append(weighing.packed(one, shape))
         return packed
 

@@ -38,12 +38,14 @@ class Reference:
         ordinal: its place in the document.
         text: without the white space around it.
         tokens: its token ids.
+        part: whether it is only a part of that piece.
     """
 
     document: int
     ordinal: int
     text: str
     tokens: tuple[int, ...]
+    part: bool = False
 
 
 @dataclass(frozen=True)

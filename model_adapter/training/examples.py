@@ -12,7 +12,7 @@ from model_adapter.overlap import overlap
 from model_adapter.training.cloze import Clozes
 from model_adapter.training.corpus import Corpus, Question, Reference
 
-_RUNNING = 32  # tokens of text that goes on
+_RUNNING = 64  # tokens of text that goes on
 _LONGEST_PROMPT, _LONGEST_ANSWER = 64, 40
 _FOLLOWING, _SAYING = 0.5, 0.2  # how often there is such an example: they teach to recite
 _OVERLAP = 0.9  # of text that goes on with what is remembered (paper, training)
@@ -60,6 +60,10 @@ class Framed:
     def __init__(self, model: LanguageModel, frame: Frame) -> None:
         self._model = model
         self.frame = frame
+
+    def tokens(self, text: str) -> list[int]:
+        """A text as tokens."""
+        return self._model.tokens(text)
 
     def row(self, example: Example) -> Row | None:
         """What stands behind memories or text; None if it is too long."""
@@ -116,14 +120,16 @@ class Examples:
     def about(self, passage: Sequence[Reference], rng: random.Random, most: int) -> list[Example]:
         """Up to so many different examples about consecutive references of a document: now and then
         running text, questions of people and of the model, now and then what the text says, and
-        clozes."""
+        clozes. About a part of a reference only the last two: it may not answer the others."""
         found: list[Example] = []
-        following = self._following(passage)
-        if following is not None and rng.random() < _FOLLOWING:
-            found.append(Example("", following))
-        known = [*self._corpus.questions.get(passage[0].document, ())]
-        for reference in passage:
-            known += self._made.get((reference.document, reference.ordinal), ())
+        known: list[Question] = []
+        if not any(reference.part for reference in passage):
+            following = self._following(passage)
+            if following is not None and rng.random() < _FOLLOWING:
+                found.append(Example("", following))
+            known += self._corpus.questions.get(passage[0].document, ())
+            for reference in passage:
+                known += self._made.get((reference.document, reference.ordinal), ())
         rng.shuffle(known)
         found += [Example(q.text, q.answer) for q in known[: max(1, most // 2)]]
         text = "\n\n".join(reference.text for reference in passage)

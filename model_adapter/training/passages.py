@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memdb import Framing, InvalidInputError
+from model_adapter.training.cloze import sentences
 from model_adapter.training.corpus import Corpus, Reference, worth_asking
 from model_adapter.training.examples import Example, Examples, Framed, Row
 from model_adapter.training.recipe import Recipe
@@ -20,6 +21,9 @@ _RECENT = 200  # passages back that other distractors come from
 _FEW = 3  # examples; a passage with fewer is not worth its encoding
 _ATTEMPTS = 20
 _ONE_GOLD = 0.7  # share of passages that are one reference
+_SHORT = 0.3  # share of passages whose references are a few sentences each
+_SENTENCES = 3  # at most, of a short reference
+_UNTOLD = 0.2  # share of passages whose text is read behind other references alone
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Passage:
     """A passage among references, and examples about it.
 
     Attributes:
-        gold: its references, consecutive ones of a document: what the teacher reads.
+        gold: what the teacher reads: its references, consecutive ones of a document; or, where the
+            text of the passage is read behind other references, these.
         memory: the references that are remembered, the gold ones among them, in no order.
         framing: of the examples.
         budget: pairs that are kept of a reference of 128 tokens.
@@ -80,7 +85,14 @@ class Draw:
             rng = random.Random(f"{self._recipe.seed} {number} {attempt}")
             first = self._gold(number) if attempt == 0 else rng.choice(self._golds)
             way = self._framing(first, number), rng.choice(self._recipe.budgets)
-            found = self._about(first, rng, way, self._recent(number, way[0]))
+            recent = self._recent(number, way[0])
+            kind = rng.random()
+            if kind < _UNTOLD:
+                found = self._untold(first, rng, way, recent)
+                if found is not None:
+                    return found
+            short = kind < _UNTOLD + _SHORT
+            found = self._about(first, rng, way, recent, short=short)
             if found is not None and (best is None or len(found.rows) > len(best.rows)):
                 best = found
             if best is not None and len(best.rows) >= min(_FEW, self._recipe.examples):
@@ -134,8 +146,11 @@ class Draw:
         rng: random.Random,
         way: tuple[Framing, int],
         recent: Sequence[Reference],
+        *,
+        short: bool = False,
     ) -> Passage | None:
-        """A passage that begins with a reference; framing and budget are the way it is read."""
+        """A passage that begins with a reference; framing and budget are the way it is read. With
+        `short`, each reference is a few sentences of one."""
         recipe = self._recipe
         framing, budget = way
         count = rng.randint(*recipe.references)
@@ -148,7 +163,10 @@ class Draw:
             if reference.ordinal != gold[-1].ordinal + 1:  # what is between was left out
                 break
             gold.append(reference)
-        memory = gold + self._distractors(gold, count - len(gold), rng, recent)
+        others = self._distractors(gold, count - len(gold), rng, recent)
+        if short:
+            gold, others = [self._cut(gold[0], rng)], [self._cut(other, rng) for other in others]
+        memory = gold + others
         rng.shuffle(memory)
         rows: dict[Row, Example] = {}
         for example in self._examples.about(gold, rng, recipe.examples):
@@ -160,6 +178,37 @@ class Draw:
         return Passage(
             tuple(gold), tuple(memory), framing, budget, tuple(rows), tuple(rows.values())
         )
+
+    def _untold(
+        self,
+        first: Reference,
+        rng: random.Random,
+        way: tuple[Framing, int],
+        recent: Sequence[Reference],
+    ) -> Passage | None:
+        """The text of a reference, as running text, behind others: what is remembered says nothing
+        of it, and should help or harm as little as the same texts in the prompt would."""
+        framing, budget = way
+        count = rng.randint(*self._recipe.references)
+        others = tuple(self._distractors([first], count, rng, recent))
+        example = Example("", first.text)
+        row = self._frames[framing].row(example)
+        if row is None or not others:
+            return None
+        return Passage(others, others, framing, budget, (row,), (example,))
+
+    def _cut(self, reference: Reference, rng: random.Random) -> Reference:
+        """A few sentences in a row of a reference; itself, if it has no more than that."""
+        there = sentences(reference.text)
+        count = rng.randint(1, _SENTENCES)
+        if len(there) <= count:
+            return reference
+        at = rng.randrange(len(there) - count + 1)
+        text = " ".join(there[at : at + count])
+        tokens = tuple(next(iter(self._frames.values())).tokens(text))
+        if len(tokens) > len(reference.tokens):
+            return reference
+        return replace(reference, text=text, tokens=tokens, part=True)
 
     def _distractors(
         self,

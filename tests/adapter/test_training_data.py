@@ -14,7 +14,7 @@ from model_adapter.training import Recipe, read
 from model_adapter.training.cloze import Clozes, sentences
 from model_adapter.training.corpus import Question
 from model_adapter.training.examples import Example, Examples, Framed
-from model_adapter.training.passages import Draw
+from model_adapter.training.passages import Draw, Passage
 from tests.helpers import FACTS, SAMPLE, tiny_model
 
 TEXT = (
@@ -138,7 +138,8 @@ def test_passages_depend_on_the_number_alone(model: LanguageModel, tmp_path: Pat
 def test_passages_are_as_the_recipe_says(model: LanguageModel, tmp_path: Path) -> None:
     file = corpus_file(tmp_path, "a", *(fact.text for fact in FACTS), SAMPLE * 4)
     drawn = draw(model, file, references=(2, 4), examples=3, budgets=(100, 200))
-    seen = [drawn.passage(n) for n in range(60)]
+    every = [drawn.passage(n) for n in range(60)]
+    seen = [passage for passage in every if not is_untold(passage)]
     for passage in seen:
         assert 2 <= len(passage.memory) <= 4
         assert len(set(passage.memory)) == len(passage.memory)
@@ -152,3 +153,44 @@ def test_passages_are_as_the_recipe_says(model: LanguageModel, tmp_path: Path) -
     assert {passage.budget for passage in seen} == {100, 200}
     assert {len(passage.gold) for passage in seen} >= {1, 2}
     assert any("" in [e.prompt for e in passage.examples] for passage in seen)  # running text
+
+
+def is_untold(passage: Passage) -> bool:
+    """Whether a text is read behind other references alone."""
+    return [example.prompt for example in passage.examples] == [""] and (
+        passage.gold == passage.memory
+    )
+
+
+def numbered(folder: Path) -> Path:
+    """Documents of which no two references are the same."""
+    texts = [
+        " ".join(f"In {1000 + 100 * n + i} the ship Quill{n} brought {i} lamps." for i in range(40))
+        for n in range(4)
+    ]
+    return corpus_file(folder, "a", *texts)
+
+
+def test_some_passages_are_short(model: LanguageModel, tmp_path: Path) -> None:
+    file = numbered(tmp_path)
+    drawn = draw(model, file, references=(3, 3))
+    short = [p for p in map(drawn.passage, range(60)) if any(r.part for r in p.gold)]
+    assert len(short) > 5
+    whole = {(r.document, r.ordinal): r for r in read(model, [file]).references}
+    for passage in short:
+        for reference in passage.memory:
+            assert reference.text in whole[reference.document, reference.ordinal].text
+            assert len(sentences(reference.text)) <= 3
+            assert list(reference.tokens) == model.tokens(reference.text)
+        (gold,) = passage.gold
+        for example in passage.examples:  # what the part answers, and no text that goes on
+            assert example.prompt
+            assert example.answer in gold.text
+
+
+def test_some_texts_are_read_behind_others(model: LanguageModel, tmp_path: Path) -> None:
+    drawn = draw(model, numbered(tmp_path))
+    untold = [p for p in map(drawn.passage, range(60)) if is_untold(p)]
+    assert len(untold) > 3
+    for passage in untold:
+        assert all(passage.examples[0].answer != r.text for r in passage.memory)
