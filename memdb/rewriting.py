@@ -98,6 +98,8 @@ class _Rewriting:
     def run(self) -> RewriteReport:
         """Do it, or what is left of it."""
         with self._store.write() as transaction:
+            if self._renamed(transaction):
+                return RewriteReport(0, 0, 0)
             recut = self._settle(transaction)
             total = transaction.count(DOCUMENTS)
             memory = transaction.required_setting("memory")
@@ -128,25 +130,45 @@ class _Rewriting:
             recode(self._store, self._writer.shape, coding, self._progress)
         return RewriteReport(done, memories, cut)
 
+    def _renamed(self, transaction: Transaction) -> bool:
+        """Whether nothing but the adapter's name changes: it lies elsewhere now, or is one that
+        reads memories and writes none. Then it is recorded, and all memories are right."""
+        memory = transaction.required_setting("memory")
+        wanted = self._wanted(memory)
+        old, new = memory.get("adapter"), wanted["memory"].pop("adapter", None)
+        if old == new or transaction.setting(PENDING) is not None:
+            return False
+        found = {name: self._recorded(transaction, name) for name in wanted}
+        found["memory"].pop("adapter", None)
+        if found != wanted:
+            return False
+        memory.pop("adapter", None)
+        transaction.put_setting("memory", memory if new is None else {**memory, "adapter": new})
+        transaction.delete_setting(CALIBRATION)  # it may have been of another
+        return True
+
+    def _wanted(self, old: dict[str, Any]) -> dict[str, Any]:
+        """The settings that the database gets; `old` is its `memory`."""
+        return {
+            "shape": self._writer.shape.to_json(),
+            "model": {"name": self._writer.name},
+            "memory": {"codec": self._codec or old["codec"], **self._writer.settings},
+        }
+
     def _settle(self, transaction: Transaction) -> bool:
         """Record the new settings, and return whether documents have to be cut anew. What was begun
         with the same settings goes on."""
         writer = self._writer
         old = transaction.required_setting("memory")
-        memory = {"codec": self._codec or old["codec"], **writer.settings}
-        wanted: dict[str, Any] = {
-            "shape": writer.shape.to_json(),
-            "model": {"name": writer.name},
-            "memory": memory,
-        }
+        wanted = self._wanted(old)
         pending = transaction.setting(PENDING)
         if pending is not None and all(
             self._recorded(transaction, name) == value for name, value in wanted.items()
         ):
             return bool(pending["recut"])
         shape = transaction.required_setting("shape")
-        mine = writer.shape.model, writer.shape.adapter
-        if (shape.get("model"), shape.get("adapter")) != mine:
+        mine = writer.shape.model, writer.shape.adapter, wanted["memory"].get("adapter")
+        if (shape.get("model"), shape.get("adapter"), old.get("adapter")) != mine:
             transaction.delete_setting(CALIBRATION)  # it was of the memories of another
         length = shape["reference_length"]
         recut = (
@@ -159,7 +181,7 @@ class _Rewriting:
                 f"the tokens of '{writer.name}' are others, so documents are cut anew, and that "
                 "takes the database's embedder: pass `embedder`"
             )
-        codec_named(memory["codec"])
+        codec_named(wanted["memory"]["codec"])
         for name, value in wanted.items():
             transaction.put_setting(name, value)
         if recut:

@@ -56,6 +56,16 @@ class Adapter:
     base: str
     recipe: Mapping[str, Any]
 
+    @property
+    def writes(self) -> bool:
+        """Whether memories are written by it; those of a reading adapter are the model's own."""
+        return self.path != "read"
+
+    @property
+    def reads(self) -> bool:
+        """Whether it is active in what is read."""
+        return self.path != "write"
+
     @cached_property
     def fingerprint(self) -> str:
         """32 hexadecimal digits over all that changes the numbers: its weights, their scale, its

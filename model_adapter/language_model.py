@@ -76,8 +76,8 @@ class LanguageModel:
         if adapter is not None:
             adapter.require_base(self.fingerprint, name)
             merged = adapter.merged(self.base)
-            self.writing = self.base if adapter.path == "read" else merged
-            self.model = self.base if adapter.path == "write" else merged
+            self.writing = merged if adapter.writes else self.base
+            self.model = merged if adapter.reads else self.base
 
     @classmethod
     def load(

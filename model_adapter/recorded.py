@@ -64,9 +64,9 @@ def require_adapter(
     shape: MemoryShape,
     language: LanguageModel,
 ) -> None:
-    """Raise `MismatchError` where the model has another adapter than the memories. (What else is
-    another about it, the engine says.)"""
-    adapter = language.adapter
+    """Raise `MismatchError` where memories were written by another adapter than the model's. One
+    that only reads may be any. (What else is another about the model, the engine says.)"""
+    adapter = language.adapter if language.adapter and language.adapter.writes else None
     same = (adapter and adapter.fingerprint) == shape.adapter
     if same or language.fingerprint != shape.model:
         return

@@ -94,7 +94,7 @@ class Writer:
             kv_heads=model.kv_heads,
             head_dim=model.head_dim,
             dtype=model.dtype,
-            adapter=None if model.adapter is None else model.adapter.fingerprint,
+            adapter=model.adapter.fingerprint if model.adapter and model.adapter.writes else None,
             prefix=self.frame.prefix,
             framing=framing,
             reference_length=reference_length,

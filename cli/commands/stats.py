@@ -68,11 +68,21 @@ def stats(path: Path, as_json: bool) -> None:
 
 def _weighing(values: dict[str, Any]) -> str:
     """Which constants say how much memories count."""
-    recorded, shape = values["calibration"], values["shape"]
+    recorded = values["calibration"]
     by_model = "the model's constants, or safe ones (`memdb calibrate` measures others)"
     if recorded is None:
         return by_model
-    if (recorded["model"], recorded["adapter"]) != (shape["model"], shape["adapter"]):
+    if not _is_for(recorded, values["shape"], values["memory"]):
         return f"{by_model}; the calibration of {recorded['date']} is of another model: ignored"
     asked = counted(recorded["questions"], "question")
     return f"{constants(recorded['weighing'])} (calibrated {recorded['date']}, {asked})"
+
+
+def _is_for(calibration: dict[str, Any], shape: dict[str, Any], memory: dict[str, Any]) -> bool:
+    """Whether it was measured with the model and the adapter that the database records."""
+    if calibration["model"] != shape["model"]:
+        return False
+    if shape["adapter"] is not None:
+        return bool(calibration["adapter"] == shape["adapter"])
+    # Of an adapter that only reads, the database records the name alone.
+    return (calibration["adapter"] is None) == ("adapter" not in memory)

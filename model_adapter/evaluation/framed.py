@@ -104,7 +104,7 @@ class Framed:
         prompts = {
             "model": shape.model,
             # One that is active in writing alone changes memories, but nothing that is read here.
-            "adapter": shape.adapter if adapter and adapter.path != "write" else None,
+            "adapter": adapter.fingerprint if adapter and adapter.reads else None,
             "dtype": shape.dtype,
             "prefix": list(frame.prefix),
             "framing": shape.framing,

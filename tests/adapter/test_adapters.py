@@ -316,6 +316,27 @@ def test_a_rewrite_keeps_the_adapter_or_takes_another(
         assert database.shape.framing == "plain"  # the model is the same
 
 
+def test_a_reading_adapter_takes_the_memories_that_are_there(
+    folders: Path, tmp_path: Path, minilm: SentenceEmbedder
+) -> None:
+    db, read = tmp_path / "db", str(folders / "read")
+    make_database(folders, db, minilm)
+
+    def answer(adapter: str | None) -> str:
+        with open_database(db, embedder=minilm, adapter=adapter) as database:
+            return generate(FACTS[0].question, database, max_new_tokens=8).text
+
+    plain, read_so = answer(None), answer(read)
+    assert memories(db) == {"adapter": None, "fingerprint": None}
+    assert rewrite_database(db, adapter=read).memories == 0  # and nothing was written
+    assert memories(db) == {"adapter": read, "fingerprint": None}
+    assert answer(None) == read_so
+    assert answer("none") == plain
+    assert rewrite_database(db, adapter="none").memories == 0
+    assert answer(None) == plain
+    assert rewrite_database(db).memories == len(FACTS)
+
+
 def test_an_adapter_that_moved_is_named(
     folders: Path, tmp_path: Path, minilm: SentenceEmbedder
 ) -> None:
@@ -332,6 +353,9 @@ def test_an_adapter_that_moved_is_named(
         database.insert("Something new.", id="new")
     with open_database(db, embedder=minilm, adapter=str(tmp_path / "there")) as database:
         database.insert("Something new.", id="new")
+    assert rewrite_database(db, adapter=str(tmp_path / "there")).memories == 0
+    with open_database(db, embedder=minilm) as database:
+        database.insert("And more.", id="more")
 
 
 @pytest.mark.slow
