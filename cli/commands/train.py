@@ -86,6 +86,18 @@ def _range(text: str) -> tuple[int, int]:
 @click.option(
     "--references", default="1-5", show_default=True, help="In memory at a time, least and most."
 )
+@click.option(
+    "--short",
+    default=0.0,
+    show_default=True,
+    help="Share of passages whose references are a few sentences each.",
+)
+@click.option(
+    "--unrelated",
+    default=0.0,
+    show_default=True,
+    help="Share of passages whose text is read behind other references alone.",
+)
 @click.option("--batch", default=1, show_default=True, help="Passages to a step.")
 @click.option("--examples", default=6, show_default=True, help="About each passage.")
 @click.option(

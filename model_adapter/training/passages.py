@@ -21,9 +21,7 @@ _RECENT = 200  # passages back that other distractors come from
 _FEW = 3  # examples; a passage with fewer is not worth its encoding
 _ATTEMPTS = 20
 _ONE_GOLD = 0.7  # share of passages that are one reference
-_SHORT = 0.3  # share of passages whose references are a few sentences each
 _SENTENCES = 3  # at most, of a short reference
-_UNTOLD = 0.2  # share of passages whose text is read behind other references alone
 
 
 @dataclass(frozen=True)
@@ -86,12 +84,12 @@ class Draw:
             first = self._gold(number) if attempt == 0 else rng.choice(self._golds)
             way = self._framing(first, number), rng.choice(self._recipe.budgets)
             recent = self._recent(number, way[0])
-            kind = rng.random()
-            if kind < _UNTOLD:
-                found = self._untold(first, rng, way, recent)
+            kind = random.Random(f"kind {self._recipe.seed} {number} {attempt}").random()
+            if kind < self._recipe.unrelated:
+                found = self._unrelated(first, rng, way, recent)
                 if found is not None:
                     return found
-            short = kind < _UNTOLD + _SHORT
+            short = kind < self._recipe.unrelated + self._recipe.short
             found = self._about(first, rng, way, recent, short=short)
             if found is not None and (best is None or len(found.rows) > len(best.rows)):
                 best = found
@@ -179,7 +177,7 @@ class Draw:
             tuple(gold), tuple(memory), framing, budget, tuple(rows), tuple(rows.values())
         )
 
-    def _untold(
+    def _unrelated(
         self,
         first: Reference,
         rng: random.Random,

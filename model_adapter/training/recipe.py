@@ -14,6 +14,9 @@ from model_adapter.selections import DEFAULT_SELECTION, SPREADS, Spread, selecti
 #: What may differ when a run that was interrupted goes on.
 _MAY_DIFFER = ("steps", "hours", "evaluate_every", "checkpoint_minutes")
 
+# What runs did that say nothing of it.
+_BEFORE = {"short": 0.0, "unrelated": 0.0}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -32,6 +35,8 @@ class Recipe:
         examples: about each passage.
         references: the least and the most references in memory, those of the passage among them.
         gold: most references of one passage.
+        short: share of passages whose references are a few sentences each.
+        unrelated: share of passages whose text is read behind other references alone.
         framings: of which each passage gets one.
         budgets: likewise; pairs kept of a reference of 128 tokens.
         selection: which pairs are kept.
@@ -60,6 +65,8 @@ class Recipe:
     examples: int = 6
     references: tuple[int, int] = (1, 5)
     gold: int = 3
+    short: float = 0.0
+    unrelated: float = 0.0
     framings: tuple[Framing, ...] = ("plain", "chat")
     budgets: tuple[int, ...] = (360, 720, 1440)
     selection: str = DEFAULT_SELECTION
@@ -89,6 +96,9 @@ class Recipe:
             "dtype is 'float16' or 'float32'": self.dtype not in ("float16", "float32"),
             f"spread is one of {', '.join(SPREADS)}": self.spread not in (None, *SPREADS),
             "warmup is 0 to 1": not 0 <= self.warmup <= 1,
+            "short and unrelated are shares, together at most 1": min(self.short, self.unrelated)
+            < 0
+            or self.short + self.unrelated > 1,
         }
         for name in ("rank", "batch", "examples", "gold", "evaluate_every"):
             wrong[f"{name} is at least 1"] = getattr(self, name) < 1
@@ -119,9 +129,10 @@ class Recipe:
         mine = self.to_json()
         for part in fields(self):
             name = part.name
-            if name not in _MAY_DIFFER and recorded.get(name) != mine[name]:
+            recorded_so = recorded.get(name, _BEFORE.get(name))
+            if name not in _MAY_DIFFER and recorded_so != mine[name]:
                 raise InvalidInputError(
-                    f"'{folder}' holds a run with {name} {json.dumps(recorded.get(name))}, not "
+                    f"'{folder}' holds a run with {name} {json.dumps(recorded_so)}, not "
                     f"{json.dumps(mine[name])}: give the same recipe to go on with it, or another "
                     "folder"
                 )

@@ -138,8 +138,7 @@ def test_passages_depend_on_the_number_alone(model: LanguageModel, tmp_path: Pat
 def test_passages_are_as_the_recipe_says(model: LanguageModel, tmp_path: Path) -> None:
     file = corpus_file(tmp_path, "a", *(fact.text for fact in FACTS), SAMPLE * 4)
     drawn = draw(model, file, references=(2, 4), examples=3, budgets=(100, 200))
-    every = [drawn.passage(n) for n in range(60)]
-    seen = [passage for passage in every if not is_untold(passage)]
+    seen = [drawn.passage(n) for n in range(60)]
     for passage in seen:
         assert 2 <= len(passage.memory) <= 4
         assert len(set(passage.memory)) == len(passage.memory)
@@ -155,7 +154,7 @@ def test_passages_are_as_the_recipe_says(model: LanguageModel, tmp_path: Path) -
     assert any("" in [e.prompt for e in passage.examples] for passage in seen)  # running text
 
 
-def is_untold(passage: Passage) -> bool:
+def is_unrelated(passage: Passage) -> bool:
     """Whether a text is read behind other references alone."""
     return [example.prompt for example in passage.examples] == [""] and (
         passage.gold == passage.memory
@@ -173,7 +172,7 @@ def numbered(folder: Path) -> Path:
 
 def test_some_passages_are_short(model: LanguageModel, tmp_path: Path) -> None:
     file = numbered(tmp_path)
-    drawn = draw(model, file, references=(3, 3))
+    drawn = draw(model, file, references=(3, 3), short=0.3)
     short = [p for p in map(drawn.passage, range(60)) if any(r.part for r in p.gold)]
     assert len(short) > 5
     whole = {(r.document, r.ordinal): r for r in read(model, [file]).references}
@@ -189,8 +188,10 @@ def test_some_passages_are_short(model: LanguageModel, tmp_path: Path) -> None:
 
 
 def test_some_texts_are_read_behind_others(model: LanguageModel, tmp_path: Path) -> None:
-    drawn = draw(model, numbered(tmp_path))
-    untold = [p for p in map(drawn.passage, range(60)) if is_untold(p)]
-    assert len(untold) > 3
-    for passage in untold:
+    drawn = draw(model, numbered(tmp_path), unrelated=0.2)
+    unrelated = [p for p in map(drawn.passage, range(60)) if is_unrelated(p)]
+    assert len(unrelated) > 3
+    for passage in unrelated:
         assert all(passage.examples[0].answer != r.text for r in passage.memory)
+    none = draw(model, numbered(tmp_path))
+    assert not any(is_unrelated(none.passage(number)) for number in range(60))
