@@ -42,8 +42,8 @@ adapter_option = click.option(
     "--adapter",
     "adapter_name",
     metavar="NAME",
-    help="A trained adapter that memories are written by: a name (`memdb model list`), its folder, "
-    "or none.",
+    help="A trained adapter by which memories are written or read: a name (`memdb model list`), its "
+    "folder, or none.",
 )
 embedder_option = click.option(
     "--embedder", help="The text embedder: a name (`memdb model list`), a folder, or such an id."

@@ -9,22 +9,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from cli.commands.init import (
-    corpora_option,
-    framing_option,
-    layers_option,
-    parse_layers,
-    selection_option,
-)
-from cli.common import (
-    adapter,
-    adapter_option,
-    example,
-    goes_on,
-    model_option,
-    notify,
-)
-from cli.progress import progress_bar
+from cli.commands.init import parse_layers
+from cli.common import example
+from cli.measuring import measured_options, measured_text
 
 
 @click.command(
@@ -35,24 +22,7 @@ from cli.progress import progress_bar
         "memdb init --db docs.memdb --head-weights weights.jsonl",
     ),
 )
-@corpora_option("What to measure on")
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="The file for what is measured."
-)
-@model_option
-@adapter_option
-@framing_option
-@layers_option
-@selection_option
-@click.option(
-    "--passages",
-    type=click.IntRange(min=1),
-    default=48,
-    show_default=True,
-    help="References to measure by.",
-)
-@click.option("--examples", default=4, show_default=True, help="Answers about each.")
-@click.option("--seed", default=0, show_default=True)
+@measured_options(48, "References to measure by.")
 def head_weights(
     corpora: tuple[Path, ...],
     out: Path,
@@ -67,16 +37,10 @@ def head_weights(
     The weights are used when a database is made with --head-weights OUT. May be interrupted; the
     same command goes on.
     """
-    goes_on()
-    models = adapter()
-    from model_adapter import training
-    from model_adapter.head_weights import measure_head_weights
-    from model_adapter.recorded import language_for_new
-
     chosen = parse_layers(layers)
-    language = language_for_new(model or models.DEFAULT_MODEL, adapter_name, notify)
-    with progress_bar() as progress:
-        corpus = training.read(language, corpora, progress=progress)
+    with measured_text(model, adapter_name, corpora) as (language, corpus, progress):
+        from model_adapter.head_weights import measure_head_weights
+
         found = measure_head_weights(
             language, corpus, out, layers=chosen, progress=progress, **options
         )

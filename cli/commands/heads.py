@@ -9,27 +9,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from cli.commands.init import (
-    corpora_option,
-    framing_option,
-    layers_option,
-    parse_layers,
-    selection_option,
-    spread_option,
-    weights_option,
-)
-from cli.common import (
-    adapter,
-    adapter_option,
-    counted,
-    example,
-    goes_on,
-    model_option,
-    notify,
-)
-from cli.progress import progress_bar
+from cli.commands.init import parse_layers, spread_option, weights_option
+from cli.common import counted, example
+from cli.measuring import measured_options, measured_text
 
-_FILE = click.Path(path_type=Path)
 _NOTHING = 0.05  # pairs of a reference
 
 
@@ -40,25 +23,10 @@ _NOTHING = 0.05  # pairs of a reference
         "memdb init --db docs.memdb --heads heads.jsonl",
     ),
 )
-@corpora_option("What to measure on")
-@click.option("--out", required=True, type=_FILE, help="The file for what is measured.")
-@model_option
-@adapter_option
-@framing_option
-@layers_option
-@selection_option
+@measured_options(24, "References to measure by; as many check it.")
 @click.option("--budget", type=int, help="How many of a 128-token reference.")
 @spread_option
 @weights_option
-@click.option(
-    "--passages",
-    type=click.IntRange(min=1),
-    default=24,
-    show_default=True,
-    help="References to measure by; as many check it.",
-)
-@click.option("--examples", default=4, show_default=True, help="Answers about each.")
-@click.option("--seed", default=0, show_default=True)
 def heads(
     corpora: tuple[Path, ...],
     out: Path,
@@ -73,16 +41,10 @@ def heads(
     The heads without which answers are likelier, by more than the standard error, are left out when
     a database is made with --heads OUT. May be interrupted; the same command goes on.
     """
-    goes_on()
-    models = adapter()
-    from model_adapter import training
-    from model_adapter.memory_heads import measure_heads
-    from model_adapter.recorded import language_for_new
-
     chosen = parse_layers(layers)
-    language = language_for_new(model or models.DEFAULT_MODEL, adapter_name, notify)
-    with progress_bar() as progress:
-        corpus = training.read(language, corpora, progress=progress)
+    with measured_text(model, adapter_name, corpora) as (language, corpus, progress):
+        from model_adapter.memory_heads import measure_heads
+
         found = measure_heads(language, corpus, out, layers=chosen, progress=progress, **options)
     table = Table(title=f"{language.name}, budget {found.about['budget']:,}")
     for column in ("layer", "kv head", "pairs of a reference", "worth, nats a token", "left out"):

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from model_adapter import LanguageModel
 from model_adapter.evaluation import Settings
+from model_adapter.training import Corpus, read
 from tests.helpers import FACTS, SAMPLE
 
 MORE = ("How long is the book?", "Who sees a green light in the north?", "Why?")
@@ -23,6 +25,12 @@ def corpus_lines() -> list[dict[str, Any]]:
         {"id": fact.id, "text": fact.text + " ", "metadata": {"title": "facts"}} for fact in FACTS
     ]
     return [*facts, *({"id": f"long {n}", "text": f"{n}. {SAMPLE}"} for n in range(3))]
+
+
+def facts_corpus(model: LanguageModel, folder: Path) -> Corpus:
+    """The facts, as what a model's heads are measured on."""
+    lines = [{"id": fact.id, "text": fact.text} for fact in FACTS]
+    return read(model, [write(folder / "corpus.jsonl", lines)])
 
 
 def question_lines() -> list[dict[str, Any]]:

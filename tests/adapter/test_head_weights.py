@@ -26,11 +26,12 @@ from model_adapter import (
 from model_adapter.choice import Choice, Kept, kept_pairs
 from model_adapter.head_weights import measure_head_weights, pair_gradients
 from model_adapter.likelihood import likelihoods
-from model_adapter.training import Corpus, read
+from model_adapter.training import Corpus
 from model_adapter.training.examples import Row
 from model_adapter.training.passes import read_behind
 from model_adapter.weight_file import HeadWeights, fitted
-from tests.helpers import FACTS, SAMPLE, tiny_model
+from tests.adapter.asked import facts_corpus
+from tests.helpers import SAMPLE, tiny_model
 
 TEXT = SAMPLE[:150]
 WEIGHTS = [1.0, 0.5, 2.0, 0.125, 3.0, 7.0]
@@ -44,10 +45,7 @@ def model() -> LanguageModel:
 
 @pytest.fixture
 def corpus(model: LanguageModel, tmp_path: Path) -> Corpus:
-    file = tmp_path / "corpus.jsonl"
-    lines = [{"id": fact.id, "text": fact.text} for fact in FACTS]
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return read(model, [file])
+    return facts_corpus(model, tmp_path)
 
 
 # --- gradients ---

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ from memdb import InvalidInputError
 from model_adapter import LanguageModel, Writer
 from model_adapter.head_file import HeadFile, heads_of
 from model_adapter.memory_heads import measure_heads
-from model_adapter.training import Corpus, read
-from tests.helpers import FACTS, SAMPLE, tiny_model
+from model_adapter.training import Corpus
+from tests.adapter.asked import facts_corpus
+from tests.helpers import SAMPLE, tiny_model
 
 TEXT = SAMPLE[:150]
 HOW: dict[str, Any] = {"framing": "plain", "passages": 3, "examples": 3}
@@ -28,10 +28,7 @@ def model() -> LanguageModel:
 
 @pytest.fixture
 def corpus(model: LanguageModel, tmp_path: Path) -> Corpus:
-    file = tmp_path / "corpus.jsonl"
-    lines = [{"id": fact.id, "text": fact.text} for fact in FACTS]
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return read(model, [file])
+    return facts_corpus(model, tmp_path)
 
 
 # --- a writer with memory heads ---
