@@ -42,7 +42,7 @@ adapter_option = click.option(
     "--adapter",
     "adapter_name",
     metavar="NAME",
-    help="A trained adapter by which memories are written or read: a name (`memdb model list`), its "
+    help="A trained adapter that memories are written or read by: a name (`memdb model list`), its "
     "folder, or none.",
 )
 embedder_option = click.option(
