@@ -39,7 +39,7 @@ from model_adapter.writer import Writer
 _LEAST = 8  # questions
 _DRAWN = 8  # references for each question: of some the model asks nothing that their text answers
 _PASSAGES = 16
-_WORSE = 1.01  # of running text's perplexity, against no lift
+_WORSE = 1.01  # of running text's perplexity, against that with the best lift
 
 
 def calibrate(
@@ -56,9 +56,9 @@ def calibrate(
     The model asks itself questions about references; those that the text answers are kept. For
     each, memories are retrieved as a generation does, and the right answer's likelihood is measured
     under constant after constant. Others than those before are taken only if they are better by
-    more than the standard error over the questions. The lift under which running text becomes at
-    most 1 % less likely holds for all that is read; what is left of the lift of answers holds for
-    what is asked for.
+    more than the standard error over the questions. The largest lift by which running text is at
+    most 1 % less likely than by its best holds for all that is read; what is left of the lift of
+    answers holds for what is asked for.
 
     What is measured is kept in the work folder: an interrupted call goes on when it is called
     again. Memories that are retrieved and not there yet are written, as ever.
@@ -211,7 +211,7 @@ class _Calibrating:
     def _guarded(
         self, chosen: Weighing, drawn: Drawn, results: Results
     ) -> tuple[Weighing, dict[float, float]]:
-        """The constants with a lift under which running text is as likely as without one, the rest
+        """The constants with a lift by which running text is as likely as by its best one, the rest
         of it for what is asked for; and what was measured of it."""
         running = Measuring(self._db, self._writer, results, self._progress)
         if not running.find_behind(drawn.passages):
@@ -223,10 +223,10 @@ class _Calibrating:
             nll = running.measured([one], "running text")[one].mean()
             return perplexities.setdefault(lift, float(np.exp(nll)))
 
-        none = perplexity(0.0)
         most = self._uncalibrated.lift if chosen == self._before else chosen.lift
-        good = (one for one in lower(most) if perplexity(one) <= _WORSE * none)
-        return _divided(chosen, next(good, 0.0)), perplexities
+        best = min(map(perplexity, lower(most)))
+        lift = next(one for one in lower(most) if perplexity(one) <= _WORSE * best)
+        return _divided(chosen, lift), perplexities
 
     def _summary(
         self,

@@ -13,6 +13,7 @@ from model_adapter.weighing import SAFE, Weighing
 
 _SLOPES = (0.0, 5.0, 10.0, 20.0, 40.0)
 LIFTS = (0.0, 0.5, 1.0, 1.5, 2.0)
+_LOWER = (-1.0, -0.5)  # beside these, of running text: most of it is in no memory
 
 #: A win by less than this share is none that is worth larger constants. Between neighbours in the
 #: grid, whose losses go up and down together, the standard error alone is next to nothing.
@@ -56,5 +57,5 @@ def simplest(tried: Mapping[Weighing, Losses]) -> Weighing:
 
 
 def lower(lift: float) -> Sequence[float]:
-    """A lift and those below it, largest first."""
-    return sorted({lift, *(other for other in LIFTS if other < lift)}, reverse=True)
+    """A lift and those below it that running text may have, largest first."""
+    return sorted({lift, *(other for other in (*_LOWER, *LIFTS) if other < lift)}, reverse=True)

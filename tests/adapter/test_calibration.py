@@ -91,9 +91,9 @@ def test_what_is_tried() -> None:
     assert len(set(slopes())) == 5
     assert ASKED in slopes()
     assert {one.lift for one in slopes()} == {SAFE.asked}
-    assert list(lower(1.0)) == [1.0, 0.5, 0.0]
-    assert list(lower(0.7)) == [0.7, 0.5, 0.0]
-    assert list(lower(0.0)) == [0.0]
+    assert list(lower(1.0)) == [1.0, 0.5, 0.0, -0.5, -1.0]
+    assert list(lower(0.7)) == [0.7, 0.5, 0.0, -0.5, -1.0]
+    assert list(lower(0.0)) == [0.0, -0.5, -1.0]
 
 
 def test_durations_in_words() -> None:
@@ -231,19 +231,20 @@ def test_constants_that_are_better_are_taken(
     def answers(one: Weighing) -> float:
         return -0.1 * (one.slope == 20) - 0.1 * (one.lift == 1.0)
 
-    pretend(monkeypatch, answers, lambda one: 0.009 * one.lift)
+    pretend(monkeypatch, answers, lambda one: 0.009 * max(one.lift, 0.0))
     found = calibrate(db, questions=9, work=tmp_path / "work")
     assert found.changed
     assert found.weighing == replace(SAFE, slope=20, lift=1.0, asked=0.0)
-    assert found.perplexities.keys() == {0.0, 1.0}
+    assert found.perplexities.keys() == {-1.0, -0.5, 0.0, 0.5, 1.0}
     # Running text is worse by 1.5 %: the next lower lift is good enough. Messages keep theirs.
-    pretend(monkeypatch, answers, lambda one: 0.015 * one.lift)
+    pretend(monkeypatch, answers, lambda one: 0.015 * max(one.lift, 0.0))
     found = calibrate(db, questions=9, work=tmp_path / "work")
     assert (found.weighing.lift, found.weighing.asked) == (0.5, 0.5)
     assert db.settings["calibration"]["weighing"] == found.weighing.to_json()
+    # Most of what is found only drowns the text: it counts less than it would by itself.
     pretend(monkeypatch, answers, lambda one: one.lift)
     found = calibrate(db, questions=9, work=tmp_path / "work")
-    assert (found.weighing.lift, found.weighing.asked) == (0.0, 1.0)
+    assert (found.weighing.lift, found.weighing.asked) == (-1.0, 2.0)
 
 
 def test_a_lift_without_running_text_to_look_at_is_for_what_is_asked(
