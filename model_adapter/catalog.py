@@ -95,7 +95,7 @@ CATALOG = {
             wheels=SMOLLM2_135M,
             size=93,
             license="Apache-2.0",
-            weighing=Weighing(lift=-1.0, slope=7.0, most=2.0, asked=1.0),
+            weighing=Weighing(lift=-1.0, slope=7.0, most=2.0, asked=1.5),
             weighted=True,
         ),
         CatalogEntry(
