@@ -111,7 +111,7 @@ CATALOG = {
             wheels=QWEN25_CODER_05B,
             size=478,
             license="Apache-2.0",
-            weighing=Weighing(lift=0.0, slope=20.0, most=2.0, asked=1.0),
+            weighing=Weighing(lift=0.0, slope=20.0, most=2.0, asked=2.0),
             weighted=True,
         ),
         CatalogEntry(
