@@ -75,10 +75,12 @@ class AdapterEntry:
     Attributes:
         name: what users call it.
         model: the name of the model that it is for.
+        weighing: how memories count with it; None: as for the model without it.
     """
 
     name: str
     model: str
+    weighing: Weighing | None = None
 
     @property
     def folder(self) -> Path:
@@ -135,7 +137,11 @@ ADAPTERS = {
     entry.name: entry
     for entry in (
         AdapterEntry(name="smollm2-135m-memory3", model="smollm2-135m"),
-        AdapterEntry(name="qwen2.5-coder-0.5b-memory3", model="qwen2.5-coder-0.5b"),
+        AdapterEntry(
+            name="qwen2.5-coder-0.5b-memory3",
+            model="qwen2.5-coder-0.5b",
+            weighing=Weighing(lift=0.0, slope=20.0, most=2.0, asked=1.0),
+        ),
     )
 }
 

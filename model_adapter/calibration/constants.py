@@ -4,7 +4,7 @@ ones."""
 from __future__ import annotations
 
 from memdb import InvalidInputError, MemDB
-from model_adapter.catalog import CATALOG
+from model_adapter.catalog import ADAPTERS, CATALOG
 from model_adapter.language_model import LanguageModel
 from model_adapter.weighing import SAFE, Weighing
 
@@ -34,9 +34,12 @@ def weighing_of(db: MemDB, model: LanguageModel) -> Weighing:
 
 
 def uncalibrated(model: LanguageModel) -> Weighing:
-    """Constants of a model that no calibration is recorded for."""
-    entry = CATALOG.get(model.name)
-    return SAFE if entry is None or entry.weighing is None else entry.weighing
+    """Constants of a model that no calibration is recorded for: its adapter's, or its own."""
+    adapter = None if model.adapter is None else ADAPTERS.get(model.adapter.name)
+    for entry in (adapter, CATALOG.get(model.name)):
+        if entry is not None and entry.weighing is not None:
+            return entry.weighing
+    return SAFE
 
 
 def identity(model: LanguageModel) -> tuple[str, str | None]:

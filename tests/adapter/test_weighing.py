@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,9 @@ from model_adapter import (
     generate,
 )
 from model_adapter.attention import LayerMemory
+from model_adapter.calibration import constants
+from model_adapter.calibration.constants import uncalibrated
+from model_adapter.catalog import AdapterEntry
 from model_adapter.weighing import EVEN, SAFE, Weighing
 from tests.adapter.slow import slow_answer
 from tests.helpers import FACTS, SAMPLE, tiny_model
@@ -431,3 +436,22 @@ def test_a_chat_goes_on_where_a_turn_finds_nothing(db: MemDB) -> None:
         hits = result.chunks[-1].retrieval.hits
         assert bool(hits) == bool(number)
         assert bool(result.sources()) == bool(number)
+
+
+def test_an_adapter_of_the_catalogue_has_constants_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def of(model: str, adapter: str | None) -> Weighing:
+        loaded = SimpleNamespace(
+            name=model, adapter=None if adapter is None else SimpleNamespace(name=adapter)
+        )
+        return uncalibrated(loaded)  # type: ignore[arg-type]
+
+    own, read = Weighing(0, 1, 2), Weighing(0, 3, 2)
+    entry = replace(constants.CATALOG["smollm2-135m"], weighing=own)
+    monkeypatch.setitem(constants.CATALOG, "m", entry)
+    monkeypatch.setitem(constants.ADAPTERS, "a", AdapterEntry("a", "m", weighing=read))
+    monkeypatch.setitem(constants.ADAPTERS, "b", AdapterEntry("b", "m"))
+    assert of("m", None) == of("m", "b") == of("m", "a folder") == own
+    assert of("m", "a") == read
+    assert of("another", None) == SAFE
