@@ -131,4 +131,4 @@ class Weighing:
 #: Without it: all memories count the same (the paper).
 EVEN = Weighing(lift=0.0, slope=0.0, most=0.0, reach=2.0)
 #: For a model that nobody calibrated.
-SAFE = Weighing(lift=0.0, slope=10.0, most=2.0, asked=0.5)
+SAFE = Weighing(lift=-1.0, slope=10.0, most=2.0, asked=1.5)

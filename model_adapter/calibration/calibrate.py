@@ -215,7 +215,7 @@ class _Calibrating:
         of it for what is asked for; and what was measured of it."""
         running = Measuring(self._db, self._writer, results, self._progress)
         if not running.find_behind(drawn.passages):
-            return _divided(chosen, 0.0), {}
+            return _divided(chosen, self._uncalibrated.lift), {}
         perplexities: dict[float, float] = {}
 
         def perplexity(lift: float) -> float:

@@ -90,7 +90,7 @@ def test_a_win_is_more_than_the_paired_standard_error() -> None:
 def test_what_is_tried() -> None:
     assert len(set(slopes())) == 5
     assert ASKED in slopes()
-    assert {one.lift for one in slopes()} == {SAFE.asked}
+    assert {one.lift for one in slopes()} == {ASKED.lift}
     assert list(lower(1.0)) == [1.0, 0.5, 0.0, -0.5, -1.0]
     assert list(lower(0.7)) == [0.7, 0.5, 0.0, -0.5, -1.0]
     assert list(lower(0.0)) == [0.0, -0.5, -1.0]
@@ -253,7 +253,7 @@ def test_a_lift_without_running_text_to_look_at_is_for_what_is_asked(
     pretend(monkeypatch, lambda one: -0.1 * (one.lift == 1.0), lambda one: 0.0)
     monkeypatch.setattr(Measuring, "find_behind", lambda *_: 0)
     found = calibrate(db, questions=9, work=tmp_path / "work")
-    assert (found.weighing.lift, found.weighing.asked) == (0.0, 1.0)
+    assert (found.weighing.lift, found.weighing.asked) == (-1.0, 2.0)
     assert not found.perplexities
 
 

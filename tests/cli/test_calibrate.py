@@ -67,7 +67,7 @@ def test_calibrate_says_what_it_found(run: Run, db: Path, monkeypatch: pytest.Mo
     result = run("calibrate")
     assert "there was no running text to look at" in result.stdout
     assert (
-        "nothing is clearly better; kept and recorded: asked 0.5, lift 0, most 2" in result.stdout
+        "nothing is clearly better; kept and recorded: asked 1.5, lift -1, most 2" in result.stdout
     )
     (values,) = rows(run("calibrate", "--json"))
     assert values["weighing"] == SAFE.to_json()
