@@ -88,7 +88,7 @@ class Framed:
                 settings.text_limit,
                 settings.seed,
                 self._weighing,
-                Results(own, "text", {"prefix": list(frame.prefix), **self._constants}),
+                Results(own, "text", self._read_by | self._constants | {"prefix": [*frame.prefix]}),
                 self.progress,
             ),
             settings.seed,
@@ -100,11 +100,10 @@ class Framed:
         own, shared = self.work
         room = plan.room(self.model)
         start = len(shape.prefix) + shape.reference_length
-        adapter = self.model.adapter
         prompts = {
             "model": shape.model,
-            # One that is active in writing alone changes memories, but nothing that is read here.
-            "adapter": adapter.fingerprint if adapter and adapter.reads else None,
+            "adapter": None,
+            **self._read_by,
             "dtype": shape.dtype,
             "prefix": list(frame.prefix),
             "framing": shape.framing,
@@ -139,6 +138,13 @@ class Framed:
             about = {**prompts, **drawn, **self._constants}
             arms["other"] = memory(sights.others), Results(own, "other", about)
         return arms
+
+    @property
+    def _read_by(self) -> dict[str, Any]:
+        """The adapter, if it reads. One that is active in writing alone changes memories, but
+        nothing that is read here."""
+        adapter = self.model.adapter
+        return {"adapter": adapter.fingerprint} if adapter and adapter.reads else {}
 
     @property
     def _constants(self) -> dict[str, Any]:

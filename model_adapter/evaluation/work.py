@@ -10,7 +10,6 @@ words. Lines are appended as they come, so an interruption costs one batch.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -21,7 +20,6 @@ from typing import Any
 
 from memdb import (
     Document,
-    InvalidInputError,
     MemDB,
     Progress,
     StorageError,
@@ -31,6 +29,7 @@ from model_adapter.catalog import cache_folder
 from model_adapter.database import create_database, open_database
 from model_adapter.embedder import SentenceEmbedder
 from model_adapter.evaluation.settings import Settings
+from model_adapter.held import held
 from model_adapter.language_model import LanguageModel
 from model_adapter.line_file import LineFile
 from model_adapter.weight_file import UNWEIGHTED
@@ -113,15 +112,19 @@ def evaluated_database(
     del shape["prefix"]  # a template may print the date; the database keeps its own
     folder = root / digest(
         [
-            shape,
-            dict(writer.settings),
+            shape,  # names an adapter by which memories are written
+            {name: value for name, value in writer.settings.items() if name != "adapter"},
             settings.codec,
             embedder.fingerprint,
             corpus_digest(documents),
         ]
     )
     make_folder(folder)
-    with _locked(folder):
+    busy = (
+        f"another process evaluates the same in '{folder}'; wait for it, or name another work "
+        "folder (`--work`)"
+    )
+    with held(folder / ".lock", busy):
         path, ready = folder / "database", folder / "ready"
         model: LanguageModel = writer.model
         if not path.exists():
@@ -166,16 +169,3 @@ def make_folder(folder: Path) -> None:
             f"the work folder '{folder}' cannot be made: {error.strerror or error}; name another "
             "(`--work`)"
         ) from error
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InvalidInputError(
-                f"another process evaluates the same in '{folder}'; wait for it, or name another "
-                "work folder (`--work`)"
-            ) from error
-        yield

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from memdb import InvalidInputError, Progress, StorageError, no_progress
+from model_adapter.held import held
 from model_adapter.language_model import LanguageModel
 from model_adapter.training import checkpoint
 from model_adapter.training.asking import Asking
@@ -82,11 +83,17 @@ def train(
         told: told of each step.
 
     Raises:
-        InvalidInputError: an option is wrong, or the folder holds another run.
+        InvalidInputError: an option is wrong, the folder holds another run, or another process
+            trains in it.
         StorageError: the folder cannot be written.
         KeyboardInterrupt: it was interrupted; the same call goes on.
     """
-    return _Training(model, corpus, recipe, folder, data or {}, progress, told).run()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot write '{folder}': {error.strerror}") from error
+    with held(folder / ".lock", f"another process trains in '{folder}'; name another folder"):
+        return _Training(model, corpus, recipe, folder, data or {}, progress, told).run()
 
 
 class _Training:
@@ -113,10 +120,6 @@ class _Training:
                     f"'{folder}' holds a run with other texts: give the same corpora to go on with "
                     "it, or another folder"
                 )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot write '{folder}': {error.strerror}") from error
         self._fingerprint = corpus.fingerprint
         self._training, self._measured = corpus.split(recipe.held_out, recipe.seed)
         choices = Choices(model, recipe, folder / "choices.bin")

@@ -29,9 +29,11 @@ from model_adapter import (
 )
 from model_adapter import catalog as catalogue
 from model_adapter.adapters import chosen_adapter
+from model_adapter.evaluation import Settings, evaluate
 from model_adapter.likelihood import likelihoods
 from model_adapter.workers import warm_database
 from tests.adapter.adapted import make_adapter, model_folder
+from tests.adapter.asked import asked_files
 from tests.helpers import FACTS, SAMPLE, tiny_model
 
 TEXTS = ["The harbour of Veldmoor is old.", SAMPLE[:150], "Storms and whales."]
@@ -366,3 +368,27 @@ def test_workers_write_with_the_adapter(
     with open_database(tmp_path / "db", embedder=minilm) as database:
         database.insert(SAMPLE, id="cold", cold=True)
     assert warm_database(tmp_path / "db", workers=2) == 2
+
+
+def test_an_evaluation_with_a_reading_adapter_takes_the_memories_that_are_there(
+    folders: Path, tmp_path: Path, minilm: SentenceEmbedder
+) -> None:
+    corpus, questions = asked_files(tmp_path)
+    settings = Settings(framing="plain", answers=False, text_limit=2)
+    found = {}
+    for name, model in (
+        ("none", tiny_model()),
+        ("read", with_adapter(folders / "read")),
+        ("write", with_adapter(folders / "write")),
+        ("none again", tiny_model()),
+    ):
+        parts: dict[str, Any] = {"model": model, "embedder": minilm, "work": tmp_path / "work"}
+        found[name] = evaluate(corpus, questions, settings, **parts).to_json()["framings"]["plain"]
+    assert len(list((tmp_path / "work").glob("*/database"))) == 2  # its own writes one of its own
+    assert found["none again"] == found["none"]
+    nll = {name: one["memory"]["nll"] for name, one in found.items()}
+    assert len(set(nll.values())) == 3
+    assert found["read"]["nothing"]["nll"] != found["none"]["nothing"]["nll"]
+    assert found["write"]["nothing"]["nll"] == found["none"]["nothing"]["nll"]
+    text = {name: one["running_text"]["perplexity_with"] for name, one in found.items()}
+    assert len(set(text.values())) == 3

@@ -223,6 +223,18 @@ def test_another_recipe_does_not_go_on(corpus_file: Path, tmp_path: Path) -> Non
     train(tiny_model(), corpus, recipe(steps=2), tmp_path / "out")  # longer is well
 
 
+def test_two_do_not_train_in_one_folder(corpus_file: Path, tmp_path: Path) -> None:
+    model, out = tiny_model(), tmp_path / "out"
+    corpus = read(model, [corpus_file])
+
+    def told(*_: Any) -> None:
+        with pytest.raises(InvalidInputError, match=f"another process trains in '{out}'"):
+            train(tiny_model(), corpus, recipe(steps=1), out)
+
+    assert train(model, corpus, recipe(steps=2), out, told=told).steps == 2
+    assert train(tiny_model(), corpus, recipe(steps=3), out).steps == 3  # when it has ended
+
+
 def test_it_measures_on_what_it_does_not_learn(tmp_path: Path) -> None:
     model = tiny_model()
     file = tmp_path / "corpus.jsonl"
