@@ -19,6 +19,7 @@ from torch import Tensor
 
 from memdb import Framing, Progress, no_progress
 from model_adapter import running
+from model_adapter.calibration.constants import identity
 from model_adapter.choice import Choice, Kept, kept_pairs
 from model_adapter.language_model import LanguageModel
 from model_adapter.likelihood import likelihoods
@@ -85,7 +86,7 @@ def measure_head_weights(
             {
                 "model": model.name,
                 "fingerprint": model.fingerprint,
-                "adapter": shape.adapter,
+                "adapter": identity(model)[1],
                 "framing": shape.framing,
                 "selection": writer.selection.name,
                 "corpus": corpus.fingerprint,

@@ -14,6 +14,7 @@ import torch
 
 from memdb import Framing, Progress, no_progress
 from model_adapter import running
+from model_adapter.calibration.constants import identity
 from model_adapter.choice import Choice, kept_pairs
 from model_adapter.head_file import HeadFile
 from model_adapter.language_model import LanguageModel
@@ -68,7 +69,7 @@ def measure_heads(
         {
             "model": model.name,
             "fingerprint": model.fingerprint,
-            "adapter": writer.shape.adapter,
+            "adapter": identity(model)[1],
             "framing": writer.shape.framing,
             **{name: writer.settings[name] for name in ("selection", "budget", "spread")},
             "weights": writer.settings.get("weights"),

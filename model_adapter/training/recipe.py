@@ -96,9 +96,9 @@ class Recipe:
             "dtype is 'float16' or 'float32'": self.dtype not in ("float16", "float32"),
             f"spread is one of {', '.join(SPREADS)}": self.spread not in (None, *SPREADS),
             "warmup is 0 to 1": not 0 <= self.warmup <= 1,
-            "short and unrelated are shares, together at most 1": min(self.short, self.unrelated)
-            < 0
-            or self.short + self.unrelated > 1,
+            "short and unrelated are shares, together at most 1": not (
+                0 <= min(self.short, self.unrelated) <= self.short + self.unrelated <= 1
+            ),
         }
         for name in ("rank", "batch", "examples", "gold", "evaluate_every"):
             wrong[f"{name} is at least 1"] = getattr(self, name) < 1

@@ -88,6 +88,8 @@ def train(
         StorageError: the folder cannot be written.
         KeyboardInterrupt: it was interrupted; the same call goes on.
     """
+    if model.adapter is not None:
+        raise InvalidInputError("a model that has an adapter cannot be trained for another")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -107,8 +109,6 @@ class _Training:
         progress: Progress,
         told: Told,
     ) -> None:
-        if model.adapter is not None:
-            raise InvalidInputError("a model that has an adapter cannot be trained for another")
         self._model, self._recipe, self._folder = model, recipe, folder
         self._progress, self._told, self._data = progress, told, data
         self._file = folder / "checkpoint.safetensors"

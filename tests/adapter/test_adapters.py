@@ -30,10 +30,12 @@ from model_adapter import (
 from model_adapter import catalog as catalogue
 from model_adapter.adapters import chosen_adapter
 from model_adapter.evaluation import Settings, evaluate
+from model_adapter.head_weights import measure_head_weights
 from model_adapter.likelihood import likelihoods
+from model_adapter.memory_heads import measure_heads
 from model_adapter.workers import warm_database
 from tests.adapter.adapted import make_adapter, model_folder
-from tests.adapter.asked import asked_files
+from tests.adapter.asked import asked_files, facts_corpus
 from tests.helpers import FACTS, SAMPLE, tiny_model
 
 TEXTS = ["The harbour of Veldmoor is old.", SAMPLE[:150], "Storms and whales."]
@@ -392,3 +394,16 @@ def test_an_evaluation_with_a_reading_adapter_takes_the_memories_that_are_there(
     assert found["write"]["nothing"]["nll"] == found["none"]["nothing"]["nll"]
     text = {name: one["running_text"]["perplexity_with"] for name, one in found.items()}
     assert len(set(text.values())) == 3
+
+
+def test_heads_measured_with_a_reading_adapter_are_not_those_of_the_model(
+    folders: Path, tmp_path: Path
+) -> None:
+    plain, file = tiny_model(), tmp_path / "heads.jsonl"
+    how: dict[str, Any] = {"framing": "plain", "passages": 3, "examples": 3}
+    corpus = facts_corpus(plain, tmp_path)
+    for measure in (measure_heads, measure_head_weights):
+        measure(plain, corpus, file, **how)
+        with pytest.raises(InvalidInputError, match="adapter"):
+            measure(with_adapter(folders / "read"), corpus, file, **how)
+        file.unlink()
