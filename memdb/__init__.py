@@ -6,15 +6,11 @@ Modeling with Explicit Memory", 2024). The engine needs no model; `model_adapter
 with one and reads them while it generates.
 """
 
-from memdb.batch import MemoryBatch
-from memdb.bulk import Batch, LoadReport
-from memdb.cache import CacheStats
 from memdb.care import Problem, Repair, backup, compact, migrate, repair, restore, verify
-from memdb.chunking import Chunker, Piece, text_tokenizer
+from memdb.care.recode import RecodeReport
+from memdb.care.rewrite import RewriteReport, rewrite
 from memdb.codecs import CODEC_NAMES, CODECS, Codec
-from memdb.corpus import json_object, read_corpus
 from memdb.database import DEFAULT_CODEC, MemDB
-from memdb.environment import Durability
 from memdb.errors import (
     ConflictError,
     CorpusError,
@@ -34,28 +30,25 @@ from memdb.errors import (
 )
 from memdb.importing import import_database
 from memdb.index import IndexInfo, IndexKind
-from memdb.ingest import IngestReport
-from memdb.packing import PackedLayer, PackedMemories, pack
+from memdb.ingest.chunking import Chunker, Piece, text_tokenizer
+from memdb.ingest.corpus import json_object, read_corpus
+from memdb.ingest.corpus_run import IngestReport
+from memdb.ingest.load import DocumentBatch, LoadReport
+from memdb.memories.cache import CacheStats
+from memdb.memories.memory_store import StoredMemory
+from memdb.memories.packing import PackedLayer, PackedMemories, pack
 from memdb.protocols import Embedder, MemoryWriter, Progress, Warmer, no_progress
-from memdb.reading import Readable, Snapshot
-from memdb.recoding import RecodeReport
-from memdb.records import (
-    Document,
-    DType,
-    ExplicitMemory,
-    Framing,
-    MemoryShape,
-    Reference,
-    Rope,
-    StoredDocument,
-    from_float32,
-    to_float32,
-)
-from memdb.remembering import StoredMemory
+from memdb.readable import Readable, Snapshot
 from memdb.retrieval import Hit, Query, Retrieval
-from memdb.rewriting import RewriteReport, rewrite
+from memdb.storage.environment import Durability
+from memdb.types.document import Document, Reference, StoredDocument
+from memdb.types.memory import ExplicitMemory, from_float32, to_float32
+from memdb.types.memory_batch import MemoryBatch
+from memdb.types.shape import DType, Framing, MemoryShape, Rope
 
 __version__ = "0.1.0"
+
+Batch = DocumentBatch  # its name up to 0.1
 
 __all__ = [
     "CODECS",
@@ -71,6 +64,7 @@ __all__ = [
     "DType",
     "DatabaseExistsError",
     "Document",
+    "DocumentBatch",
     "DocumentExistsError",
     "Durability",
     "Embedder",

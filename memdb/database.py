@@ -20,14 +20,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb import documents as rules
-from memdb import writing
-from memdb.bulk import Batch, LoadReport, load
-from memdb.cache import CacheStats, MemoryCache
-from memdb.chunking import Chunker, Piece, text_tokenizer
+from memdb.care.recode import RecodeReport, recode
+from memdb.care.rewrite import PENDING
+from memdb.care.statistics import statistics
 from memdb.codecs import codec_named
-from memdb.coding import Coding
-from memdb.environment import Durability
 from memdb.errors import (
     ConflictError,
     DocumentExistsError,
@@ -36,23 +32,29 @@ from memdb.errors import (
     StorageError,
     UnknownDocumentError,
 )
-from memdb.exporting import export
-from memdb.index import IndexInfo, IndexKind, IndexRules, Searcher
-from memdb.ingest import IngestReport, ingest
-from memdb.keys import checked_keys, declare_keys
-from memdb.layout import CALIBRATION, checked_setting
-from memdb.parts import Parts
+from memdb.exchange.export import export
+from memdb.filters.declared import checked_keys, declare_keys
+from memdb.index import IndexInfo, IndexKind, IndexPolicy, Searcher
+from memdb.ingest import recording
+from memdb.ingest.chunking import Chunker, Piece, text_tokenizer
+from memdb.ingest.corpus_run import IngestReport, ingest
+from memdb.ingest.load import DocumentBatch, LoadReport, load
+from memdb.memories.attached import Attached
+from memdb.memories.cache import CacheStats, MemoryCache
+from memdb.memories.codec_choice import CodecChoice
+from memdb.memories.memory_store import MemoryStore
 from memdb.protocols import Embedder, MemoryWriter, Progress, Warmer, no_progress
-from memdb.reading import Readable, Snapshot, entry_of, known, unknown
-from memdb.recoding import RecodeReport, recode
-from memdb.records import Document, ExplicitMemory, MemoryShape, StoredDocument
-from memdb.remembering import Rememberer
+from memdb.readable import Readable, Snapshot, entry_of, known, unknown
 from memdb.retrieval import Retriever
-from memdb.rewriting import PENDING
-from memdb.statistics import statistics
-from memdb.store import Reading, Store
-from memdb.transaction import Transaction
-from memdb.usage import Usage
+from memdb.storage.environment import Durability
+from memdb.storage.record_layout import CALIBRATION, checked_setting
+from memdb.storage.store import ReadTransaction, Store
+from memdb.storage.transaction import Transaction
+from memdb.storage.usage import Usage
+from memdb.types import checks as rules
+from memdb.types.document import Document, StoredDocument
+from memdb.types.memory import ExplicitMemory
+from memdb.types.shape import MemoryShape
 
 DEFAULT_CODEC = "klt8"
 _CACHE = 256 << 20  # bytes
@@ -91,14 +93,21 @@ class MemDB(Readable):
             self.settings[CALIBRATION] = calibration
         dimension = self.settings["embedder"]["dimension"]
         self._chunker = Chunker(tokenizer, self.shape.reference_length)
-        self._parts = Parts(self.settings["embedder"], self.shape, embedder, writer)
-        self._coding = Coding(store, self.shape, self.settings["memory"])
+        self._attached = Attached(self.settings["embedder"], self.shape, embedder, writer)
+        self._codec_choice = CodecChoice(store, self.shape, self.settings["memory"])
         self._cache = MemoryCache(cache_bytes)
         self._usage = Usage()
-        self._rememberer = Rememberer(store, self._parts, self.shape, self._coding, self._cache)
+        self._memory_store = MemoryStore(
+            store, self._attached, self.shape, self._codec_choice, self._cache
+        )
         self._searcher = Searcher(store, dimension)
         self._retriever = Retriever(
-            self._searcher, self._chunker, self._parts, self._rememberer, self._usage, dimension
+            self._searcher,
+            self._chunker,
+            self._attached,
+            self._memory_store,
+            self._usage,
+            dimension,
         )
         self._rewriting = recut
         # Until a rewrite has cut them anew, references may be too long for the new model.
@@ -147,7 +156,7 @@ class MemDB(Readable):
             StorageError: the folder holds something else, or cannot be written.
         """
         codec_named(codec)
-        rule = IndexRules(index, recall, checked_keys(keys))
+        rule = IndexPolicy(index, recall, checked_keys(keys))
         if writer is not None:
             text_tokenizer(writer.tokenizer)  # loads, or is refused
         shape = writer.shape if writer is not None else shape
@@ -270,8 +279,8 @@ class MemDB(Readable):
         prepared = self._prepare(name, document, cold, embeddings, memories)
         with self._store.write() as transaction:
             self._require_new(transaction, name)
-            self._rememberer.require_shape(transaction)
-            writing.put(transaction, prepared, None)
+            self._memory_store.require_shape(transaction)
+            recording.put(transaction, prepared)
             stored = self._stored(transaction, name, entry_of(transaction, name))
         self._recode_if_fitted(no_progress)
         return stored
@@ -320,15 +329,15 @@ class MemDB(Readable):
                         f"another writer changed document '{name}' while it was updated; run it "
                         "again"
                     )
-                self._rememberer.require_shape(transaction)
-                writing.put(transaction, prepared, entry)
+                self._memory_store.require_shape(transaction)
+                recording.put(transaction, prepared)
                 stored = self._stored(transaction, name, entry_of(transaction, name))
             self._recode_if_fitted(no_progress)
             return stored
         if rules.content_hash(document) != rules.content_hash(Document(old.text, id, old.metadata)):
             with self._store.write() as transaction:
                 _require_version(name, entry_of(transaction, name).version, if_version)
-                writing.put_metadata(transaction, name, document)
+                recording.put_metadata(transaction, name, document)
                 return self._stored(transaction, name, entry_of(transaction, name))
         return old
 
@@ -352,7 +361,7 @@ class MemDB(Readable):
             for name, entry in entries.items():
                 if entry is not None:
                     _require_version(name, entry.version, if_version)
-                    transaction.delete_document(name, entry)
+                    recording.delete(transaction, name, entry)
 
     def ingest(
         self,
@@ -384,9 +393,9 @@ class MemDB(Readable):
             name=name,
             store=self._store,
             chunker=self._chunker,
-            embedder=self._parts.embedder(),
-            rememberer=self._rememberer,
-            cold=cold or not self._rememberer.can_write,
+            embedder=self._attached.embedder(),
+            memory_store=self._memory_store,
+            cold=cold or not self._memory_store.can_write,
             prune=prune,
             progress=progress,
         )
@@ -394,7 +403,9 @@ class MemDB(Readable):
         self.index_if_due(progress)
         return report
 
-    def load(self, batches: Iterable[Batch], *, progress: Progress = no_progress) -> LoadReport:
+    def load(
+        self, batches: Iterable[DocumentBatch], *, progress: Progress = no_progress
+    ) -> LoadReport:
         """Bring in documents whose embeddings and memories are computed already, fast: about 64 MiB
         to a transaction, and no more than two of these in RAM.
 
@@ -415,7 +426,7 @@ class MemDB(Readable):
             batches,
             store=self._store,
             chunker=self._chunker,
-            rememberer=self._rememberer,
+            memory_store=self._memory_store,
             dimension=self.settings["embedder"]["dimension"],
             progress=progress,
         )
@@ -453,13 +464,13 @@ class MemDB(Readable):
                 if ids is None
                 else (entry_of(transaction, name) for name in map(known, ids))
             )
-            cold = self._rememberer.cold(transaction, entries)
+            cold = self._memory_store.cold(transaction, entries)
         if top is not None:
             used = self._usage.counts(self._store.generation)
             most = set(sorted((n for n in cold if used[n]), key=lambda n: (-used[n], n))[:top])
             cold = [number for number in cold if number in most]
         if warmer is None:
-            written = self._rememberer.warm(cold, progress)
+            written = self._memory_store.warm(cold, progress)
         else:
             written = warmer(cold, self._fitting(progress))
         self._recode_if_fitted(progress)
@@ -480,8 +491,8 @@ class MemDB(Readable):
             MismatchError: a rewrite for another model is not finished.
         """
         self._require_no_rewrite()
-        self._rememberer.require_writer()
-        return self._rememberer.warm_batches(
+        self._memory_store.require_writer()
+        return self._memory_store.warm_batches(
             batches, lambda done: progress("writing memories", done, 0), fit=False
         )
 
@@ -499,7 +510,7 @@ class MemDB(Readable):
 
         def told(stage: str, done: int, total: int) -> None:
             progress(stage, done, total)
-            self._coding.fit_if_due(progress)
+            self._codec_choice.fit_if_due(progress)
 
         return told
 
@@ -522,16 +533,16 @@ class MemDB(Readable):
                 enough memories. Nothing was changed.
         """
         self._require_open()
-        self._coding.use(codec, refit, progress)
-        return recode(self._store, self.shape, self._coding, progress)
+        self._codec_choice.use(codec, refit, progress)
+        return recode(self._store, self.shape, self._codec_choice, progress)
 
     def _recode_if_fitted(self, progress: Progress) -> None:
         """Fit the codec if that is due; then what was written before under the stand-in is written
         anew."""
-        self._coding.fit_if_due(progress)
-        if self._coding.took_over:
-            recode(self._store, self.shape, self._coding, progress)
-            self._coding.took_over = False
+        self._codec_choice.fit_if_due(progress)
+        if self._codec_choice.took_over:
+            recode(self._store, self.shape, self._codec_choice, progress)
+            self._codec_choice.took_over = False
 
     def declare_keys(self, *names: str, progress: Progress = no_progress) -> None:
         """Index metadata keys: filters that ask for them need not read all metadata.
@@ -565,7 +576,7 @@ class MemDB(Readable):
             except ValueError as error:
                 raise InvalidInputError(f"a calibration: {error}") from error
         with self._store.write() as transaction:
-            self._rememberer.require_shape(transaction)
+            self._memory_store.require_shape(transaction)
             if calibration is None:
                 transaction.delete_setting(CALIBRATION)
             else:
@@ -596,8 +607,8 @@ class MemDB(Readable):
         self._require_open()
         if kind is not None or recall is not None:
             with self._store.write() as transaction:
-                old = transaction.index_rules
-                rule = IndexRules(
+                old = IndexPolicy.of(transaction)
+                rule = IndexPolicy(
                     kind or old.kind, old.recall if recall is None else recall, old.keys
                 )
                 transaction.put_setting(
@@ -640,8 +651,8 @@ class MemDB(Readable):
                 transaction,
                 Path(folder),
                 shape=self.shape,
-                rememberer=Rememberer(
-                    self._store, self._parts, self.shape, self._coding, MemoryCache(0)
+                memory_store=MemoryStore(
+                    self._store, self._attached, self.shape, self._codec_choice, MemoryCache(0)
                 ),
                 arrays=arrays,
                 progress=progress,
@@ -654,9 +665,9 @@ class MemDB(Readable):
         """The database of this moment, to read from in a `with` statement."""
         self._require_open()
         with self._searcher.pin() as pinned:
-            yield Snapshot(pinned, self._rememberer, self._retriever)
+            yield Snapshot(pinned, self._memory_store, self._retriever)
 
-    def _reading(self) -> Reading:
+    def _reading(self) -> ReadTransaction:
         self._require_open()
         return self._store.read()
 
@@ -695,12 +706,12 @@ class MemDB(Readable):
     @property
     def embedder(self) -> Embedder:
         """The embedder, loaded if it was not; `MissingPartError` if there is none."""
-        return self._parts.embedder()
+        return self._attached.embedder()
 
     @property
     def writer(self) -> MemoryWriter:
         """The memory writer, loaded if it was not; `MissingPartError` if there is none."""
-        return self._parts.writer()
+        return self._attached.writer()
 
     # --- plumbing ---------------------------------------------------------------------------------
 
@@ -711,18 +722,18 @@ class MemDB(Readable):
         cold: bool,
         embeddings: NDArray[np.float32] | None,
         memories: Sequence[ExplicitMemory] | None,
-    ) -> writing.Prepared:
+    ) -> recording.Prepared:
         pieces = self._chunker.split(document.text)
         texts = [piece.text.strip() for piece in pieces]
         if embeddings is None:
-            embeddings = self._parts.embedder().embed(texts)
-        vectors = writing.unit_vectors(
+            embeddings = self._attached.embedder().embed(texts)
+        vectors = recording.unit_vectors(
             embeddings, len(pieces), self.settings["embedder"]["dimension"]
         )
-        if memories is None and not cold and self._rememberer.can_write:
-            memories = self._rememberer.write(texts)
-        encoded = None if memories is None else self._rememberer.encode(memories, len(pieces))
-        return writing.Prepared(name, document, pieces, vectors, encoded)
+        if memories is None and not cold and self._memory_store.can_write:
+            memories = self._memory_store.write(texts)
+        encoded = None if memories is None else self._memory_store.encode(memories, len(pieces))
+        return recording.prepared(name, document, pieces, vectors, encoded)
 
     @staticmethod
     def _require_new(transaction: Transaction, name: str) -> None:

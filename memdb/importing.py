@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from memdb.bulk import Batch, LoadReport
-from memdb.chunking import Chunker
 from memdb.database import DEFAULT_CODEC, MemDB
 from memdb.errors import InvalidInputError, MismatchError
-from memdb.exchange import Manifest, Part, read_export
-from memdb.folder import exists
-from memdb.keys import checked_keys
-from memdb.layout import CALIBRATION
+from memdb.exchange import ExportPart, Manifest, read_export
+from memdb.filters.declared import checked_keys
+from memdb.index.policy import IndexPolicy
+from memdb.ingest.chunking import Chunker
+from memdb.ingest.load import DocumentBatch, LoadReport
 from memdb.protocols import Progress, no_progress
-from memdb.rules import IndexRules
-from memdb.store import Store
+from memdb.storage.folder import exists
+from memdb.storage.record_layout import CALIBRATION
+from memdb.storage.store import Store
 
 
 def import_database(
@@ -56,10 +56,10 @@ def import_database(
     return report
 
 
-def _batches(parts: Iterator[Part]) -> Iterator[Batch]:
+def _batches(parts: Iterator[ExportPart]) -> Iterator[DocumentBatch]:
     for part in parts:
         entries = part.entries
-        yield Batch(
+        yield DocumentBatch(
             documents=[entry.document for entry in entries],
             embeddings=part.embeddings,
             memories=part.memories,
@@ -80,7 +80,7 @@ def _create(path: Path, manifest: Manifest, source: Path) -> None:
         "embedder": embedder,
         "model": {"name": None, **manifest.settings.get("model", {})},
         "memory": _memory(manifest),
-        "index": IndexRules(keys=checked_keys(manifest.keys)).to_json(),
+        "index": IndexPolicy(keys=checked_keys(manifest.keys)).to_json(),
     }
     if CALIBRATION in manifest.settings:
         settings[CALIBRATION] = manifest.settings[CALIBRATION]

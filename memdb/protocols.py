@@ -12,7 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.records import ExplicitMemory, MemoryShape
+from memdb.types.memory import ExplicitMemory
+from memdb.types.shape import MemoryShape
 
 
 @runtime_checkable

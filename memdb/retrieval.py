@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
-import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.canonical import read_json
-from memdb.chunking import Chunker
-from memdb.documents import check_text
 from memdb.errors import InvalidInputError
-from memdb.filters import Filter
+from memdb.filters.language import Filter
+from memdb.filters.matching import Matcher
 from memdb.index import Pinned, Searcher
-from memdb.layout import (
-    MEMORIES,
+from memdb.ingest.chunking import Chunker
+from memdb.ingest.recording import unit_vectors
+from memdb.memories.attached import Attached
+from memdb.memories.memory_store import MemoryStore, StoredMemory
+from memdb.storage.record_layout import (
     METADATA,
     REFERENCES,
     integer_key,
-    read_owner,
     read_reference,
     unseal,
 )
-from memdb.matching import Matcher
-from memdb.parts import Parts
-from memdb.records import ExplicitMemory, Reference
-from memdb.remembering import Rememberer, StoredMemory
-from memdb.transaction import Transaction, decoded
-from memdb.usage import Usage
-from memdb.writing import unit_vectors
+from memdb.storage.transaction import Transaction, decoded
+from memdb.storage.usage import Usage
+from memdb.types.canonical import read_json
+from memdb.types.checks import check_text
+from memdb.types.document import Reference
+from memdb.types.memory import ExplicitMemory
 
 #: What to look for: a text, token ids, or an embedding.
 Query = str | Sequence[int] | NDArray[Any]
@@ -132,19 +129,19 @@ class Retriever:
         self,
         searcher: Searcher,
         chunker: Chunker,
-        parts: Parts,
-        rememberer: Rememberer,
+        attached: Attached,
+        memory_store: MemoryStore,
         usage: Usage,
         dimension: int,
     ) -> None:
         self._searcher = searcher
         self._chunker = chunker
-        self._parts = parts
-        self._rememberer = rememberer
+        self._attached = attached
+        self._memory_store = memory_store
         self._usage = usage
         self._dimension = dimension
         self._matching = Matcher()
-        self.cold_start = rememberer.can_write
+        self.cold_start = memory_store.can_write
 
     def retrieve(
         self,
@@ -176,13 +173,13 @@ class Retriever:
             once.pop(-1, None)
             records, stored = self._read(transaction, list(once), memories)
             if memories:
-                self._usage.count(records, self._searcher.folder(transaction))
+                self._usage.count(records, transaction.generation)
         written: dict[int, StoredMemory] = {}
         if memories and self.cold_start:
             cold = [number for number, memory in stored.items() if memory is None]
             if cold:  # a cold start
                 references = [Hit(number, 0.0, records[number]).reference for number in cold]
-                written = self._rememberer.remember(references)
+                written = self._memory_store.remember(references)
                 stored.update(written)
         return [
             Retrieval(
@@ -204,25 +201,12 @@ class Retriever:
         are asked for. Nothing is checked before somebody asks for it."""
         records: dict[int, tuple[bytes, bytes]] = {}
         stored: dict[int, StoredMemory | None] = {}
-        get, tables = transaction.inner.get, transaction.tables
-        of_references, of_metadata = tables[REFERENCES], tables[METADATA]
-        of_memories = tables[MEMORIES]
-        wrapped = self._rememberer.wrapped
+        wrapped = self._memory_store.wrapped
         for number in numbers:
-            key = integer_key(number)
-            try:
-                reference = bytes(get(key, b"", of_references))
-                metadata = get(read_owner(reference[16:]), None, of_metadata)
-            except (struct.error, lmdb.Error):  # the record is damaged, or not there
-                metadata = None
-            if metadata is None:
-                # This finds out what is wrong with which.
-                owner = transaction.reference(number).document_id
-                metadata = transaction.payload(METADATA, owner.encode())
-            records[number] = reference, bytes(metadata)
+            reference, metadata, memory = transaction.hit(number, memories)
+            records[number] = reference, metadata
             if memories:
-                memory = get(key, None, of_memories)
-                stored[number] = None if memory is None else wrapped(number, bytes(memory))
+                stored[number] = None if memory is None else wrapped(number, memory)
         return records, stored
 
     def _text(self, query: Query) -> str | None:
@@ -259,7 +243,7 @@ class Retriever:
                 vectors[row] = self._vector(query)[0]
         worded = {row: text for row, text in enumerate(texts) if text is not None}
         if worded:
-            embedded = self._parts.embedder().embed(list(worded.values()), query=True)
+            embedded = self._attached.embedder().embed(list(worded.values()), query=True)
             vectors[list(worded)] = unit_vectors(embedded, len(worded), self._dimension)
         return vectors
 

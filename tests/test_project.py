@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import memdb
 from cli.commands import COMMANDS
 from memdb import __version__
 
@@ -41,6 +42,47 @@ def test_rooms_import_in_one_direction(room: str) -> None:
                 assert top not in {"torch", "transformers", "click"}, f"{file} imports {name}"
             if room != "memdb" and top == "memdb":  # the engine by its public names alone
                 assert name == "memdb", f"{file} imports {name}"
+
+
+#: The engine's rooms, from the ground up: each sees only those below its floor.
+FLOORS = (
+    {"errors"},
+    {"types"},
+    {"protocols"},
+    {"storage", "codecs"},
+    {"memories", "filters", "index"},
+    {"ingest"},
+    {"retrieval", "care", "exchange"},
+    {"readable"},
+    {"database"},
+    {"importing"},
+    {"__init__"},
+)
+
+
+def test_the_engines_rooms_import_downwards() -> None:
+    floors = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+    engine = ROOT / "memdb"
+    for file in engine.rglob("*.py"):
+        room = file.relative_to(engine).parts[0].removesuffix(".py")
+        assert room in floors, f"{file} is on no floor"
+        for name in imports(file):
+            where = name.split(".")[1:2]
+            if name.startswith("memdb.") and where != [room]:
+                assert floors[where[0]] < floors[room], f"{file} imports {name}"
+            assert name != "memdb", f"{file} imports the package that it is part of"
+
+
+def test_lmdb_stays_in_the_stores_own_room() -> None:
+    for file in (ROOT / "memdb").rglob("*.py"):
+        if file.relative_to(ROOT / "memdb").parts[0] != "storage":
+            assert not any(name.split(".")[0] == "lmdb" for name in imports(file)), file
+            assert "._inner" not in file.read_text(), file
+
+
+def test_every_name_of_the_first_release_imports() -> None:
+    assert memdb.Batch is memdb.DocumentBatch
+    assert all(hasattr(memdb, name) for name in memdb.__all__)
 
 
 def test_the_engine_runs_without_a_model_library() -> None:

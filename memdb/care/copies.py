@@ -9,12 +9,12 @@ from pathlib import Path
 
 from memdb.care.generations import new_identity, write_generation
 from memdb.care.verify import verify
-from memdb.durable import sync
 from memdb.errors import StorageError
-from memdb.folder import exists, new_database, new_generation, sole_writer
 from memdb.index.ann import FILE
 from memdb.protocols import Progress, no_progress
-from memdb.store import Store
+from memdb.storage.durable import sync
+from memdb.storage.folder import exists, new_database, new_generation, sole_writer
+from memdb.storage.store import Store
 
 
 def backup(
@@ -41,12 +41,10 @@ def backup(
     store = Store(Path(path))
     try:
         with new_database(Path(to)) as generation, store.read() as transaction:
-            environment = transaction.environment
-            assert environment is not None
             progress("copying", 0, 0)
             with suppress(FileNotFoundError):  # first, so that it is of no later state
-                shutil.copyfile(environment.generation / FILE, generation / FILE)
-            environment.copy(generation)
+                shutil.copyfile(transaction.generation / FILE, generation / FILE)
+            transaction.copy_file(generation)
             size = 0
             for file in generation.iterdir():
                 size += file.stat().st_size
@@ -92,8 +90,6 @@ def restore(
             else:
                 generation = stack.enter_context(new_database(folder))
             transaction = stack.enter_context(store.read())
-            write_generation(
-                generation, transaction.inner, transaction.tables, new_identity, progress
-            )
+            write_generation(generation, transaction, new_identity, progress)
     finally:
         store.close()

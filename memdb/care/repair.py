@@ -9,16 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memdb import layout
 from memdb.care.generations import new_identity
 from memdb.care.verify import INDEX, PAGES, Problem, broken_codecs, verify
-from memdb.documents import check_id, content_hash_of, text_hash
 from memdb.errors import CorruptRecordError
-from memdb.folder import opening
+from memdb.filters.declared import declared_keys, reindex
+from memdb.filters.postings import Postings
 from memdb.index.ann import FILE
+from memdb.index.policy import IndexPolicy
 from memdb.index.searcher import Searcher
-from memdb.keys import reindex
-from memdb.layout import (
+from memdb.ingest.recording import unit_vectors
+from memdb.protocols import Embedder, Progress, no_progress
+from memdb.storage import record_layout
+from memdb.storage.folder import opening
+from memdb.storage.record_layout import (
     CALIBRATION,
     CHANGES,
     DOCUMENTS,
@@ -29,12 +32,10 @@ from memdb.layout import (
     REFERENCES,
     DocumentEntry,
 )
-from memdb.protocols import Embedder, Progress, no_progress
-from memdb.rules import IndexRules
-from memdb.store import Store
-from memdb.transaction import Transaction
-from memdb.usage import FILE as USAGE
-from memdb.writing import unit_vectors
+from memdb.storage.store import Store
+from memdb.storage.transaction import Transaction
+from memdb.storage.usage import FILE as USAGE
+from memdb.types.checks import check_id, content_hash_of, text_hash
 
 _OF_REFERENCES = (REFERENCES, EMBEDDINGS, MEMORIES)
 _ROUNDS = 4
@@ -156,7 +157,7 @@ class _Mending:
                 reindex(transaction, self._progress)
                 self._report.mended.append("the index of metadata was damaged: written anew")
             except CorruptRecordError:
-                transaction.drop_postings()  # what it is derived from is damaged
+                transaction.empty(POSTINGS)  # what it is derived from is damaged
         if any(problem.table == CHANGES for problem in problems):
             self._log()
             self._report.mended.append("the change log was damaged: begun anew")
@@ -194,17 +195,15 @@ class _Mending:
             # Numbers may be given again that were given before: what was derived from the database
             # under its old id is no longer to be believed.
             new_identity(transaction)
-            environment = transaction.environment
-            assert environment is not None
             for file in (FILE, USAGE):
-                (environment.generation / file).unlink(missing_ok=True)
+                (transaction.generation / file).unlink(missing_ok=True)
             self._report.mended.append("the counters were damaged: derived from the records")
             mended = True
         try:
-            _ = transaction.index_rules
+            _ = IndexPolicy.of(transaction)
         except CorruptRecordError:
             names = self._indexed_names()
-            transaction.put_setting("index", IndexRules(keys=names).to_json())
+            transaction.put_setting("index", IndexPolicy(keys=names).to_json())
             self._report.mended.append("the setting 'index' was damaged: set to its defaults")
             mended = True
         return mended
@@ -226,20 +225,20 @@ class _Mending:
 
     def _indexed_names(self) -> tuple[str, ...]:
         try:
-            return tuple(dict.fromkeys(name for name, _, _ in self._transaction.postings.items()))
+            return tuple(dict.fromkeys(name for name, _, _ in Postings(self._transaction).items()))
         except CorruptRecordError:
             return ()
 
     def _memory(self, number: int) -> None:
         transaction = self._transaction
-        key = layout.integer_key(number)
+        key = record_layout.integer_key(number)
         if transaction.record(MEMORIES, key) is None:
             return
         if transaction.has_reference(number):
             transaction.delete_memory(number)
             self._report.mended.append(f"the memory of reference {number} was damaged: now cold")
         else:
-            transaction.inner.delete(key, db=transaction.tables[MEMORIES])
+            transaction.delete_record(MEMORIES, key)
             self._report.mended.append(f"memory {number} belonged to no reference: removed")
 
     def _documents(self) -> None:
@@ -248,7 +247,7 @@ class _Mending:
         damaged = set()
         for key, record in transaction.records(DOCUMENTS):
             try:
-                layout.unseal(DOCUMENTS, key, record)
+                record_layout.unseal(DOCUMENTS, key, record)
             except CorruptRecordError:
                 damaged.add(bytes(key))
         for key, _ in transaction.records(METADATA):
@@ -279,7 +278,7 @@ class _Mending:
         text = text_hash("".join(part for _, _, part in parts))
         ids = tuple(number for _, number, _ in parts)
         entry = DocumentEntry(version, content_hash_of(text, metadata), text, ids)
-        transaction.put_all(DOCUMENTS, [(name, version, entry.payload())])
+        transaction.put(DOCUMENTS, name, version, entry.payload())
         self._report.mended.append(
             f"the entry of document '{name.decode()}' was damaged: derived from its references"
         )
@@ -288,12 +287,12 @@ class _Mending:
         if self._embedder is None:
             return
         transaction = self._transaction
-        key = layout.integer_key(number)
+        key = record_layout.integer_key(number)
         try:
             reference = transaction.reference(number)
         except CorruptRecordError:
             if transaction.record(REFERENCES, key) is None:
-                transaction.inner.delete(key, db=transaction.tables[EMBEDDINGS])
+                transaction.delete_record(EMBEDDINGS, key)
                 self._report.mended.append(f"embedding {number} belonged to no reference: removed")
             return
         embedder = self._embedder()
@@ -304,7 +303,7 @@ class _Mending:
     def _log(self) -> None:
         """Begin the change log anew: indexes that were built from the old one are, too."""
         transaction = self._transaction
-        transaction.inner.drop(transaction.tables[CHANGES], delete=False)
+        transaction.empty(CHANGES)
         counters: dict[str, Any] = transaction.required_setting("counters")
         last = counters["last_change"] + 1
         transaction.put_setting("counters", {**counters, "last_change": last, "trimmed": last})
@@ -317,7 +316,7 @@ def _dropped(transaction: Transaction, problems: list[Problem]) -> list[str]:
             try:
                 check_id(key.decode())
             except ValueError:  # no document can have it, so nobody can ask for it
-                transaction.inner.delete(key, db=transaction.tables[table])
+                transaction.delete_record(table, key)
     names = sorted({problem.document for problem in problems if problem.document})
     for name in names:
         _drop(transaction, name)
@@ -342,8 +341,8 @@ def _drop(transaction: Transaction, name: str) -> None:
                 ids.append(number)
         except CorruptRecordError:
             continue
-    if transaction.keys:
-        transaction.postings.discard(ids)
+    if declared_keys(transaction):
+        Postings(transaction).discard(ids)
     for table in (DOCUMENTS, METADATA):
-        transaction.inner.delete(key, db=transaction.tables[table])
+        transaction.delete_record(table, key)
     transaction.delete_references(ids)

@@ -10,15 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lmdb.verify import VerifyError
-from lmdb.verify import verify as walk_pages
 from numpy.typing import NDArray
 
-from memdb import layout
-from memdb.chunking import Chunker, Piece
 from memdb.codecs import decode_memory
-from memdb.coding import KnownCodecs
-from memdb.documents import check_id, content_hash_of, text_hash
 from memdb.errors import (
     CorruptRecordError,
     FormatError,
@@ -26,10 +20,17 @@ from memdb.errors import (
     MismatchError,
     StorageError,
 )
-from memdb.folder import current_generation, sole_writer
+from memdb.filters.declared import Grouped, declared_keys
+from memdb.filters.postings import Postings
 from memdb.index.ann import FILE, AnnIndex
-from memdb.keys import Grouped
-from memdb.layout import (
+from memdb.index.policy import IndexPolicy
+from memdb.ingest.chunking import Chunker, Piece
+from memdb.memories.codec_choice import KnownCodecs
+from memdb.protocols import Progress, no_progress
+from memdb.storage import record_layout
+from memdb.storage.environment import damaged_pages
+from memdb.storage.folder import current_generation, sole_writer
+from memdb.storage.record_layout import (
     CHANGES,
     DELETED,
     DOCUMENTS,
@@ -43,10 +44,11 @@ from memdb.layout import (
     REMEMBERED,
     SETTINGS,
 )
-from memdb.protocols import Progress, no_progress
-from memdb.records import MemoryShape, to_float32
-from memdb.store import Store
-from memdb.transaction import Transaction
+from memdb.storage.store import Store
+from memdb.storage.transaction import Transaction
+from memdb.types.checks import check_id, content_hash_of, text_hash
+from memdb.types.memory import to_float32
+from memdb.types.shape import MemoryShape
 
 PAGES = "pages"  # stands for a table where LMDB's own structure is damaged
 INDEX = "index"  # and where the index file is
@@ -111,15 +113,12 @@ def _pages(folder: Path) -> list[Problem]:
         generation = current_generation(folder)
         with suppress(OSError, StorageError):  # of a medium that cannot be written, and is at rest
             generation = stack.enter_context(sole_writer(folder))
-        try:
-            return [Problem(PAGES, "", str(error)) for error in walk_pages(str(generation))]
-        except VerifyError as error:
-            return [Problem(PAGES, "", str(error))]
+        return [Problem(PAGES, "", problem) for problem in damaged_pages(generation)]
 
 
 def _index_file(store: Store, transaction: Transaction) -> Iterator[Problem]:
     try:
-        index = AnnIndex(store.generation / FILE)
+        index = AnnIndex(transaction.generation / FILE)
     except OSError:  # there is none
         return
     except CorruptRecordError as error:
@@ -160,7 +159,7 @@ class _Walk:
         except (MemDBError, KeyError, TypeError, ValueError) as error:
             self._report(SETTINGS, b"", f"they cannot be read: {error}")
             return self._found
-        for name in self._transaction.table_names() - set(layout.TABLES):
+        for name in self._transaction.table_names() - set(record_layout.TABLES):
             self._found.append(Problem(name, "", "it is no table of this format"))
         self._shape, self._dimension, self._next, self._last, self._trimmed = settings
         listed = self._documents()
@@ -170,15 +169,15 @@ class _Walk:
         self._same_ids(REFERENCES, listed, references)
         self._same_ids(EMBEDDINGS, references, embeddings)
         for number in np.setdiff1d(memories, references).tolist():
-            self._report(MEMORIES, layout.integer_key(number), "its reference is not there")
+            self._report(MEMORIES, record_layout.integer_key(number), "its reference is not there")
         self._postings()
         self._changes(references, memories)
         return self._found
 
     def _report(self, table: str, key: bytes, what: str, document: str | None = None) -> None:
-        name = layout.readable(table, key) if key else ""
+        name = record_layout.readable(table, key) if key else ""
         if document is None and table in (REFERENCES, EMBEDDINGS, MEMORIES) and len(key) == 8:
-            document = self._owners.get(layout.read_integer_key(key))
+            document = self._owners.get(record_layout.read_integer_key(key))
         if document is None and table in (DOCUMENTS, METADATA):
             with suppress(UnicodeDecodeError):
                 document = key.decode() or None
@@ -188,22 +187,24 @@ class _Walk:
         transaction = self._transaction
         for key, record in transaction.records(SETTINGS):
             try:
-                layout.unseal(SETTINGS, key, record)
-                if bytes(key) == layout.CALIBRATION.encode():
-                    transaction.required_setting(layout.CALIBRATION)
+                record_layout.unseal(SETTINGS, key, record)
+                if bytes(key) == record_layout.CALIBRATION.encode():
+                    transaction.required_setting(record_layout.CALIBRATION)
             except CorruptRecordError as error:
-                if not bytes(key).startswith(layout.codec_key("")):  # of these it is told below
+                if not bytes(key).startswith(
+                    record_layout.codec_key("")
+                ):  # of these it is told below
                     self._report(SETTINGS, bytes(key), error.problem)
         for name in ("model", "memory"):
             transaction.required_setting(name)
-        _ = transaction.index_rules  # they decode
+        _ = IndexPolicy.of(transaction)  # they decode
         tokenizer = transaction.tokenizer()
         self._codecs = KnownCodecs(transaction.codec_parameters)
         memory = transaction.required_setting("memory")
         if memory.get("fitted", memory["codec"]).partition(":")[0] != memory["codec"]:
             self._report(SETTINGS, b"memory", "its 'fitted' is not of the family of its 'codec'")
         for name, lost in broken_codecs(transaction):
-            self._report(SETTINGS, layout.codec_key(name), lost.problem)
+            self._report(SETTINGS, record_layout.codec_key(name), lost.problem)
         counters = transaction.required_setting("counters")
         shape = MemoryShape.from_json(transaction.required_setting("shape"))
         self._chunker = Chunker(tokenizer, shape.reference_length)
@@ -227,10 +228,10 @@ class _Walk:
             if len(key) != 8:
                 self._found.append(Problem(table, bytes(key).hex(), "its key has not 8 bytes"))
                 continue
-            number = layout.read_integer_key(key)
+            number = record_layout.read_integer_key(key)
             ids.append(number)
             try:
-                version, payload = layout.unseal(table, key, record)
+                version, payload = record_layout.unseal(table, key, record)
                 problem = check(number, version, payload)
             except CorruptRecordError as error:
                 problem = error.problem
@@ -258,8 +259,8 @@ class _Walk:
             name = bytes(key)
             try:
                 check_id(name.decode())
-                version, payload = layout.unseal(DOCUMENTS, name, record)
-                entry = layout.DocumentEntry.read(version, payload)
+                version, payload = record_layout.unseal(DOCUMENTS, name, record)
+                entry = record_layout.DocumentEntry.read(version, payload)
                 if not entry.references or version < 1:
                     raise ValueError("it has no references, or no version")
             except CorruptRecordError as error:
@@ -273,10 +274,10 @@ class _Walk:
         self._metadata_keys()
         ids = np.array(sorted(listed), np.int64)
         for number in ids[1:][ids[1:] == ids[:-1]].tolist():
-            self._report(REFERENCES, layout.integer_key(number), "two documents list it")
+            self._report(REFERENCES, record_layout.integer_key(number), "two documents list it")
         return np.unique(ids)
 
-    def _document(self, name: bytes, entry: layout.DocumentEntry) -> None:
+    def _document(self, name: bytes, entry: record_layout.DocumentEntry) -> None:
         transaction = self._transaction
         readable = name.decode("utf-8", "replace")
         for number in entry.references:
@@ -300,7 +301,9 @@ class _Walk:
             versions.add(reference.version)
             if (reference.document_id, reference.ordinal) != (readable, ordinal):
                 self._report(
-                    REFERENCES, layout.integer_key(number), "it names another document or place"
+                    REFERENCES,
+                    record_layout.integer_key(number),
+                    "it names another document or place",
                 )
         if len(versions) != 1 or not 1 <= min(versions) <= entry.version:
             self._report(DOCUMENTS, name, f"its references have the versions {sorted(versions)}")
@@ -317,7 +320,7 @@ class _Walk:
     # --- references ---
 
     def _reference(self, number: int, version: int, payload: memoryview) -> str | None:
-        reference = layout.read_reference(number, version, payload)
+        reference = record_layout.read_reference(number, version, payload)
         self._versions[number] = version
         self._owners.setdefault(number, reference.document_id)
         if not self._chunker.may_have(Piece(reference.text, reference.tokens)):
@@ -325,7 +328,7 @@ class _Walk:
         return None
 
     def _embedding(self, number: int, version: int, payload: memoryview) -> str | None:
-        vector = layout.read_embedding(payload)
+        vector = record_layout.read_embedding(payload)
         if vector.shape != (self._dimension,):
             return f"it has {len(vector)} numbers, not {self._dimension}"
         if not abs(float(np.linalg.norm(vector.astype(np.float64))) - 1) <= _UNIT:
@@ -351,25 +354,26 @@ class _Walk:
 
     def _same_ids(self, table: str, due: NDArray[np.int64], there: NDArray[np.int64]) -> None:
         for number in np.setdiff1d(due, there).tolist():
-            self._report(table, layout.integer_key(number), "it is missing")
+            self._report(table, record_layout.integer_key(number), "it is missing")
         more = np.setdiff1d(there, due)
         for number in more.tolist():
             what = "no document lists it" if table == REFERENCES else "its reference is not there"
-            self._report(table, layout.integer_key(number), what)
+            self._report(table, record_layout.integer_key(number), what)
 
     # --- what follows from the rest ---
 
     def _postings(self) -> None:
         """The postings are those that the metadata gives."""
         transaction = self._transaction
-        grouped = Grouped(transaction.keys)
+        keys = declared_keys(transaction)
+        grouped = Grouped(keys)
         try:
-            for name, entry in transaction.documents() if transaction.keys else ():
+            for name, entry in transaction.documents() if keys else ():
                 grouped.add(transaction.metadata(name), entry.references)
         except CorruptRecordError:
             return  # told already; what they should be is not known
         try:
-            there = {(name, value): ids for name, value, ids in transaction.postings.items()}
+            there = {(name, value): ids for name, value, ids in Postings(transaction).items()}
         except CorruptRecordError as error:
             self._found.append(Problem(POSTINGS, error.key, error.problem))
             return
@@ -405,7 +409,7 @@ class _Walk:
             self._report(CHANGES, b"", "references are there that it never named")
 
     def _replay(self, number: int, change: NDArray[Any], state: dict[int, bool | None]) -> None:
-        key = layout.integer_key(number)
+        key = record_layout.integer_key(number)
         if not len(change):
             self._report(CHANGES, key, "it has no entries")
         for what, reference in change.tolist():

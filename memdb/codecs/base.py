@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.records import MemoryShape
+from memdb.types.shape import MemoryShape
 
 #: Which vectors of a memory: they have statistics of their own, and keys are turned by RoPE.
 Part = Literal["keys", "values"]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from memdb.codecs.base import Layout, Part
 from memdb.codecs.rope import Turns, frequencies
-from memdb.records import MemoryShape
+from memdb.types.shape import MemoryShape
 
 _PRIOR = 64  # vectors for which the mean over all rows stands in each row's covariance
 

@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from memdb.codecs.base import Codec, Layout, Part, joined, slices
-from memdb.records import MemoryShape
+from memdb.types.shape import MemoryShape
 
 
 class Exact(Codec):

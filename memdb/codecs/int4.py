@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from memdb.codecs.base import Codec, Layout, Part, cut, joined
 from memdb.codecs.bits import pack_bits, spread, unpack_scales, upward_scales
-from memdb.records import MemoryShape, from_float32, to_float32
+from memdb.types.memory import from_float32, to_float32
+from memdb.types.shape import MemoryShape
 
 _LEVELS = np.arange(-8, 8, dtype=np.float32)  # -8 is never written
 

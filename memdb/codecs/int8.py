@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memdb.codecs.base import Codec, Layout, Part, cut, joined
-from memdb.records import DType, MemoryShape, from_float32, to_float32
+from memdb.types.memory import from_float32, to_float32
+from memdb.types.shape import DType, MemoryShape
 
 # 127 times this is float32's second largest number; 127 times the next scale would be infinite.
 _LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(127), np.float32(0))

@@ -16,7 +16,8 @@ from memdb.codecs.base import Family, FittedCodec, Layout, Part, joined
 from memdb.codecs.centre import Centre, Sample, angles_that_pay
 from memdb.codecs.parameters import fitted_name, read_parameters, write_parameters
 from memdb.codecs.rope import Turns
-from memdb.records import MemoryShape, from_float32, to_float32
+from memdb.types.memory import from_float32, to_float32
+from memdb.types.shape import MemoryShape
 
 _COARSE_BITS = 14  # of each half of a vector, at most
 _FINE_BITS = 10  # of each piece of what is left, at most

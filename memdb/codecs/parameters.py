@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from memdb.canonical import json_payload, read_json
+from memdb.types.canonical import json_payload, read_json
 
 _LENGTH = struct.Struct("<I")
 _DTYPES = {"f2": "<f2", "f4": "<f4", "f8": "<f8", "u1": "u1"}

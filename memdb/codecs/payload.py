@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.batch import MemoryBatch, row_name
 from memdb.codecs.base import Codec, Layout, slices
 from memdb.codecs.int8 import Int8
 from memdb.errors import FormatError, InvalidInputError, MismatchError
-from memdb.records import ExplicitMemory, MemoryShape
+from memdb.types.memory import ExplicitMemory
+from memdb.types.memory_batch import MemoryBatch, row_name
+from memdb.types.shape import MemoryShape
 
 #: What memories are kept by until a codec is fitted, and those that a fitted codec does not suit.
 STAND_IN: Codec = Int8()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.records import MemoryShape, Rope
+from memdb.types.shape import MemoryShape, Rope
 
 _BLOCK = 512  # keys turned at once: what they take on the way stays in the processor's cache
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from memdb.codecs.base import Codec, Layout, Part, cut, joined
 from memdb.codecs.bits import code_bytes, nearest_scales, pack_bits, spread, unpack_scales
-from memdb.records import MemoryShape, from_float32, to_float32
+from memdb.types.memory import from_float32, to_float32
+from memdb.types.shape import MemoryShape
 
 #: Positive levels of the quantizer that errs least on a standard normal number (Lloyd, 1957;
 #: Max, 1960), by bits. The negative ones mirror them.

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from memdb.codecs.base import FittedCodec, Layout, Part, require_bytes
 from memdb.codecs.centre import Centre
 from memdb.codecs.parameters import fitted_name, read_parameters, write_parameters
-from memdb.records import MemoryShape, from_float32, to_float32
+from memdb.types.memory import from_float32, to_float32
+from memdb.types.shape import MemoryShape
 
 #: Numbers to a byte -> the largest level that fits.
 LARGEST = {1: 127, 2: 7, 3: 2, 5: 1}

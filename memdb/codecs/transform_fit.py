@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from memdb.codecs.base import Family, FittedCodec, Layout, Part
 from memdb.codecs.centre import Centre, Sample, angles_that_pay
 from memdb.codecs.transform import LARGEST, Axes, Stream, Transform, read_transform
-from memdb.records import MemoryShape, from_float32
+from memdb.types.memory import from_float32
+from memdb.types.shape import MemoryShape
 
 _KEY_STEP = 0.8  # step of the keys over that of the values, each over its own spread
 #: An axis's step grows with this power of its spread. 0, the same step for all, gives the least

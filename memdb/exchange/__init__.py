@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from memdb.exchange.lines import Entry
 from memdb.exchange.manifest import Manifest
-from memdb.exchange.reading import Part, read_export
+from memdb.exchange.reading import ExportPart, read_export
 from memdb.exchange.writing import ExportWriter
 
-__all__ = ["Entry", "ExportWriter", "Manifest", "Part", "read_export"]
+__all__ = ["Entry", "ExportPart", "ExportWriter", "Manifest", "read_export"]

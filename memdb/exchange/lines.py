@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from memdb.canonical import json_payload
-from memdb.chunking import Piece
-from memdb.documents import checked
 from memdb.errors import InvalidInputError
 from memdb.exchange.files import is_integer, json_object, short
-from memdb.records import Document
+from memdb.ingest.chunking import Piece
+from memdb.types.canonical import json_payload
+from memdb.types.checks import checked
+from memdb.types.document import Document
 
 LINE_LIMIT = 1 << 31  # bytes; a text of 256 MiB takes up to six times as many in JSON
 _FIELDS = ("id", "text", "metadata", "references", "version")

@@ -11,9 +11,7 @@ from typing import Any
 
 import xxhash
 
-from memdb.canonical import json_payload
 from memdb.codecs import fitted_codec
-from memdb.durable import sync, write_file
 from memdb.errors import InvalidInputError, MemDBError
 from memdb.exchange.files import (
     decoded,
@@ -25,8 +23,10 @@ from memdb.exchange.files import (
     read_small,
     short,
 )
-from memdb.layout import CALIBRATION, checked_setting
-from memdb.records import MemoryShape
+from memdb.storage.durable import sync, write_file
+from memdb.storage.record_layout import CALIBRATION, checked_setting
+from memdb.types.canonical import json_payload
+from memdb.types.shape import MemoryShape
 
 FORMAT, VERSION = "memdb-export", 1
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.batch import MemoryBatch
 from memdb.errors import MismatchError
 from memdb.exchange.tensors import INTEGERS, VECTORS, TensorFile
-from memdb.records import MemoryShape
+from memdb.types.memory_batch import MemoryBatch
+from memdb.types.shape import MemoryShape
 
 
 class Memories(ABC):

@@ -11,24 +11,24 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from memdb.batch import MemoryBatch
-from memdb.chunking import Piece
 from memdb.errors import CorpusError, InvalidInputError
 from memdb.exchange.files import cannot_read, require_regular, short
 from memdb.exchange.lines import LINE_LIMIT, Entry, decode_line
 from memdb.exchange.manifest import MANIFEST, Manifest, part_names
 from memdb.exchange.memories import memories_of
 from memdb.exchange.tensors import TensorFile
+from memdb.ingest.chunking import Piece
+from memdb.types.memory_batch import MemoryBatch
 
 _BLOCK = 1 << 20
-# What one `Part` has at most, if it is not a single document.
+# What one `ExportPart` has at most, if it is not a single document.
 _MOST_REFERENCES = 4096
 _MOST_LINE_BYTES = 1 << 24
 _MOST_TENSOR_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
-class Part:
+class ExportPart:
     """Consecutive documents of an export: those that fit into 64 MiB, or a single larger one.
 
     Attributes:
@@ -48,7 +48,7 @@ class Part:
 
 def read_export(
     folder: Path, split: Callable[[str], list[Piece]] | None = None
-) -> tuple[Manifest, Iterator[Part]]:
+) -> tuple[Manifest, Iterator[ExportPart]]:
     """What `ExportWriter`, or somebody else, wrote.
 
     The parts are read as the iterator goes on, so that an error may come behind parts that were
@@ -67,7 +67,9 @@ def read_export(
     return manifest, _parts(folder, manifest, split or (lambda text: [Piece(text, 0)]))
 
 
-def _parts(folder: Path, manifest: Manifest, split: Callable[[str], list[Piece]]) -> Iterator[Part]:
+def _parts(
+    folder: Path, manifest: Manifest, split: Callable[[str], list[Piece]]
+) -> Iterator[ExportPart]:
     documents = references = 0
     dimension = manifest.dimension
     for number in range(1, manifest.parts + 1):
@@ -92,7 +94,7 @@ def _file_parts(
     manifest: Manifest,
     dimension: int | None,
     split: Callable[[str], list[Piece]],
-) -> Iterator[Part]:
+) -> Iterator[ExportPart]:
     """All of one pair of files."""
     total, found = tensors.require("embeddings", ("F32",), (None, dimension)).shape
     if found == 0:
@@ -121,7 +123,7 @@ def _file_parts(
             sizes = np.add.reduceat(memories.sizes(start, int(ends[-1])), ends - counts - start)
             for group in _groups(sizes + counts * (4 * found)):
                 stop = int(ends[group.stop - 1])
-                yield Part(
+                yield ExportPart(
                     file=str(path),
                     entries=entries[group],
                     embeddings=tensors.read("embeddings", start, stop),

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from memdb.batch import MemoryBatch
-from memdb.chunking import Piece
-from memdb.durable import sync, write_file
 from memdb.errors import InvalidInputError, MemDBError, StorageError
 from memdb.exchange.lines import encode_line
 from memdb.exchange.manifest import MANIFEST, TOKENIZER, Manifest, part_names
-from memdb.records import Document, MemoryShape
+from memdb.ingest.chunking import Piece
+from memdb.storage.durable import sync, write_file
+from memdb.types.document import Document
+from memdb.types.memory_batch import MemoryBatch
+from memdb.types.shape import MemoryShape
 
 
 class ExportWriter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from memdb.index.ann import IndexInfo
+from memdb.index.policy import IndexKind, IndexPolicy
 from memdb.index.searcher import Pinned, Searcher
-from memdb.rules import IndexKind, IndexRules
 
-__all__ = ["IndexInfo", "IndexKind", "IndexRules", "Pinned", "Searcher"]
+__all__ = ["IndexInfo", "IndexKind", "IndexPolicy", "Pinned", "Searcher"]

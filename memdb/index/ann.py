@@ -18,8 +18,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from memdb.durable import sync
 from memdb.errors import CorruptRecordError
+from memdb.storage.durable import sync
 
 FILE = "index.faiss"
 NEW = FILE + ".new"

@@ -10,9 +10,9 @@ import numpy as np
 
 from memdb.index.ann import AnnIndex, Ids, IndexInfo, Vectors, search_parameters
 from memdb.index.view import exact_search
-from memdb.layout import EMBEDDINGS
 from memdb.protocols import Progress
-from memdb.transaction import Transaction
+from memdb.storage.record_layout import EMBEDDINGS
+from memdb.storage.transaction import Transaction
 
 _LISTS_PER_ROOT = 4  # clusters are 4 times the square root of the number of vectors
 _SAMPLE = 48  # vectors for each cluster's centre, as FAISS advises (39 to 256)

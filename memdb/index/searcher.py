@@ -16,12 +16,12 @@ import numpy as np
 from memdb.errors import CorruptRecordError, MemDBError, StorageError
 from memdb.index.ann import FILE, AnnIndex, Ids, IndexInfo, Vectors, file_stamp, write_index
 from memdb.index.build import Cancelled, build_index
+from memdb.index.policy import IndexPolicy, is_stale
 from memdb.index.view import View, all_found, exact_search
-from memdb.layout import DELETED, INSERTED, REFERENCES
 from memdb.protocols import Progress, no_progress
-from memdb.rules import is_stale
-from memdb.store import Reading, Store
-from memdb.transaction import Transaction
+from memdb.storage.record_layout import DELETED, INSERTED, REFERENCES
+from memdb.storage.store import ReadTransaction, Store
+from memdb.storage.transaction import Transaction
 
 _LOCK = "index.lock"
 _LOOK_EVERY = 1.0  # seconds between two looks for a new index file
@@ -69,8 +69,7 @@ class Searcher:
         self._store = store
         self._dimension = dimension
         self._view: View | None = None
-        self._generation: Path | None = None  # that the view is of
-        self._state = -1  # number of the state that the view is known to be right for
+        self._state: tuple[Path | None, int] = None, -1  # that the view is known to be right for
         self._looked = 0.0
         self._bad: object = None  # the stamp of a file that is damaged or of another database
         self._guard = threading.Lock()
@@ -81,7 +80,7 @@ class Searcher:
         """A read transaction and its view, in a `with` statement."""
         return _Pinning(self)
 
-    def begin(self) -> tuple[Reading, Pinned]:
+    def begin(self) -> tuple[ReadTransaction, Pinned]:
         """As `pin`; who calls it ends the reading."""
         reading = self._store.read()
         with self._guard:
@@ -102,9 +101,9 @@ class Searcher:
     def state(self) -> dict[str, object]:
         """What `MemDB.stats` says of the index. It loads no vectors but those that changed."""
         with self._store.read() as transaction:
-            rules = transaction.index_rules
-            state: dict[str, object] = {"kind": "exact", "keys": list(rules.keys)}
-            index = self._previous(self.folder(transaction), transaction)
+            policy = IndexPolicy.of(transaction)
+            state: dict[str, object] = {"kind": "exact", "keys": list(policy.keys)}
+            index = self._previous(transaction.generation, transaction)
             if index is None:
                 return state
             info, changed = index.info, self._changed(index, transaction)
@@ -122,10 +121,11 @@ class Searcher:
     # --- keeping in step ---
 
     def _caught_up(self, transaction: Transaction) -> View:
-        generation = self.folder(transaction)
-        same = self._view is not None and generation == self._generation
+        generation, _ = state = transaction.state
+        assert generation is not None
+        same = self._view is not None and generation == self._state[0]
         now = time.monotonic()
-        if same and transaction.id == self._state and now - self._looked < _LOOK_EVERY:
+        if same and state == self._state and now - self._looked < _LOOK_EVERY:
             assert self._view is not None
             return self._view
         last = transaction.last_change()
@@ -139,14 +139,9 @@ class Searcher:
         except BaseException:
             self._view = None  # half of it may be in the tail's room: begin anew
             raise
-        self._view, self._generation, self._state = view, generation, transaction.id
+        self._view, self._state = view, state
         self._build_if_due(view, transaction)
         return view
-
-    def folder(self, transaction: Transaction) -> Path:
-        """The generation that a transaction reads."""
-        environment = transaction.environment
-        return self._store.generation if environment is None else environment.generation
 
     def _newest(self, view: View | None, generation: Path, transaction: Transaction) -> View | None:
         """The view of the newest index file, or the one in use if there is none that is newer."""
@@ -198,7 +193,7 @@ class Searcher:
     def build(
         self, progress: Progress = no_progress, *, anew: bool = False, if_due: bool = False
     ) -> IndexInfo | None:
-        """Build the index file now; None if the rules want none, or none that is newer.
+        """Build the index file now; None if the policy want none, or none that is newer.
 
         Args:
             progress: told of the work.
@@ -214,10 +209,10 @@ class Searcher:
     ) -> IndexInfo | None:
         while True:
             with self._store.read() as transaction:  # which follows a compaction
-                folder = self.folder(transaction)
+                folder = transaction.generation
             try:
                 with _one_at_a_time(folder, cancelled), self._store.read() as transaction:
-                    if self.folder(transaction) == folder:
+                    if transaction.generation == folder:
                         return self._built(transaction, folder, progress, anew, if_due, cancelled)
             except OSError as error:
                 if folder.exists():  # else a compaction put another generation in its place
@@ -232,9 +227,9 @@ class Searcher:
         if_due: bool,
         cancelled: Callable[[], bool],
     ) -> IndexInfo | None:
-        rules = transaction.index_rules
+        policy = IndexPolicy.of(transaction)
         references = transaction.count(REFERENCES)
-        if not rules.wants_file(references):
+        if not policy.wants_file(references):
             (folder / FILE).unlink(missing_ok=True)
             return None
         previous = self._previous(folder, transaction)
@@ -246,7 +241,7 @@ class Searcher:
             transaction,
             self._store.id,
             self._dimension,
-            rules.recall,
+            policy.recall,
             None if anew else previous,
             progress,
             cancelled,
@@ -277,8 +272,8 @@ class Searcher:
             return
         if self._builder is not None and self._builder.is_alive():
             return
-        rules = transaction.index_rules
-        if rules.wants_file(transaction.count(REFERENCES)):
+        policy = IndexPolicy.of(transaction)
+        if policy.wants_file(transaction.count(REFERENCES)):
             self._builder = threading.Thread(
                 target=self._build_quietly, name="memdb-index", daemon=True
             )

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from memdb import InvalidInputError, MemDB, MismatchError, MissingPartError, verify
-from memdb.layout import REMEMBERED
+from memdb.storage.record_layout import REMEMBERED
 from model_adapter import Writer, load_model, open_database
 from model_adapter.workers import WorkerError, _batches, warm_database
 from tests.engine.helpers import WordEmbedder, make_shape

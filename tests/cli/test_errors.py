@@ -10,8 +10,8 @@ import lmdb
 import pytest
 
 from cli.main import main
-from memdb.canonical import json_payload
-from memdb.layout import SETTINGS, seal
+from memdb.storage.record_layout import SETTINGS, seal
+from memdb.types.canonical import json_payload
 from model_adapter import SentenceEmbedder, create_database
 from tests.cli.conftest import Run, rows
 from tests.helpers import tiny_model

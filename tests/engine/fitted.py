@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from memdb import CODECS, Codec, DType, ExplicitMemory, MemoryShape, Rope, from_float32, to_float32
-from memdb.batch import MemoryBatch
 from memdb.codecs import FAMILIES, Family, FittedCodec, Layout
 from memdb.codecs.rope import Turns, frequencies
+from memdb.types.memory_batch import MemoryBatch
 from tests.engine.helpers import make_memory, make_shape
 
 DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16")

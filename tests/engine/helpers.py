@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from memdb import DType, ExplicitMemory, MemoryShape, from_float32
-from memdb.layout import INTEGER_TABLES, TABLES
+from memdb.storage.record_layout import INTEGER_TABLES, TABLES
 
 ROOT = Path(__file__).parents[2]
 

@@ -234,13 +234,13 @@ def test_what_is_refused_does_not_count_as_used(full: MemDB) -> None:
 def test_memories_of_what_is_refused_are_not_read(many: MemDB) -> None:
     query = vectors(1, seed=5)[0]
     read: list[int] = []
-    rememberer = many._rememberer
-    wrapped = rememberer.wrapped
-    rememberer.wrapped = lambda number, record: read.append(number) or wrapped(number, record)  # type: ignore
+    memory_store = many._memory_store
+    wrapped = memory_store.wrapped
+    memory_store.wrapped = lambda number, record: read.append(number) or wrapped(number, record)  # type: ignore
     try:
         found = many.retrieve(query, 3, accept=lambda reference: number_of(reference) % 2 == 0)
     finally:
-        del rememberer.wrapped
+        del memory_store.wrapped
     assert sorted(read) == sorted(hit.id for hit in found.hits)
 
 

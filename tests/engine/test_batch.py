@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memdb import CODECS, DType, ExplicitMemory, InvalidInputError, MismatchError
-from memdb.batch import MemoryBatch
 from memdb.codecs import FAMILIES, codec_of, decode_memory, encode_batch, encode_memory
+from memdb.types.memory_batch import MemoryBatch
 from tests.engine.fitted import (
     DIMS,
     DTYPES,

@@ -22,7 +22,7 @@ from memdb import (
     rewrite,
     verify,
 )
-from memdb.layout import seal
+from memdb.storage.record_layout import seal
 from tests.engine.helpers import TokenWriter, WordEmbedder, make_shape, raw
 
 FOUND: dict[str, Any] = {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from memdb import InvalidInputError, MissingPartError
-from memdb.chunking import Chunker, Piece
+from memdb.ingest.chunking import Chunker, Piece
 from tests.engine.helpers import PAGE, time_limit, tokenizer_json
 
 

@@ -28,8 +28,8 @@ from memdb import (
     UnknownDocumentError,
 )
 from memdb.index.ann import AnnIndex
-from memdb.store import Store
-from memdb.writing import put_metadata
+from memdb.ingest.recording import put_metadata
+from memdb.storage.store import Store
 from tests.engine.helpers import (
     PAGE,
     ROOT,
@@ -561,14 +561,12 @@ KILLED_IN_A_TRANSACTION = """
 import os, signal, sys
 from pathlib import Path
 from memdb.index.ann import AnnIndex
-from memdb.store import Store
-from memdb.layout import DocumentEntry
+from memdb.storage.store import Store
 
 store = Store(Path(sys.argv[1]))
 with (store.write() if sys.argv[2] == "write" else store.read()) as transaction:
     if sys.argv[2] == "write":
-        entry = DocumentEntry(1, bytes(32), bytes(32), ())
-        transaction.put_document("half", entry, {})
+        transaction.put("documents", b"half", 1, bytes(64))
     os.kill(os.getpid(), signal.SIGKILL)
 """
 

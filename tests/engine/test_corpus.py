@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from memdb import CorpusError, Document, InvalidInputError
-from memdb.corpus import read_corpus
-from memdb.documents import MAX_DEPTH
+from memdb.ingest.corpus import read_corpus
+from memdb.types.checks import MAX_DEPTH
 
 
 @pytest.fixture

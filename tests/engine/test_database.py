@@ -498,7 +498,7 @@ def test_documents_come_in_the_order_of_their_bytes(bare: MemDB) -> None:
 def test_a_walk_over_many_pages_finds_each_document_once(
     bare: MemDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memdb.reading._PAGE", 2)
+    monkeypatch.setattr("memdb.readable._PAGE", 2)
     for n in range(7):
         bare.insert("text", id=f"{n}", metadata={"odd": n % 2}, embeddings=EAST)
     walk = bare.documents()

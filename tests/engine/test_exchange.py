@@ -26,11 +26,11 @@ from memdb import (
     MismatchError,
     StorageError,
 )
-from memdb.batch import MemoryBatch
-from memdb.chunking import Piece
 from memdb.codecs import encode_memory
-from memdb.exchange import Entry, ExportWriter, Manifest, Part, read_export, reading
+from memdb.exchange import Entry, ExportPart, ExportWriter, Manifest, read_export, reading
 from memdb.exchange.manifest import part_names
+from memdb.ingest.chunking import Piece
+from memdb.types.memory_batch import MemoryBatch
 from tests.engine.helpers import make_memory, make_shape, same_memory, time_limit, tokenizer_json
 
 DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16")
@@ -104,7 +104,7 @@ def values(folder: Path, split: Callable[[str], list[Piece]] | None = None) -> d
     return found
 
 
-def payloads(part: Part, n: int, manifest: Manifest) -> list[bytes | None]:
+def payloads(part: ExportPart, n: int, manifest: Manifest) -> list[bytes | None]:
     if part.memories is None:
         return [None] * n
     assert len(part.memories) == n

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from memdb.errors import InvalidInputError
-from memdb.filters import OPERATORS, OTHER, Condition, index_key, parse
+from memdb.filters.language import OPERATORS, OTHER, Condition, index_key, parse
 
 EDGE = 2**53
 NUMBERS = st.one_of(

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from memdb import CODECS, DType, ExplicitMemory, MemoryShape, from_float32, to_float32
-from memdb.batch import MemoryBatch
 from memdb.codecs import (
     FAMILIES,
     Layout,
@@ -23,6 +22,7 @@ from memdb.codecs import (
     encode_memory,
     fitted_codec,
 )
+from memdb.types.memory_batch import MemoryBatch
 from tests.engine.fitted import (
     DTYPES,
     assert_within_half_a_scale,

@@ -32,7 +32,7 @@ from memdb import (
     MemDBError,
     NotADatabaseError,
 )
-from memdb.layout import TABLES
+from memdb.storage.record_layout import TABLES
 from tests.engine.helpers import TokenWriter, child, make_shape, raw
 
 PAGE = 4096

@@ -24,13 +24,13 @@ from memdb import (
     MemDB,
     NotADatabaseError,
 )
-from memdb.documents import MAX_DEPTH, check_metadata
-from memdb.environment import Environment
-from memdb.folder import new_database, opening
 from memdb.index import Searcher
-from memdb.layout import CHANGES, EMBEDDINGS, FORMAT_VERSION, REFERENCES, integer_key
-from memdb.store import Store
-from memdb.transaction import Transaction
+from memdb.storage.environment import Environment
+from memdb.storage.folder import new_database, opening
+from memdb.storage.record_layout import CHANGES, EMBEDDINGS, FORMAT_VERSION, REFERENCES, integer_key
+from memdb.storage.store import Store
+from memdb.storage.transaction import Transaction
+from memdb.types.checks import MAX_DEPTH, check_metadata
 from tests.engine.helpers import make_shape, raw, time_limit, unit
 
 
@@ -275,11 +275,11 @@ def search(searcher: Searcher) -> set[int]:
 def put_raw(store: Store, table: str, number: int, record: bytes | None) -> None:
     """Change a record of an open store behind its back."""
     with store.write() as transaction:
-        place = {"db": transaction.tables[table]}
         if record is None:
-            transaction.inner.delete(integer_key(number), **place)
+            transaction.delete_record(table, integer_key(number))
         else:
-            transaction.inner.put(integer_key(number), record, **place)
+            place = {"db": transaction._tables[table]}
+            transaction._inner.put(integer_key(number), record, **place)
 
 
 def test_an_embedding_that_is_missing_is_named(store: Store) -> None:
@@ -314,7 +314,7 @@ def test_an_index_of_a_later_state_begins_anew(store: Store) -> None:
         transaction.put_setting("counters", {**counters, "last_change": 1})
         for number in (2, 3):
             for table in (CHANGES, EMBEDDINGS, REFERENCES):
-                transaction.inner.delete(integer_key(number), db=transaction.tables[table])
+                transaction.delete_record(table, integer_key(number))
     assert search(searcher) == {1}
 
 

@@ -34,11 +34,11 @@ from memdb import (
     MemoryShape,
     MismatchError,
 )
-from memdb.canonical import json_payload
 from memdb.codecs import decode_memory, encode_memory
-from memdb.filters import parse
+from memdb.filters.language import parse
+from memdb.filters.postings import Postings
 from memdb.index.ann import AnnIndex
-from memdb.layout import (
+from memdb.storage.record_layout import (
     CHANGES,
     DOCUMENTS,
     EMBEDDINGS,
@@ -57,9 +57,10 @@ from memdb.layout import (
     seal,
     unseal,
 )
-from memdb.records import Reference
-from memdb.transaction import Transaction, decoded
-from memdb.usage import Usage, read_usage
+from memdb.storage.transaction import Transaction, decoded
+from memdb.storage.usage import Usage, read_usage
+from memdb.types.canonical import json_payload
+from memdb.types.document import Reference
 from tests.engine.helpers import make_memory, make_shape, raw, time_limit, unit
 
 MANY = settings(max_examples=300)
@@ -272,11 +273,11 @@ READ: dict[str, tuple[Callable[[Transaction], object], ...]] = {
     ),
     CHANGES: (lambda t: list(t.changes(0)),),
     POSTINGS: (
-        lambda t: list(t.postings.items()),
-        lambda t: t.postings.candidates("n", parse({"n": {"$gte": 0}}).conditions["n"]),
-        lambda t: t.postings.discard([2]),
-        lambda t: t.postings.add("n", "x", [2, 5]),
-        lambda t: t.postings.remove("n", "x", [2, 5]),
+        lambda t: list(Postings(t).items()),
+        lambda t: Postings(t).candidates("n", parse({"n": {"$gte": 0}}).conditions["n"]),
+        lambda t: Postings(t).discard([2]),
+        lambda t: Postings(t).add("n", "x", [2, 5]),
+        lambda t: Postings(t).remove("n", "x", [2, 5]),
     ),
 }
 

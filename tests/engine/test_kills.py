@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 import memdb
 from memdb import Batch, Document, MemDB, NotADatabaseError
-from memdb.store import Store
+from memdb.storage.store import Store
 from tests.engine.helpers import (
     PAGE,
     TokenWriter,

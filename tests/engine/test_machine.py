@@ -36,8 +36,8 @@ from memdb import (
     Snapshot,
     StoredDocument,
     UnknownDocumentError,
-    rules,
 )
+from memdb.index import policy
 from tests.engine.helpers import make_memory, make_shape, same_memory
 
 DIMENSION = 4
@@ -510,8 +510,8 @@ def test_a_database_with_an_index_file_does_what_a_dict_does() -> None:
 def test_a_database_that_builds_again_and_again_does_what_a_dict_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rules, "EXACT_BELOW", 6)
-    monkeypatch.setattr(rules, "_SMALLEST_IVF", 4)
+    monkeypatch.setattr(policy, "EXACT_BELOW", 6)
+    monkeypatch.setattr(policy, "_SMALLEST_IVF", 4)
     explore(TinyMachine, 20, 40)
 
 

@@ -21,9 +21,11 @@ import pytest
 from numpy.typing import NDArray
 
 import memdb
-from memdb import Batch, ConflictError, Document, ExplicitMemory, MemDB, StorageError, environment
-from memdb.folder import current_generation
-from memdb.store import Store
+from memdb import Batch, ConflictError, Document, ExplicitMemory, MemDB, StorageError
+from memdb.ingest.recording import delete
+from memdb.storage import environment
+from memdb.storage.folder import current_generation
+from memdb.storage.store import Store
 from tests.engine.helpers import child, make_memory, make_shape, same_memory, time_limit
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -303,7 +305,7 @@ def test_a_compaction_waits_for_a_writer(path: Path, other: ProcessPoolExecutor)
             assert wait([compaction], timeout=1).not_done
             entry = transaction.document("base-07")
             assert entry is not None
-            transaction.delete_document("base-07", entry)
+            delete(transaction, "base-07", entry)
         with time_limit():
             compaction.result()
     finally:

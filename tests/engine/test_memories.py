@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from memdb import CorruptRecordError, MemDB, StorageError, UnknownDocumentError
-from memdb.layout import MEMORIES, integer_key
+from memdb.storage.record_layout import MEMORIES, integer_key
 from tests.engine.helpers import PAGE, TokenWriter, WordEmbedder, raw, same_memory
 
 

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memdb.errors import CorruptRecordError, InvalidInputError
-from memdb.filters import OTHER, index_key, parse
-from memdb.layout import POSTINGS, seal, unseal
-from memdb.postings import BLOCK, Postings, check_key_name
+from memdb.filters.language import OTHER, index_key, parse
+from memdb.filters.postings import BLOCK, Postings, check_key_name
+from memdb.storage.record_layout import POSTINGS, seal, unseal
+from memdb.storage.transaction import Transaction
 
 #: Of one document each: 1 is 1.0, and the last four are not indexed by their value.
 VALUES = [None, True, 1, 1.0, 2.5, "", "en", "en\0", 2**60, "a" * 401, ["en"], {"a": 1}]
@@ -44,7 +45,7 @@ class Table:
     def write(self) -> Iterator[tuple[Postings, Any]]:
         inner = self.environment.begin(write=True, buffers=True, db=self.handle)
         try:
-            yield Postings(inner, self.handle), inner
+            yield Postings(Transaction(inner, {POSTINGS: self.handle})), inner
         finally:
             inner.abort()
 

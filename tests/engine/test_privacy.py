@@ -16,8 +16,8 @@ import pytest
 
 import memdb
 from memdb import Document, ExplicitMemory, MemDB
-from memdb.filters import index_key
-from memdb.layout import (
+from memdb.filters.language import index_key
+from memdb.storage.record_layout import (
     CHANGES,
     DOCUMENTS,
     EMBEDDINGS,
@@ -27,7 +27,7 @@ from memdb.layout import (
     integer_key,
     unseal,
 )
-from memdb.usage import read_usage
+from memdb.storage.usage import read_usage
 from tests.engine.helpers import make_memory, make_shape, raw
 
 SHAPE = make_shape("bfloat16")

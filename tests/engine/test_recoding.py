@@ -28,8 +28,9 @@ from memdb import (
     repair,
     verify,
 )
+from memdb.care import recode
 from memdb.codecs import FAMILIES, codec_of
-from memdb.layout import MEMORIES, SETTINGS, codec_key, integer_key
+from memdb.storage.record_layout import MEMORIES, SETTINGS, codec_key, integer_key
 from tests.engine.helpers import (
     PAGE,
     ROOT,
@@ -220,7 +221,7 @@ def test_recode_takes_a_database_to_any_codec(tmp_path: Path, codec: str) -> Non
 
 def test_an_interrupted_recode_goes_on(bare: MemDB, monkeypatch: pytest.MonkeyPatch) -> None:
     load(bare, range(ENOUGH))
-    monkeypatch.setattr("memdb.recoding._BATCH", 4)
+    monkeypatch.setattr("memdb.care.recode._BATCH", 4)
 
     def stop(what: str, done: int, total: int) -> None:
         if what == "recoding memories" and done == 8:
@@ -241,7 +242,7 @@ def test_a_database_can_be_read_while_it_is_recoded(
     bare: MemDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load(bare, range(ENOUGH))
-    monkeypatch.setattr("memdb.recoding._BATCH", 3)
+    monkeypatch.setattr("memdb.care.recode._BATCH", 3)
     seen = []
     with MemDB.open(bare.path) as other, other.snapshot() as before:
         was = [memory.keys for memory in before.retrieve(east(0)[0]).memories]
@@ -257,9 +258,8 @@ def test_what_is_replaced_while_it_is_recoded_stays_replaced(
     bare: MemDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load(bare, range(ENOUGH))
-    from memdb import recoding
 
-    encode = recoding.encode_batch
+    encode = recode.encode_batch
 
     def between(*arguments: Any) -> Any:
         payloads = encode(*arguments)
@@ -267,7 +267,7 @@ def test_what_is_replaced_while_it_is_recoded_stays_replaced(
         bare.delete("004")
         return payloads
 
-    monkeypatch.setattr(recoding, "encode_batch", between)
+    monkeypatch.setattr(recode, "encode_batch", between)
     with monkeypatch.context() as patched:
         patched.setattr(bare, "delete", lambda name: None)
         bare.recode("int4")

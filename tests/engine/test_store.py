@@ -23,9 +23,10 @@ from memdb import (
     NotADatabaseError,
     StorageError,
 )
-from memdb.canonical import json_payload
 from memdb.codecs import decode_memory
-from memdb.layout import (
+from memdb.filters.postings import Postings
+from memdb.ingest.recording import delete
+from memdb.storage.record_layout import (
     CHANGES,
     DOCUMENTS,
     EMBEDDINGS,
@@ -42,8 +43,9 @@ from memdb.layout import (
     seal,
     unseal,
 )
-from memdb.store import Store
-from memdb.transaction import Transaction
+from memdb.storage.store import Store
+from memdb.storage.transaction import Transaction
+from memdb.types.canonical import json_payload
 from tests.engine.helpers import (
     TokenWriter,
     WordEmbedder,
@@ -141,7 +143,7 @@ READ: dict[str, Callable[[Transaction, bytes], object]] = {
     EMBEDDINGS: lambda t, key: t.embedding(int.from_bytes(key, "little")),
     MEMORIES: lambda t, key: decode(t.payload(MEMORIES, key)),
     CHANGES: lambda t, key: list(t.changes(0)),
-    POSTINGS: lambda t, key: list(t.postings.items()),
+    POSTINGS: lambda t, key: list(Postings(t).items()),
 }
 
 
@@ -548,7 +550,7 @@ def test_the_folder_of_the_process_may_change(
 def test_a_transaction_that_fails_changes_nothing(filled: Path) -> None:
     def spoil(transaction: Transaction) -> None:
         transaction.next_references(5)
-        transaction.delete_document("doc-1", entry)
+        delete(transaction, "doc-1", entry)
         assert transaction.document("doc-1") is None
         raise ZeroDivisionError
 

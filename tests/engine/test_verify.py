@@ -29,11 +29,9 @@ from memdb import (
     Problem,
     StoredDocument,
 )
-from memdb.canonical import json_payload
 from memdb.codecs import encode_memory
-from memdb.documents import content_hash_of, text_hash
 from memdb.index.ann import AnnIndex
-from memdb.layout import (
+from memdb.storage.record_layout import (
     CHANGES,
     DELETED,
     DOCUMENTS,
@@ -54,7 +52,10 @@ from memdb.layout import (
     seal,
     unseal,
 )
-from memdb.records import ExplicitMemory, Reference
+from memdb.types.canonical import json_payload
+from memdb.types.checks import content_hash_of, text_hash
+from memdb.types.document import Reference
+from memdb.types.memory import ExplicitMemory
 from tests.engine.helpers import (
     PAGE,
     TokenWriter,
@@ -977,7 +978,7 @@ def test_an_open_database_follows_a_repair(small: Path) -> None:
         assert len(database.retrieve("text", 100).hits) == 8
         store = database._store  # LMDB is not opened twice in one process
         with store.write() as transaction:
-            forge = Forge(transaction.inner, transaction.tables)
+            forge = Forge(transaction._inner, transaction._tables)
             forge.spoil(CHANGES, 1)
             forge.spoil(REFERENCES, SHORT)
         assert memdb.repair(small, drop=True).dropped == ["short"]

@@ -11,9 +11,9 @@ import pytest
 
 from memdb import ExplicitMemory, InvalidInputError, MemDB, MismatchError, StorageError, rewrite
 from memdb.codecs import FAMILIES
-from memdb.layout import REMEMBERED
+from memdb.memories.memory_store import MemoryStore
 from memdb.protocols import Progress
-from memdb.remembering import Rememberer
+from memdb.storage.record_layout import REMEMBERED
 from tests.engine.helpers import PAGE, TokenWriter, WordEmbedder, time_limit
 
 WORDS = "The harbour of Veldmoor is old and the lighthouse shows the way to ships from far"
@@ -74,14 +74,14 @@ def remembered(database: MemDB) -> list[int]:
 def slow_codec(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], None]]]:
     """What to do, batch by batch, before its memories are encoded."""
     todo: list[Callable[[], None]] = []
-    encode = Rememberer.encode
+    encode = MemoryStore.encode
 
-    def wait(self: Rememberer, memories: Sequence[ExplicitMemory], count: int) -> list[bytes]:
+    def wait(self: MemoryStore, memories: Sequence[ExplicitMemory], count: int) -> list[bytes]:
         if todo:
             todo.pop(0)()
         return encode(self, memories, count)
 
-    monkeypatch.setattr(Rememberer, "encode", wait)
+    monkeypatch.setattr(MemoryStore, "encode", wait)
     with time_limit():
         yield todo
 
@@ -193,7 +193,7 @@ def test_an_error_of_the_disk_comes_out(path: Path, monkeypatch: pytest.MonkeyPa
     def full(*_: object) -> int:
         raise StorageError("the disk is full")
 
-    monkeypatch.setattr(Rememberer, "_keep", full)
+    monkeypatch.setattr(MemoryStore, "_keep", full)
     with opened(path, WatchedWriter(20)) as database, pytest.raises(StorageError, match="is full"):
         database.warm()
     assert warm_ones(path) == 0

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, fields
 
-from memdb import CODECS, Rope, layout
+from memdb import CODECS, Rope
 from memdb.codecs import FAMILIES, rotated, transform
 from memdb.index.ann import IndexInfo
+from memdb.storage import record_layout
 from tests.storage_format import coded
 from tests.storage_format.coded import LEVELS, PER_BYTE, PLAIN
 from tests.storage_format.databases import shape_of
@@ -17,13 +18,13 @@ from tests.storage_format.reader import Database
 
 def test_the_document_names_every_table() -> None:
     flags = {row[0].strip("`"): row[1] for row in rows("Tables", columns=5)}
-    assert tuple(flags) == layout.TABLES
+    assert tuple(flags) == record_layout.TABLES
     assert {name for name, flag in flags.items() if flag == "`MDB_INTEGERKEY`"} == (
-        layout.INTEGER_TABLES
+        record_layout.INTEGER_TABLES
     )
-    for table in layout.TABLES:
+    for table in record_layout.TABLES:
         assert section(table.capitalize())
-    assert f"Format version {layout.FORMAT_VERSION}." in DOCUMENT
+    assert f"Format version {record_layout.FORMAT_VERSION}." in DOCUMENT
 
 
 def test_the_document_names_every_setting(fitted: Database) -> None:
@@ -48,10 +49,10 @@ def test_the_document_names_every_codec_and_change() -> None:
     for codec in CODECS:
         assert re.search(rf"^### (.*\W)?{codec}\b", DOCUMENT, re.M)
     assert {row[1]: int(row[0]) for row in rows("Changes", columns=3)} == {
-        "inserted": layout.INSERTED,
-        "deleted": layout.DELETED,
-        "remembered": layout.REMEMBERED,
-        "forgotten": layout.FORGOTTEN,
+        "inserted": record_layout.INSERTED,
+        "deleted": record_layout.DELETED,
+        "remembered": record_layout.REMEMBERED,
+        "forgotten": record_layout.FORGOTTEN,
     }
 
 

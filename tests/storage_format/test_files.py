@@ -26,12 +26,12 @@ from memdb import (
     UnknownDocumentError,
     rewrite,
 )
-from memdb.canonical import json_payload
 from memdb.care import backup, compact, migrate, repair, restore
 from memdb.index import Searcher
-from memdb.store import Store
-from memdb.usage import read_usage as memdb_reads_usage
-from memdb.usage import write_usage
+from memdb.storage.store import Store
+from memdb.storage.usage import read_usage as memdb_reads_usage
+from memdb.storage.usage import write_usage
+from memdb.types.canonical import json_payload
 from tests.storage_format.databases import (
     DIMENSION,
     LONG,

@@ -16,14 +16,15 @@ import pytest
 import xxhash
 
 import memdb.codecs
-from memdb import CODECS, Document, ExplicitMemory, MemDB, MemoryShape, Reference, Rope, layout
-from memdb.canonical import json_payload
+from memdb import CODECS, Document, ExplicitMemory, MemDB, MemoryShape, Reference, Rope
 from memdb.codecs import Codec, Layout, Part, fitted_codec
 from memdb.codecs.rotated import rotation as memdb_rotation
-from memdb.documents import checked
-from memdb.filters import index_key
-from memdb.records import DType
-from memdb.store import Store
+from memdb.filters.language import index_key
+from memdb.storage import record_layout
+from memdb.storage.store import Store
+from memdb.types.canonical import json_payload
+from memdb.types.checks import checked
+from memdb.types.shape import DType
 from tests.storage_format.coded import (
     FAMILIES,
     PLAIN,
@@ -153,10 +154,12 @@ def test_more_records(tmp_path: Path) -> None:
 
     key = struct.pack("<Q", 513)
     reference = Reference(513, 2, "née", 1, 3, " Text is memory.")
-    payload = layout.reference_payload(reference)
-    assert stated["references"] == {key: layout.seal("references", key, 2, payload)}
-    version, payload = layout.unseal("references", key, memoryview(stated["references"][key]))
-    assert layout.read_reference(513, version, payload) == reference
+    payload = record_layout.reference_payload(reference)
+    assert stated["references"] == {key: record_layout.seal("references", key, 2, payload)}
+    version, payload = record_layout.unseal(
+        "references", key, memoryview(stated["references"][key])
+    )
+    assert record_layout.read_reference(513, version, payload) == reference
     head = struct.pack("<IHH", 1, 3, 5 - 1) + "née".encode()
     assert bytes(payload).startswith(head)
     assert frame(bytes(payload)[len(head) :]) == reference.text
@@ -164,12 +167,12 @@ def test_more_records(tmp_path: Path) -> None:
     key = "\4née\4".encode() + bytes.fromhex("3ffbffffffffffff") + struct.pack(">Q", 257)
     assert key == "\4née".encode() + value_key(-2.5) + struct.pack(">Q", 257)
     payload = struct.pack("<2q", 257, 513)
-    assert stated["postings"] == {key: layout.seal("postings", key, 1, payload)}
+    assert stated["postings"] == {key: record_layout.seal("postings", key, 1, payload)}
 
     key = struct.pack("<Q", 7)
     entries = [(FORGOTTEN, 513), (REMEMBERED, 513), (DELETED, 2)]
-    payload = layout.changes_payload(entries)
-    assert stated["changes"] == {key: layout.seal("changes", key, 1, payload)}
+    payload = record_layout.changes_payload(entries)
+    assert stated["changes"] == {key: record_layout.seal("changes", key, 1, payload)}
     assert payload == b"".join(struct.pack("<Bq", *entry) for entry in entries)
 
 

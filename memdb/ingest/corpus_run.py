@@ -12,16 +12,16 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from memdb.chunking import Chunker, Piece
-from memdb.corpus import read_corpus
-from memdb.documents import content_hash, text_hash
 from memdb.errors import InvalidInputError
-from memdb.layout import DocumentEntry
+from memdb.ingest.chunking import Chunker, Piece
+from memdb.ingest.corpus import read_corpus
+from memdb.ingest.recording import delete, embedded, put, put_metadata
+from memdb.memories.memory_store import MemoryStore
 from memdb.protocols import Embedder, Progress
-from memdb.records import Document
-from memdb.remembering import Rememberer
-from memdb.store import Store
-from memdb.writing import prepare, put, put_metadata
+from memdb.storage.record_layout import DocumentEntry
+from memdb.storage.store import Store
+from memdb.types.checks import content_hash, text_hash
+from memdb.types.document import Document
 
 _BATCH = 64  # references to a transaction, and to a call of the embedder
 _DELETED = 1000  # documents to a transaction
@@ -55,7 +55,7 @@ def ingest(
     store: Store,
     chunker: Chunker,
     embedder: Embedder,
-    rememberer: Rememberer,
+    memory_store: MemoryStore,
     cold: bool,
     prune: bool,
     progress: Progress,
@@ -68,7 +68,7 @@ def ingest(
         store: where to.
         chunker: cuts documents into references.
         embedder: embeds them.
-        rememberer: writes their memories.
+        memory_store: writes their memories.
         cold: whether they stay without.
         prune: whether to delete the documents that the corpus does not have.
         progress: told of the work.
@@ -76,20 +76,20 @@ def ingest(
     _check_file(path, name or str(path))
     names, total = _survey(path, name, store, chunker, progress)
     if total and not cold:
-        rememberer.require_writer()  # loaded, or refused, before anything is written
+        memory_store.require_writer()  # loaded, or refused, before anything is written
     batch: list[tuple[str, Document, list[Piece]]] = []
     inserted = updated = references = 0
 
     def flush() -> None:
         nonlocal inserted, updated, references
         progress("embedding", references, total)
-        ready = prepare(batch, embedder)
+        ready = embedded(batch, embedder)
         with store.write() as transaction:
-            rememberer.require_shape(transaction)
+            memory_store.require_shape(transaction)
             for item in ready:
                 old = transaction.document(item.id)
                 if _change(old, item.document) is not None:  # else another process was faster
-                    put(transaction, item, old)
+                    put(transaction, item)
                     inserted += old is None
                     updated += old is not None
         references += sum(len(pieces) for _, _, pieces in batch)
@@ -115,8 +115,8 @@ def ingest(
     if not cold:
         with store.read() as transaction:
             entries = map(transaction.document, names)  # None: deleted meanwhile
-            missing = rememberer.cold(transaction, filter(None, entries))
-        memories = rememberer.warm(missing, progress)
+            missing = memory_store.cold(transaction, filter(None, entries))
+        memories = memory_store.warm(missing, progress)
     unchanged = len(names) - inserted - updated
     deleted = _prune(store, set(names), progress) if prune else 0
     return IngestReport(inserted, updated, unchanged, references, memories, deleted)
@@ -132,7 +132,7 @@ def _prune(store: Store, names: set[str], progress: Progress) -> int:
             for name in others[start : start + _DELETED]:
                 entry = transaction.document(name)
                 if entry is not None:
-                    transaction.delete_document(name, entry)
+                    delete(transaction, name, entry)
     progress("deleting", len(others), len(others))
     return len(others)
 

@@ -7,15 +7,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from memdb.batch import MemoryBatch
 from memdb.codecs import codec_of, encode_batch
-from memdb.coding import Coding
 from memdb.errors import FormatError, MismatchError
-from memdb.layout import MEMORIES, integer_key, unseal
+from memdb.memories.codec_choice import CodecChoice
 from memdb.protocols import Progress
-from memdb.records import ExplicitMemory, MemoryShape
-from memdb.store import Store
-from memdb.transaction import Transaction, decoded
+from memdb.storage.record_layout import MEMORIES, integer_key, unseal
+from memdb.storage.store import Store
+from memdb.storage.transaction import Transaction, decoded
+from memdb.types.memory import ExplicitMemory
+from memdb.types.memory_batch import MemoryBatch
+from memdb.types.shape import MemoryShape
 
 _BATCH = 32  # memories between two commits
 
@@ -47,7 +48,9 @@ class _Found:
     memory: ExplicitMemory
 
 
-def recode(store: Store, shape: MemoryShape, coding: Coding, progress: Progress) -> RecodeReport:
+def recode(
+    store: Store, shape: MemoryShape, codec_choice: CodecChoice, progress: Progress
+) -> RecodeReport:
     """Write every memory that another codec wrote anew, with the database's codec of now. One of
     another shape, or of a codec that is not known, stays as it is."""
     with store.read() as transaction:
@@ -55,12 +58,12 @@ def recode(store: Store, shape: MemoryShape, coding: Coding, progress: Progress)
     recoded = before = after = 0
     for start in range(0, len(numbers), _BATCH):
         progress("recoding memories", start, len(numbers))
-        target = coding.codec
+        target = codec_choice.codec
         with store.read() as transaction:
             batch = [
                 found
                 for number in numbers[start : start + _BATCH]
-                for found in _find(transaction, number, target.name, coding)
+                for found in _find(transaction, number, target.name, codec_choice)
             ]
         if not batch:
             continue
@@ -76,10 +79,12 @@ def recode(store: Store, shape: MemoryShape, coding: Coding, progress: Progress)
                     recoded += 1
                     before, after = before + len(found.payload), after + len(payload)
     progress("recoding memories", len(numbers), len(numbers))
-    return RecodeReport(coding.codec.name, len(numbers), recoded, before, after)
+    return RecodeReport(codec_choice.codec.name, len(numbers), recoded, before, after)
 
 
-def _find(transaction: Transaction, number: int, target: str, coding: Coding) -> Iterator[_Found]:
+def _find(
+    transaction: Transaction, number: int, target: str, codec_choice: CodecChoice
+) -> Iterator[_Found]:
     """The memory, if it is to be recoded."""
     key = integer_key(number)
     record = transaction.record(MEMORIES, key)
@@ -89,7 +94,7 @@ def _find(transaction: Transaction, number: int, target: str, coding: Coding) ->
     if decoded(MEMORIES, key, (1, payload), lambda _, p: codec_of(p)) == target:
         return
     try:
-        memory = decoded(MEMORIES, key, (1, payload), lambda _, p: coding.decode(p))
+        memory = decoded(MEMORIES, key, (1, payload), lambda _, p: codec_choice.decode(p))
     except (MismatchError, FormatError):
         return
     yield _Found(number, version, bytes(payload), memory)

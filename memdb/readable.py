@@ -8,15 +8,15 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
-from memdb import documents as rules
 from memdb.errors import InvalidInputError, UnknownDocumentError
-from memdb.filters import Filter, Where, parse
+from memdb.filters.language import Filter, Where, parse
 from memdb.index import Pinned
-from memdb.layout import DocumentEntry
-from memdb.records import Reference, StoredDocument
-from memdb.remembering import Rememberer, StoredMemory
+from memdb.memories.memory_store import MemoryStore, StoredMemory
 from memdb.retrieval import Query, Retrieval, Retriever
-from memdb.transaction import Transaction
+from memdb.storage.record_layout import DocumentEntry
+from memdb.storage.transaction import Transaction
+from memdb.types import checks as rules
+from memdb.types.document import Reference, StoredDocument
 
 _PAGE = 256  # documents read in one transaction by a walk over all
 
@@ -24,7 +24,7 @@ _PAGE = 256  # documents read in one transaction by a walk over all
 class Readable(ABC):
     """What can be read of a database."""
 
-    _rememberer: Rememberer
+    _memory_store: MemoryStore
     _retriever: Retriever
 
     @abstractmethod
@@ -55,7 +55,7 @@ class Readable(ABC):
         """
         with self._reading() as transaction:
             return [
-                (transaction.reference(number), self._rememberer.stored(transaction, number))
+                (transaction.reference(number), self._memory_store.stored(transaction, number))
                 for number in entry_of(transaction, known(id)).references
             ]
 
@@ -149,7 +149,7 @@ class Readable(ABC):
             text="".join(transaction.reference(number).text for number in entry.references),
             metadata=transaction.metadata(name, entry.version),
             references=entry.references,
-            warm=sum(self._rememberer.is_warm(transaction, n) for n in entry.references),
+            warm=sum(self._memory_store.is_warm(transaction, n) for n in entry.references),
         )
 
 
@@ -161,9 +161,9 @@ class Snapshot(Readable):
     For one thread at a time.
     """
 
-    def __init__(self, pinned: Pinned, rememberer: Rememberer, retriever: Retriever) -> None:
+    def __init__(self, pinned: Pinned, memory_store: MemoryStore, retriever: Retriever) -> None:
         self._pinned = pinned
-        self._rememberer = rememberer
+        self._memory_store = memory_store
         self._retriever = retriever
 
     @property
@@ -175,9 +175,7 @@ class Snapshot(Readable):
         return nullcontext(self._pinning().__enter__().transaction)
 
     def _pinning(self) -> AbstractContextManager[Pinned]:
-        environment = self._pinned.transaction.environment
-        assert environment is not None
-        environment.require_unforked()  # in a child its pages may be used again
+        self._pinned.transaction.require_unforked()
         return nullcontext(self._pinned)
 
 

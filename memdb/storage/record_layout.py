@@ -18,7 +18,8 @@ import zstandard
 from numpy.typing import NDArray
 
 from memdb.errors import CorruptRecordError
-from memdb.records import Reference
+from memdb.types.checks import TEXT_LIMIT
+from memdb.types.document import Reference
 
 FORMAT_VERSION = 2
 
@@ -51,7 +52,6 @@ _SHORT = 4096  # bytes that are copied faster than a digest is set up
 _PLACES = {table: table.encode() + b"\0" for table in TABLES}
 _RAW = 128  # bytes of text that are not worth compressing
 _HUGE = 1e300
-TEXT_LIMIT = 1 << 28  # bytes of one text: what a damaged or hostile frame may claim at most
 
 
 #: Fields that a setting must have, with their types.
@@ -195,6 +195,12 @@ def read_owner(payload: bytes | memoryview) -> bytes:
     """Of a reference's payload, the id of its document, as UTF-8."""
     size = _REFERENCE.unpack_from(payload)[2]
     return bytes(payload[_REFERENCE.size : _REFERENCE.size + size])
+
+
+def owner_in(record: bytes) -> bytes:
+    """As `read_owner`, of a whole record whose seal is not checked; struct.error if it is too
+    short."""
+    return read_owner(record[_SEAL.size :])
 
 
 def read_tokens(payload: bytes | memoryview) -> int:

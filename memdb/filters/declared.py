@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from memdb.errors import InvalidInputError
-from memdb.filters import OTHER, index_key
-from memdb.layout import DOCUMENTS
-from memdb.postings import check_key_name
+from memdb.errors import CorruptRecordError, InvalidInputError
+from memdb.filters.language import OTHER, index_key
+from memdb.filters.postings import Postings, check_key_name
 from memdb.protocols import Progress
-from memdb.store import Store
-from memdb.transaction import Transaction
+from memdb.storage.record_layout import DOCUMENTS, POSTINGS
+from memdb.storage.store import Store
+from memdb.storage.transaction import Transaction
 
 _TOLD_EVERY = 1000  # documents
 
@@ -25,22 +25,44 @@ def checked_keys(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def declared_keys(transaction: Transaction) -> tuple[str, ...]:
+    """The metadata keys that are indexed."""
+    return tuple(transaction.required_setting("index")["keys"])
+
+
 def declare_keys(store: Store, names: tuple[str, ...], progress: Progress) -> None:
     """See `MemDB.declare_keys`."""
     with store.write() as transaction:
-        new = tuple(name for name in names if name not in transaction.keys)
+        index = transaction.required_setting("index")
+        new = [name for name in names if name not in index["keys"]]
         if new:
-            transaction.put_keys(transaction.keys + new)
+            transaction.put_setting("index", {**index, "keys": index["keys"] + new})
             _index_all(transaction, new, progress)
 
 
 def reindex(transaction: Transaction, progress: Progress) -> None:
     """Write the postings of all indexed keys anew, from the metadata."""
-    transaction.drop_postings()
-    _index_all(transaction, transaction.keys, progress)
+    transaction.empty(POSTINGS)
+    _index_all(transaction, declared_keys(transaction), progress)
 
 
-def _index_all(transaction: Transaction, names: tuple[str, ...], progress: Progress) -> None:
+def withdraw(transaction: Transaction, name: str, references: Sequence[int]) -> None:
+    """Take a document's references out of the index, before its metadata goes."""
+    keys = declared_keys(transaction)
+    if not keys:
+        return
+    postings = Postings(transaction)
+    try:
+        metadata = transaction.metadata(name)
+    except CorruptRecordError:  # then what it was indexed under is not known
+        postings.discard(references)
+        return
+    for key in keys:
+        if key in metadata:
+            postings.remove(key, metadata[key], references)
+
+
+def _index_all(transaction: Transaction, names: Sequence[str], progress: Progress) -> None:
     total = transaction.count(DOCUMENTS)
     grouped = Grouped(names)
     for done, (name, entry) in enumerate(transaction.documents()):
@@ -73,5 +95,6 @@ class Grouped:
 
     def write(self, transaction: Transaction) -> None:
         """Index what was collected."""
+        postings = Postings(transaction)
         for (name, _), (value, references) in self._found.items():
-            transaction.postings.add(name, value, references)
+            postings.add(name, value, references)

@@ -14,20 +14,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from memdb.cache import MemoryCache
-from memdb.chunking import Chunker
+from memdb.care.recode import recode
 from memdb.codecs import codec_named
-from memdb.coding import Coding
 from memdb.errors import MismatchError
-from memdb.layout import CALIBRATION, DOCUMENTS, DocumentEntry
-from memdb.parts import Parts
+from memdb.ingest.chunking import Chunker
+from memdb.ingest.recording import embedded, put
+from memdb.memories.attached import Attached
+from memdb.memories.cache import MemoryCache
+from memdb.memories.codec_choice import CodecChoice
+from memdb.memories.memory_store import MemoryStore
 from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
-from memdb.recoding import recode
-from memdb.records import Document
-from memdb.remembering import Rememberer
-from memdb.store import Store
-from memdb.transaction import Transaction
-from memdb.writing import prepare, put
+from memdb.storage.record_layout import CALIBRATION, DOCUMENTS, DocumentEntry
+from memdb.storage.store import Store
+from memdb.storage.transaction import Transaction
+from memdb.types.document import Document
 
 PENDING = "rewriting"  # the setting that says how far a rewrite came
 _BATCH = 8  # documents between two commits
@@ -104,11 +104,11 @@ class _Rewriting:
             total = transaction.count(DOCUMENTS)
             memory = transaction.required_setting("memory")
             settings = transaction.required_setting("embedder")
-        parts = Parts(settings, self._writer.shape, self._embedder, self._writer)
-        self._parts = parts
-        coding = Coding(self._store, self._writer.shape, memory)
-        self._rememberer = Rememberer(
-            self._store, parts, self._writer.shape, coding, MemoryCache(0)
+        attached = Attached(settings, self._writer.shape, self._embedder, self._writer)
+        self._attached = attached
+        codec_choice = CodecChoice(self._store, self._writer.shape, memory)
+        self._memory_store = MemoryStore(
+            self._store, attached, self._writer.shape, codec_choice, MemoryCache(0)
         )
         self._chunker = Chunker(self._writer.tokenizer, self._writer.shape.reference_length)
         done = memories = cut = 0
@@ -121,13 +121,13 @@ class _Rewriting:
                 break
             written, new = self._batch(page, recut)
             memories, cut, done = memories + written, cut + new, done + len(page)
-            if coding.family is not None and memories >= coding.family.enough:
-                coding.fit_if_due(self._progress)
+            if codec_choice.family is not None and memories >= codec_choice.family.enough:
+                codec_choice.fit_if_due(self._progress)
         with self._store.write() as transaction:
             transaction.delete_setting(PENDING)
         self._progress("rewriting documents", total, total)
-        if coding.is_fitted or coding.fit_if_due(self._progress):
-            recode(self._store, self._writer.shape, coding, self._progress)
+        if codec_choice.is_fitted or codec_choice.fit_if_due(self._progress):
+            recode(self._store, self._writer.shape, codec_choice, self._progress)
         return RewriteReport(done, memories, cut)
 
     def _renamed(self, transaction: Transaction) -> bool:
@@ -220,10 +220,10 @@ class _Rewriting:
             return self._cut(page, documents, warm)
         payloads = []
         if kept:
-            memories = self._rememberer.write([reference.content for reference in kept])
-            payloads = self._rememberer.encode(memories, len(kept))
+            memories = self._memory_store.write([reference.content for reference in kept])
+            payloads = self._memory_store.encode(memories, len(kept))
         with self._store.write() as transaction:
-            self._rememberer.require_shape(transaction)
+            self._memory_store.require_shape(transaction)
             for reference, payload in zip(kept, payloads, strict=True):
                 if transaction.has_reference(reference.id):
                     transaction.put_memory(reference, payload)
@@ -237,25 +237,23 @@ class _Rewriting:
         warm: dict[str, list[int]],
     ) -> tuple[int, int]:
         pieces = [(name, text, self._chunker.split(text.text)) for name, text in documents]
-        ready = prepare(pieces, self._parts.embedder())
+        ready = embedded(pieces, self._attached.embedder())
         written = 0
-        prepared = []
+        cut = []
         for item in ready:
-            memories = None
             if warm[item.id]:
-                made = self._rememberer.write([piece.text.strip() for piece in item.pieces])
-                memories = self._rememberer.encode(made, len(item.pieces))
-                written += len(memories)
-            prepared.append(replace(item, memories=memories))
+                made = self._memory_store.write([piece.text.strip() for piece in item.pieces])
+                item = replace(item, memories=self._memory_store.encode(made, len(item.pieces)))
+                written += len(item.pieces)
+            cut.append(item)
         with self._store.write() as transaction:
-            self._rememberer.require_shape(transaction)
-            for (name, entry), item in zip(page, prepared, strict=True):
+            self._memory_store.require_shape(transaction)
+            for (name, entry), item in zip(page, cut, strict=True):
                 old = transaction.document(name)
                 if old is not None and old.references == entry.references:
                     # Else another writer was here meanwhile, with the new settings. (One of new
                     # metadata alone left the references as they were.)
-                    document = replace(item.document, metadata=transaction.metadata(name))
-                    put(transaction, replace(item, document=document), old)
+                    put(transaction, item.with_metadata(transaction.metadata(name)))
             self._came(transaction, page)
         return written, len(page)
 

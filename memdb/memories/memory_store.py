@@ -6,18 +6,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar, cast
 
-from memdb.batch import MemoryBatch
-from memdb.cache import MemoryCache
-from memdb.canonical import json_payload, read_json
 from memdb.codecs import Codec, Coded, encode_batch, encode_memory, read_payload, require_whole
-from memdb.coding import Coding
 from memdb.errors import InvalidInputError, MismatchError
-from memdb.layout import MEMORIES, SETTINGS, DocumentEntry, integer_key, seal, unseal
-from memdb.parts import Parts
+from memdb.memories.attached import Attached
+from memdb.memories.cache import MemoryCache
+from memdb.memories.codec_choice import CodecChoice
 from memdb.protocols import Progress
-from memdb.records import ExplicitMemory, MemoryShape, Reference
-from memdb.store import Store
-from memdb.transaction import Transaction, decoded
+from memdb.storage.record_layout import MEMORIES, SETTINGS, DocumentEntry, integer_key, seal, unseal
+from memdb.storage.store import Store
+from memdb.storage.transaction import Transaction, decoded
+from memdb.types.canonical import json_payload, read_json
+from memdb.types.document import Reference
+from memdb.types.memory import ExplicitMemory
+from memdb.types.memory_batch import MemoryBatch
+from memdb.types.shape import MemoryShape
 
 #: References whose memories are written between two commits, where the writer does not say.
 _BATCH = 8
@@ -28,16 +30,16 @@ _T = TypeVar("_T")
 class StoredMemory:
     """A memory as it came from the store; checked, and decoded, when it is first asked for."""
 
-    __slots__ = ("_memory", "_number", "_record", "_rememberer")
+    __slots__ = ("_memory", "_memory_store", "_number", "_record")
 
     def __init__(
         self,
-        rememberer: Rememberer,
+        memory_store: MemoryStore,
         number: int,
         record: bytes,
         memory: ExplicitMemory | None = None,
     ) -> None:
-        self._rememberer = rememberer
+        self._memory_store = memory_store
         self._number = number
         self._record = record
         self._memory = memory
@@ -52,7 +54,7 @@ class StoredMemory:
         """It, decoded."""
         if self._memory is None:
             payload = self.payload
-            self.keep(self._read(payload, self._rememberer.decode))
+            self.keep(self._read(payload, self._memory_store.decode))
         assert self._memory is not None
         return self._memory
 
@@ -64,22 +66,22 @@ class StoredMemory:
 
     def coded(self) -> Coded:
         """Its sections, checked as `payload` is."""
-        return self._read(self.payload, self._rememberer.read)
+        return self._read(self.payload, self._memory_store.read)
 
     @property
     def is_kept(self) -> bool:
         """Whether there is a cache for it once it is decoded."""
-        return self._rememberer.cache.capacity > 0
+        return self._memory_store.cache.capacity > 0
 
     def keep(self, memory: ExplicitMemory) -> None:
         """Remember it decoded, here and in the cache."""
         self._memory = memory
-        self._rememberer.cache.put((self._number, self._record[:16]), memory)
+        self._memory_store.cache.put((self._number, self._record[:16]), memory)
 
     @property
     def codecs(self) -> Mapping[str, Codec]:
         """What it may be decoded with."""
-        return self._rememberer.coding.codecs
+        return self._memory_store.codec_choice.codecs
 
     def _read(self, payload: memoryview, read: Callable[[memoryview], _T]) -> _T:
         key = integer_key(self._number)
@@ -87,16 +89,21 @@ class StoredMemory:
         return found
 
 
-class Rememberer:
+class MemoryStore:
     """Writes, encodes and decodes the memories of one open database."""
 
     def __init__(
-        self, store: Store, parts: Parts, shape: MemoryShape, coding: Coding, cache: MemoryCache
+        self,
+        store: Store,
+        attached: Attached,
+        shape: MemoryShape,
+        codec_choice: CodecChoice,
+        cache: MemoryCache,
     ) -> None:
-        self.coding = coding
+        self.codec_choice = codec_choice
         self.cache = cache
         self._store = store
-        self._parts = parts
+        self._attached = attached
         self._shape = shape
         self._shape_as_stored = json_payload(shape.to_json())
         self._fingerprint = shape.fingerprint.to_bytes(8, "little")
@@ -104,15 +111,15 @@ class Rememberer:
     @property
     def can_write(self) -> bool:
         """Whether there is a writer."""
-        return self._parts.has_writer
+        return self._attached.has_writer
 
     def require_writer(self) -> None:
         """Load the writer if it was not; `MismatchError` if it is not the one recorded."""
-        self._parts.writer()
+        self._attached.writer()
 
     def write(self, texts: Sequence[str]) -> list[ExplicitMemory]:
         """The memories of texts, by the database's writer."""
-        return self._parts.writer().write(texts)
+        return self._attached.writer().write(texts)
 
     def encode(self, memories: Sequence[ExplicitMemory], count: int) -> list[bytes]:
         """The memories of one document's references, of which there must be `count`, as stored."""
@@ -122,7 +129,7 @@ class Rememberer:
             )
         batch = MemoryBatch.of(memories, self._shape)
         # None would stand for a cold one, and there is none among them.
-        return cast(list[bytes], encode_batch(batch, self._shape, self.coding.codec))
+        return cast(list[bytes], encode_batch(batch, self._shape, self.codec_choice.codec))
 
     def encode_all(
         self, memories: MemoryBatch | Sequence[ExplicitMemory | bytes | None] | None, count: int
@@ -133,7 +140,7 @@ class Rememberer:
             return [None] * count
         if len(memories) != count:
             raise InvalidInputError(f"{len(memories)} memories for {count} references")
-        codec = self.coding.codec
+        codec = self.codec_choice.codec
         if isinstance(memories, MemoryBatch):
             return encode_batch(memories, self._shape, codec)
         return [
@@ -154,7 +161,7 @@ class Rememberer:
 
     def decode(self, payload: bytes | memoryview) -> ExplicitMemory:
         """A stored memory, whichever codec wrote it."""
-        return self.coding.decode(payload)
+        return self.codec_choice.decode(payload)
 
     def read(self, payload: bytes | memoryview) -> Coded:
         """The sections of a stored memory."""
@@ -198,7 +205,7 @@ class Rememberer:
         memories = self.write([reference.content for reference in references])
         encoded = self.encode(memories, len(references))
         self._keep(references, encoded)
-        self.coding.fit_if_due()
+        self.codec_choice.fit_if_due()
         return {
             reference.id: StoredMemory(
                 self, reference.id, seal(MEMORIES, integer_key(reference.id), 1, payload)
@@ -228,7 +235,7 @@ class Rememberer:
             raise MismatchError(
                 "the database was rewritten for another model while it was open; open it again"
             )
-        self.coding.refresh(transaction)
+        self.codec_choice.refresh(transaction)
 
     def warm(self, cold: Sequence[int], progress: Progress) -> int:
         """Write the memories of these references, batch by batch, and fit the codec once enough are
@@ -288,12 +295,12 @@ class Rememberer:
     ) -> int:
         kept = self._keep(references, self.encode(memories, len(references))) if references else 0
         if fit:
-            self.coding.fit_if_due()
+            self.codec_choice.fit_if_due()
         return kept
 
     @property
     def _batch(self) -> int:
-        return max(1, int(getattr(self._parts.writer(), "batch", _BATCH)))
+        return max(1, int(getattr(self._attached.writer(), "batch", _BATCH)))
 
     def cold(self, transaction: Transaction, entries: Iterable[DocumentEntry]) -> list[int]:
         """Ids of the documents' references without a memory, the longest first: batches of one

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memdb.errors import MismatchError
-from memdb.records import ExplicitMemory, MemoryShape
+from memdb.types.memory import ExplicitMemory
+from memdb.types.shape import MemoryShape
 
 
 @dataclass(frozen=True)

@@ -3,43 +3,45 @@ read is a copy that outlives the transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+import lmdb
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from memdb import layout
-from memdb.canonical import json_payload, read_json
-from memdb.environment import Environment
 from memdb.errors import CorruptRecordError, FormatError, MismatchError
-from memdb.layout import (
+from memdb.storage import record_layout
+from memdb.storage.environment import Environment
+from memdb.storage.record_layout import (
     CHANGES,
     DOCUMENTS,
     EMBEDDINGS,
     MEMORIES,
     METADATA,
-    POSTINGS,
     REFERENCES,
     SETTINGS,
     DocumentEntry,
     integer_key,
 )
-from memdb.postings import Postings
-from memdb.records import Reference
-from memdb.rules import IndexRules
+from memdb.types.canonical import json_payload, read_json
+from memdb.types.document import Reference
 
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 
+T = TypeVar("T")
+
 
 class Transaction:
-    """Typed access to the tables. Made by `Store.read` and `Store.write`.
+    """Typed access to the tables. Made by `Store.read` and `Store.write`; nothing outside this
+    room knows what stands behind it.
 
-    Attributes:
+    Args:
         inner: LMDB's transaction.
         tables: LMDB's handles by name.
         environment: the generation that it reads; None outside a store.
@@ -48,15 +50,41 @@ class Transaction:
     def __init__(
         self, inner: Any, tables: dict[str, Any], environment: Environment | None = None
     ) -> None:
-        self.inner = inner
-        self.tables = tables
-        self.environment = environment
+        self._inner = inner
+        self._tables = tables
+        self._environment = environment
         self._changes: list[tuple[int, int]] = []
 
+    # --- what it reads ---
+
     @property
-    def id(self) -> int:
-        """The number of the state that it reads: one more with every write to the generation."""
-        return int(self.inner.id())
+    def state(self) -> tuple[Path | None, int]:
+        """What tells the state that it reads from every other: the generation, and a number that is
+        one more with every write to that."""
+        generation = None if self._environment is None else self._environment.generation
+        return generation, int(self._inner.id())
+
+    @property
+    def generation(self) -> Path:
+        """The folder of the generation that it reads: what is derived from that lies there."""
+        return self._within_a_store().generation
+
+    def require_unforked(self) -> None:
+        """Raise `ForkedProcessError` in a child of the process that began it: its pages may be used
+        again."""
+        self._within_a_store().require_unforked()
+
+    def file_size(self) -> int:
+        """Bytes of the generation's records on the disk."""
+        return self._within_a_store().size()
+
+    def copy_file(self, folder: Path) -> None:
+        """Copy the records of this moment into another generation's empty folder, as they are."""
+        self._within_a_store().copy(folder)
+
+    def _within_a_store(self) -> Environment:
+        assert self._environment is not None
+        return self._environment
 
     # --- settings ---
 
@@ -69,7 +97,14 @@ class Transaction:
         """A setting that every database has; `CorruptRecordError` if it is missing, or lacks a
         field that it must have."""
         return self._require(
-            SETTINGS, name.encode(), lambda _, p: layout.checked_setting(name, read_json(p))
+            SETTINGS, name.encode(), lambda _, p: record_layout.checked_setting(name, read_json(p))
+        )
+
+    def read_setting(self, name: str, read: Callable[[Any], T]) -> T:
+        """What `read` makes of a setting that every database has; `CorruptRecordError` if it
+        refuses the value."""
+        return self._require(  # type: ignore[no-any-return]
+            SETTINGS, name.encode(), lambda _, p: read(read_json(p))
         )
 
     def optional_setting(self, name: str) -> Any:
@@ -79,11 +114,11 @@ class Transaction:
 
     def put_setting(self, name: str, value: object) -> None:
         """Store a setting as JSON."""
-        self._put(SETTINGS, name.encode(), 1, json_payload(value))
+        self.put(SETTINGS, name.encode(), 1, json_payload(value))
 
     def delete_setting(self, name: str) -> None:
         """Remove a setting that may be missing."""
-        self.inner.delete(name.encode(), db=self.tables[SETTINGS])
+        self.delete_record(SETTINGS, name.encode())
 
     def tokenizer(self) -> str | None:
         """The text of the model's tokenizer.json, or None."""
@@ -91,27 +126,29 @@ class Transaction:
         if found is None:
             return None
         return str(
-            decoded(SETTINGS, b"tokenizer", found, lambda _, p: layout.decompress(p).decode())
+            decoded(
+                SETTINGS, b"tokenizer", found, lambda _, p: record_layout.decompress(p).decode()
+            )
         )
 
     def put_tokenizer(self, text: str) -> None:
         """Store the tokenizer, compressed."""
-        self._put(SETTINGS, b"tokenizer", 1, zstandard.compress(text.encode(), 9))
+        self.put(SETTINGS, b"tokenizer", 1, zstandard.compress(text.encode(), 9))
 
     def codec_parameters(self, name: str) -> bytes:
         """Those of a fitted codec; `CorruptRecordError` if they are not there."""
-        key = layout.codec_key(name)
-        parameters: bytes = self._require(SETTINGS, key, lambda _, p: layout.decompress(p))
+        key = record_layout.codec_key(name)
+        parameters: bytes = self._require(SETTINGS, key, lambda _, p: record_layout.decompress(p))
         return parameters
 
     def put_codec_parameters(self, name: str, parameters: bytes) -> None:
         """Store those of a fitted codec, compressed."""
-        self._put(SETTINGS, layout.codec_key(name), 1, zstandard.compress(parameters, 3))
+        self.put(SETTINGS, record_layout.codec_key(name), 1, zstandard.compress(parameters, 3))
 
     def fitted_codecs(self) -> list[str]:
         """Names of the codecs whose parameters are there."""
         keys = (bytes(key).decode("utf-8", "replace") for key, _ in self.records(SETTINGS))
-        prefix = layout.codec_key("").decode()
+        prefix = record_layout.codec_key("").decode()
         return [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
 
     # --- documents ---
@@ -121,28 +158,6 @@ class Transaction:
         key = name.encode()
         found = self._get(DOCUMENTS, key)
         return None if found is None else decoded(DOCUMENTS, key, found, DocumentEntry.read)
-
-    def put_document(self, name: str, entry: DocumentEntry, metadata: dict[str, Any]) -> None:
-        """Store the entry and the metadata of a document that is new, or was withdrawn; the
-        references are put one by one."""
-        self._put(DOCUMENTS, name.encode(), entry.version, entry.payload())
-        self._put(METADATA, name.encode(), entry.version, json_payload(metadata))
-        self._index(metadata, entry.references)
-
-    def delete_document(self, name: str, entry: DocumentEntry) -> None:
-        """Remove a document with all its references."""
-        self.withdraw_document(name, entry)
-        self.delete_references(entry.references)
-
-    def withdraw_document(self, name: str, entry: DocumentEntry) -> None:
-        """Remove a document's entry and metadata; its references stay for another entry."""
-        if self.keys:
-            try:
-                self._unindex(self.metadata(name), entry.references)
-            except CorruptRecordError:  # then what it was indexed under is not known
-                self.postings.discard(entry.references)
-        self.inner.delete(name.encode(), db=self.tables[DOCUMENTS])
-        self.inner.delete(name.encode(), db=self.tables[METADATA])
 
     def metadata(self, name: str, version: int | None = None) -> dict[str, Any]:
         """A document's metadata; of this version, if one is given."""
@@ -156,53 +171,14 @@ class Transaction:
 
     def documents(self, after: str = "") -> Iterator[tuple[str, DocumentEntry]]:
         """All documents with an id behind `after`, in the order of their ids' bytes."""
-        cursor = self.inner.cursor(self.tables[DOCUMENTS])
+        cursor = self._inner.cursor(self._tables[DOCUMENTS])
         start = after.encode() + b"\0" if after else b""
         if cursor.set_range(start) if start else cursor.first():
             for key, record in cursor:
                 name = bytes(key)
-                found = layout.unseal(DOCUMENTS, name, record)
+                found = record_layout.unseal(DOCUMENTS, name, record)
                 readable = decoded(DOCUMENTS, name, (0, name), lambda _, key: key.decode())
                 yield readable, decoded(DOCUMENTS, name, found, DocumentEntry.read)
-
-    # --- the index of metadata ---
-
-    @property
-    def index_rules(self) -> IndexRules:
-        """Which index the database wants, and over which metadata keys."""
-        rules: IndexRules = self._require(
-            SETTINGS, b"index", lambda _, p: IndexRules.from_json(read_json(p))
-        )
-        return rules
-
-    @cached_property
-    def keys(self) -> tuple[str, ...]:
-        """The metadata keys that are indexed."""
-        return self.index_rules.keys
-
-    def put_keys(self, names: tuple[str, ...]) -> None:
-        """Change which keys are indexed; the postings are not touched."""
-        self.put_setting("index", {**self.required_setting("index"), "keys": list(names)})
-        self.__dict__.pop("keys", None)
-
-    def drop_postings(self) -> None:
-        """Empty the index of metadata."""
-        self.inner.drop(self.tables[POSTINGS], delete=False)
-
-    @cached_property
-    def postings(self) -> Postings:
-        """The index of metadata."""
-        return Postings(self.inner, self.tables[POSTINGS])
-
-    def _index(self, metadata: dict[str, Any], references: tuple[int, ...]) -> None:
-        for key in self.keys:
-            if key in metadata:
-                self.postings.add(key, metadata[key], references)
-
-    def _unindex(self, metadata: dict[str, Any], references: tuple[int, ...]) -> None:
-        for key in self.keys:
-            if key in metadata:
-                self.postings.remove(key, metadata[key], references)
 
     # --- references ---
 
@@ -218,20 +194,20 @@ class Transaction:
         return self._require(  # type: ignore[no-any-return]
             REFERENCES,
             integer_key(number),
-            lambda version, payload: layout.read_reference(number, version, payload),
+            lambda version, payload: record_layout.read_reference(number, version, payload),
         )
 
     def owner(self, number: int) -> str:
         """The id of a reference's document."""
         owner: str = self._require(
-            REFERENCES, integer_key(number), lambda _, p: layout.read_owner(p).decode()
+            REFERENCES, integer_key(number), lambda _, p: record_layout.read_owner(p).decode()
         )
         return owner
 
     def tokens(self, number: int) -> int:
         """A reference's length in tokens."""
         tokens: int = self._require(
-            REFERENCES, integer_key(number), lambda _, p: layout.read_tokens(p)
+            REFERENCES, integer_key(number), lambda _, p: record_layout.read_tokens(p)
         )
         return tokens
 
@@ -245,9 +221,9 @@ class Transaction:
         if self.count(EMBEDDINGS) != self.count(REFERENCES):
             for number in self.numbers(REFERENCES):
                 self.embedding(number)
-        cursor = self.inner.cursor(self.tables[EMBEDDINGS])
+        cursor = self._inner.cursor(self._tables[EMBEDDINGS])
         entries = (
-            (_number(EMBEDDINGS, key), layout.unseal(EMBEDDINGS, key, record)[1])
+            (_number(EMBEDDINGS, key), record_layout.unseal(EMBEDDINGS, key, record)[1])
             for key, record in cursor
         )
         while batch := list(islice(entries, size)):
@@ -261,48 +237,37 @@ class Transaction:
 
     def numbers(self, table: str) -> Ids:
         """All keys of an integer table, ascending."""
-        cursor = self.inner.cursor(self.tables[table])
+        cursor = self._inner.cursor(self._tables[table])
         keys = list(map(bytes, cursor.iternext(values=False)))
         for key in keys:
             if len(key) != 8:
                 _number(table, key)  # says so
         return np.frombuffer(b"".join(keys), "<i8").copy()
 
-    def put_reference(
-        self, reference: Reference, embedding: NDArray[np.float32], memory: bytes | None
-    ) -> None:
-        """Store a new reference with its vector, and its memory unless it stays cold."""
-        key = integer_key(reference.id)
-        self._put(REFERENCES, key, reference.version, layout.reference_payload(reference))
-        self.put_embedding(reference, embedding)
-        self._changes.append((layout.INSERTED, reference.id))
-        if memory is not None:
-            self.put_memory(reference, memory)
-
     def put_embedding(self, reference: Reference, embedding: NDArray[np.float32]) -> None:
         """Store a reference's vector."""
         key = integer_key(reference.id)
-        self._put(EMBEDDINGS, key, reference.version, embedding.astype("<f4").tobytes())
+        self.put(EMBEDDINGS, key, reference.version, embedding.astype("<f4").tobytes())
 
     def delete_references(self, numbers: Iterable[int]) -> None:
         """Remove references, their vectors and memories."""
         for number in dict.fromkeys(numbers):
             gone = [
-                self.inner.delete(integer_key(number), db=self.tables[table])
+                self.delete_record(table, integer_key(number))
                 for table in (REFERENCES, EMBEDDINGS, MEMORIES)
             ]
             if any(gone):
-                self._changes.append((layout.DELETED, number))
+                self._changes.append((record_layout.DELETED, number))
 
     def has_reference(self, number: int) -> bool:
         """Whether the reference is still there."""
-        return self.inner.get(integer_key(number), db=self.tables[REFERENCES]) is not None
+        return self.record(REFERENCES, integer_key(number)) is not None
 
     # --- memories ---
 
     def is_warm(self, number: int) -> bool:
         """Whether the reference has a memory."""
-        return self.inner.get(integer_key(number), db=self.tables[MEMORIES]) is not None
+        return self.record(MEMORIES, integer_key(number)) is not None
 
     def put_memory(self, reference: Reference, payload: bytes) -> None:
         """Store a reference's memory."""
@@ -310,13 +275,13 @@ class Transaction:
 
     def replace_memory(self, number: int, version: int, payload: bytes) -> None:
         """Store the memory of a reference of that id and version."""
-        self._put(MEMORIES, integer_key(number), version, payload)
-        self._changes.append((layout.REMEMBERED, number))
+        self.put(MEMORIES, integer_key(number), version, payload)
+        self._changes.append((record_layout.REMEMBERED, number))
 
     def delete_memory(self, number: int) -> None:
         """Make a warm reference cold."""
-        if self.inner.delete(integer_key(number), db=self.tables[MEMORIES]):
-            self._changes.append((layout.FORGOTTEN, number))
+        if self.delete_record(MEMORIES, integer_key(number)):
+            self._changes.append((record_layout.FORGOTTEN, number))
 
     # --- change log ---
 
@@ -326,11 +291,13 @@ class Transaction:
 
     def changes(self, after: int) -> Iterator[NDArray[Any]]:
         """The changes behind number `after`, oldest first; fields `what` and `reference`."""
-        cursor = self.inner.cursor(self.tables[CHANGES])
+        cursor = self._inner.cursor(self._tables[CHANGES])
         if cursor.set_range(integer_key(after + 1)):
             for key, record in cursor:
-                found = layout.unseal(CHANGES, key, record)
-                yield decoded(CHANGES, bytes(key), found, lambda _, p: layout.read_changes(p))
+                found = record_layout.unseal(CHANGES, key, record)
+                yield decoded(
+                    CHANGES, bytes(key), found, lambda _, p: record_layout.read_changes(p)
+                )
 
     def log(self, changes: list[tuple[int, int]]) -> None:
         """Note what happened to references, for the change log."""
@@ -342,26 +309,30 @@ class Transaction:
             return
         counters = self.required_setting("counters")
         number = counters["last_change"] + 1
-        self._put(CHANGES, integer_key(number), 1, layout.changes_payload(self._changes))
+        self.put(CHANGES, integer_key(number), 1, record_layout.changes_payload(self._changes))
         self.put_setting("counters", {**counters, "last_change": number})
 
     # --- counts ---
 
     def count(self, table: str) -> int:
         """Records of a table."""
-        return int(self.inner.stat(self.tables[table])["entries"])
+        return int(self._inner.stat(self._tables[table])["entries"])
 
     def size(self, table: str) -> int:
         """Bytes of a table's pages."""
-        stat = self.inner.stat(self.tables[table])
+        stat = self._inner.stat(self._tables[table])
         pages = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         return int(pages * stat["psize"])
 
     # --- records as they are ---
 
+    def has_table(self, name: str) -> bool:
+        """Whether it knows a table: one of an older format lacks some."""
+        return name in self._tables
+
     def table_names(self) -> set[str]:
         """Names of all tables that are there."""
-        return {bytes(key).decode("utf-8", "replace") for key, _ in self.inner.cursor()}
+        return {bytes(key).decode("utf-8", "replace") for key, _ in self._inner.cursor()}
 
     def payload(self, table: str, key: bytes) -> bytes:
         """A copy of a record's payload, its seal checked; `CorruptRecordError` if there is none."""
@@ -374,43 +345,94 @@ class Transaction:
 
     def record(self, table: str, key: bytes) -> memoryview | None:
         """A record with its seal, unchecked, or None; only while the transaction lasts."""
-        found: memoryview | None = self.inner.get(key, db=self.tables[table])
+        found: memoryview | None = self._inner.get(key, db=self._tables[table])
         return found
 
     def records(self, table: str) -> Iterator[tuple[memoryview, memoryview]]:
         """All keys and records of a table, unchecked; each only until the next."""
-        yield from self.inner.cursor(self.tables[table])
+        yield from self._inner.cursor(self._tables[table])
+
+    def records_between(
+        self, table: str, low: bytes, high: bytes
+    ) -> Iterator[tuple[bytes, memoryview]]:
+        """Keys from `low` to below `high` of a table keyed by bytes, with their records, unchecked;
+        each only until the next, and until something is written."""
+        cursor = self._inner.cursor(self._tables[table])
+        if cursor.set_range(low):
+            for view, record in cursor:
+                key = bytes(view)
+                if key >= high:
+                    return
+                yield key, record
+
+    def neighbours(
+        self, table: str, key: bytes
+    ) -> tuple[tuple[bytes, memoryview] | None, bytes | None]:
+        """Of a table keyed by bytes: the last record below a key, unchecked, with its own key, and
+        the first key that is not below it; None where there is none."""
+        cursor = self._inner.cursor(self._tables[table])
+        found = cursor.set_range(key)
+        behind = bytes(cursor.key()) if found else None
+        found = cursor.prev() if found else cursor.last()
+        return (bytes(cursor.key()), cursor.value()) if found else None, behind
+
+    def hit(self, number: int, memory: bool) -> tuple[bytes, bytes, bytes | None]:
+        """Copies of the records of a reference, of its document's metadata and, if it is asked for,
+        of its memory, all unchecked (a retrieval reads them, and decodes what is looked at);
+        `CorruptRecordError` if one of the first two is not there."""
+        get, tables, key = self._inner.get, self._tables, integer_key(number)
+        try:
+            reference = bytes(get(key, b"", tables[REFERENCES]))
+            metadata = get(record_layout.owner_in(reference), None, tables[METADATA])
+        except (struct.error, lmdb.Error):  # the record is damaged, or not there
+            metadata = None
+        if metadata is None:
+            # This finds out what is wrong with which.
+            self.payload(METADATA, self.reference(number).document_id.encode())
+            raise CorruptRecordError(REFERENCES, str(number), "it names another document")
+        found = get(key, None, tables[MEMORIES]) if memory else None
+        return reference, bytes(metadata), None if found is None else bytes(found)
+
+    def delete_record(self, table: str, key: bytes) -> bool:
+        """Remove a record, whatever it holds; whether there was one. Nothing is logged."""
+        return bool(self._inner.delete(key, db=self._tables[table]))
+
+    def empty(self, table: str) -> None:
+        """Remove all records of a table."""
+        self._inner.drop(self._tables[table], delete=False)
+
+    def put(self, table: str, key: bytes, version: int, payload: bytes) -> None:
+        """Store a record under its seal. Nothing is logged."""
+        sealed = record_layout.seal(table, key, version, payload)
+        self._inner.put(key, sealed, db=self._tables[table])
 
     def put_all(self, table: str, records: list[tuple[bytes, int, bytes]]) -> None:
         """Store records, each of key, version and payload. It is fastest where they come behind all
         that are there."""
-        if table not in layout.INTEGER_TABLES:
+        if table not in record_layout.INTEGER_TABLES:
             records.sort()
-        cursor = self.inner.cursor(self.tables[table])
+        cursor = self._inner.cursor(self._tables[table])
         appended = not cursor.last() or (
-            bool(records) and layout.is_before(table, bytes(cursor.key()), records[0][0])
+            bool(records) and record_layout.is_before(table, bytes(cursor.key()), records[0][0])
         )
-        seal = layout.seal
+        seal = record_layout.seal
         sealed = [(key, seal(table, key, version, payload)) for key, version, payload in records]
         cursor.putmulti(sealed, append=appended)
 
     # --- plumbing ---
 
     def _get(self, table: str, key: bytes) -> tuple[int, memoryview] | None:
-        record = self.inner.get(key, db=self.tables[table])
-        return None if record is None else layout.unseal(table, key, record)
+        record = self._inner.get(key, db=self._tables[table])
+        return None if record is None else record_layout.unseal(table, key, record)
 
     def _there(self, table: str, key: bytes) -> tuple[int, memoryview]:
         found = self._get(table, key)
         if found is None:
-            raise CorruptRecordError(table, layout.readable(table, key), "it is missing")
+            raise CorruptRecordError(table, record_layout.readable(table, key), "it is missing")
         return found
 
     def _require(self, table: str, key: bytes, decode: Any) -> Any:
         return decoded(table, key, self._there(table, key), decode)
-
-    def _put(self, table: str, key: bytes, version: int, payload: bytes) -> None:
-        self.inner.put(key, layout.seal(table, key, version, payload), db=self.tables[table])
 
 
 def decoded(table: str, key: bytes, found: tuple[int, Any], decode: Any) -> Any:
@@ -420,17 +442,17 @@ def decoded(table: str, key: bytes, found: tuple[int, Any], decode: Any) -> Any:
         return decode(*found)
     except (FormatError, MismatchError) as error:
         raise type(error)(
-            f"record {layout.readable(table, key)} of table '{table}': {error}"
+            f"record {record_layout.readable(table, key)} of table '{table}': {error}"
         ) from error
     except Exception as error:
-        raise CorruptRecordError(table, layout.readable(table, key), str(error)) from error
+        raise CorruptRecordError(table, record_layout.readable(table, key), str(error)) from error
 
 
 def _number(table: str, key: bytes | memoryview) -> int:
     """A key of an integer table as a number."""
     if len(key) != 8:
         raise CorruptRecordError(table, bytes(key).hex(), f"its key has {len(key)} bytes, not 8")
-    return layout.read_integer_key(key)
+    return record_layout.read_integer_key(key)
 
 
 def _stacked(payloads: Sequence[bytes | memoryview]) -> Vectors:
@@ -442,7 +464,7 @@ def _stacked(payloads: Sequence[bytes | memoryview]) -> Vectors:
 
 
 def _vector(_: int, payload: memoryview) -> NDArray[np.float32]:
-    return layout.read_embedding(payload)
+    return record_layout.read_embedding(payload)
 
 
 def _json(_: int, payload: memoryview) -> Any:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from memdb.codecs import Coded, Layout, decode_into
 from memdb.errors import InvalidInputError
-from memdb.records import ExplicitMemory, MemoryShape
-from memdb.remembering import StoredMemory
+from memdb.memories.memory_store import StoredMemory
+from memdb.types.memory import ExplicitMemory
+from memdb.types.shape import MemoryShape
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lmdb
+from lmdb.verify import VerifyError
+from lmdb.verify import verify as walk_pages
 
-from memdb import layout
-from memdb.canonical import read_json
 from memdb.errors import (
     CorruptRecordError,
     ForkedProcessError,
@@ -23,7 +23,9 @@ from memdb.errors import (
     NotADatabaseError,
     StorageError,
 )
-from memdb.layout import SETTINGS
+from memdb.storage import record_layout
+from memdb.storage.record_layout import SETTINGS
+from memdb.types.canonical import read_json
 
 #: What a write has survived when it is acknowledged; see `MemDB.open`.
 Durability = Literal["full", "normal", "off"]
@@ -78,7 +80,7 @@ class Environment:
             # The version first: another one may have other tables.
             self.tables = open_tables(self._environment, (SETTINGS,))
             self.id = self._check_format()
-            self.tables = open_tables(self._environment, layout.TABLES)
+            self.tables = open_tables(self._environment, record_layout.TABLES)
             self._environment.reader_check()  # give back what killed processes held
         except FOREIGN as error:
             self._close()
@@ -177,11 +179,11 @@ class Environment:
         with self.begin(write=False) as inner:
             stored = _setting(inner, self.tables[SETTINGS], "format")
         version = stored.get("version") if isinstance(stored, dict) else None
-        if version != layout.FORMAT_VERSION:
-            older = isinstance(version, int) and 1 <= version < layout.FORMAT_VERSION
+        if version != record_layout.FORMAT_VERSION:
+            older = isinstance(version, int) and 1 <= version < record_layout.FORMAT_VERSION
             raise FormatError(
                 f"'{folder}' has format version {version}; this release reads version "
-                f"{layout.FORMAT_VERSION}. "
+                f"{record_layout.FORMAT_VERSION}. "
                 + (
                     f"`memdb migrate --db {folder}` brings it up to date."
                     if older
@@ -202,7 +204,7 @@ def _setting(inner: Any, table: Any, name: str) -> Any:
     record = inner.get(name.encode(), db=table)
     if record is None:
         return None
-    payload = layout.unseal(SETTINGS, name.encode(), record)[1]
+    payload = record_layout.unseal(SETTINGS, name.encode(), record)[1]
     try:
         return read_json(payload)
     except (ValueError, RecursionError) as error:
@@ -231,7 +233,7 @@ def open_tables(environment: Any, names: Iterable[str], *, create: bool = False)
     """Handles of tables. It waits for a writer that is at work."""
     return {
         name: environment.open_db(
-            name.encode(), create=create, integerkey=name in layout.INTEGER_TABLES
+            name.encode(), create=create, integerkey=name in record_layout.INTEGER_TABLES
         )
         for name in names
     }
@@ -260,3 +262,11 @@ def complete(environment: Any, file: Path) -> None:
                 os.posix_fallocate(data.fileno(), due - 1, 1)  # never shortens
         except OSError as error:
             raise StorageError(f"'{file}' is cut short: {error}") from error
+
+
+def damaged_pages(generation: Path) -> list[str]:
+    """What is wrong with LMDB's pages, walked without LMDB, which trusts them."""
+    try:
+        return [str(error) for error in walk_pages(str(generation))]
+    except VerifyError as error:
+        return [str(error)]

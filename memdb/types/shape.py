@@ -1,4 +1,4 @@
-"""The things a database holds: documents, references, explicit memories and their shape."""
+"""What all memories of one database share."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
-from memdb.canonical import json_payload
 from memdb.errors import FormatError, InvalidInputError, MismatchError
+from memdb.types.canonical import json_payload
 
 DType = Literal["float32", "float16", "bfloat16"]
 Framing = Literal["plain", "chat"]
@@ -24,70 +23,6 @@ STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
     "float16": np.dtype("<f2"),
     "bfloat16": np.dtype("<u2"),
 }
-_LARGEST = {"float16": np.float32(65504), "bfloat16": np.float32(2.0**128 - 2.0**120)}
-
-
-@dataclass(frozen=True)
-class Document:
-    """What a user ingests: one line of `corpus.jsonl`.
-
-    Attributes:
-        text: the text; not empty.
-        id: at most 480 bytes of UTF-8. None: derived from the text, so that the same text is the
-            same document.
-        metadata: anything that JSON can hold.
-    """
-
-    text: str
-    id: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class StoredDocument:
-    """A document as `MemDB.get` returns it.
-
-    Attributes:
-        id: the document's id.
-        version: 1 at insertion, one more at each update.
-        text: the whole text, exactly as it was given.
-        metadata: as given.
-        references: ids of its references, in the order of the text.
-        warm: how many of them have a memory.
-    """
-
-    id: str
-    version: int
-    text: str
-    metadata: dict[str, Any]
-    references: tuple[int, ...]
-    warm: int
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A piece of a document, short enough to become one memory (paper, 3.1: at most 128 tokens).
-
-    Attributes:
-        id: int64, never used again after the reference is deleted.
-        version: the version of the document that wrote it.
-        document_id: the document it belongs to.
-        ordinal: its place in the document, from 0.
-        tokens: its length in the model's tokens; 0 in a database without a tokenizer.
-        text: its slice of the document, white space included: the slices joined are the document.
-    """
-
-    id: int
-    version: int
-    document_id: str
-    ordinal: int
-    tokens: int
-    text: str
-
-    @property
-    def content(self) -> str:
-        """The text without the white space around it: what is embedded and encoded."""
-        return self.text.strip()
 
 
 @dataclass(frozen=True)
@@ -221,99 +156,3 @@ def _require_fields(kind: type[MemoryShape | Rope], values: Mapping[str, Any], w
 def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-@dataclass(frozen=True)
-class ExplicitMemory:
-    """The sparse key-values of one reference for one model. Ragged: every (layer, kv head) keeps
-    its own number of tokens. Held as CSR over the rows of `MemoryShape` (paper, 3.1 and 3.2).
-
-    Attributes:
-        offsets: (rows + 1,) int32; row r holds the pairs offsets[r] to offsets[r + 1].
-        positions: (pairs,) uint8 or uint16; token positions within the reference, ascending in
-            each row.
-        keys: (pairs, head_dim), after RoPE at prefix length + position; `shape.storage_dtype`.
-        values: (pairs, head_dim), likewise.
-    """
-
-    offsets: NDArray[np.int32]
-    positions: NDArray[np.unsignedinteger[Any]]
-    keys: NDArray[Any]
-    values: NDArray[Any]
-
-    @property
-    def pairs(self) -> int:
-        """How many key-value pairs are kept, over all rows."""
-        return len(self.positions)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in RAM."""
-        return self.offsets.nbytes + self.positions.nbytes + self.keys.nbytes + self.values.nbytes
-
-    def require(self, shape: MemoryShape) -> None:
-        """Raise `MismatchError` unless this is a well-formed memory of that shape."""
-        problem = self._problem(shape)
-        if problem:
-            raise MismatchError(f"explicit memory: {problem}")
-
-    def _problem(self, shape: MemoryShape) -> str | None:
-        n = self.pairs
-        if self.offsets.shape != (shape.rows + 1,) or self.offsets.dtype != np.int32:
-            return (
-                f"offsets must be int32 of shape ({shape.rows + 1},), got {_describe(self.offsets)}"
-            )
-        counts = np.diff(self.offsets)
-        if self.offsets[0] != 0 or self.offsets[-1] != n or (counts < 0).any():
-            return f"offsets must rise from 0 to the number of pairs, {n}"
-        if self.positions.shape != (n,) or self.positions.dtype != shape.position_dtype:
-            return f"positions must be {shape.position_dtype}, got {_describe(self.positions)}"
-        if n and int(self.positions.max()) >= shape.reference_length:
-            return f"a position is outside the {shape.reference_length} tokens of a reference"
-        steps = np.diff(self.positions.astype(np.int32))
-        starts_row = np.zeros(n + 1, bool)
-        starts_row[self.offsets] = True
-        if n and (steps[~starts_row[1:n]] <= 0).any():
-            return "positions must ascend within each row"
-        for name, vectors in (("keys", self.keys), ("values", self.values)):
-            if vectors.shape != (n, shape.head_dim) or vectors.dtype != shape.storage_dtype:
-                return (
-                    f"{name} must be {shape.storage_dtype} of shape ({n}, {shape.head_dim}) for a "
-                    f"{shape.dtype} model, got {_describe(vectors)}"
-                )
-        return None
-
-
-def _describe(array: NDArray[Any]) -> str:
-    return f"{array.dtype} of shape {array.shape}"
-
-
-def to_float32(vectors: NDArray[Any], dtype: DType) -> NDArray[np.float32]:
-    """Stored vectors of a model dtype as float32, without loss."""
-    if dtype == "bfloat16":
-        return (vectors.astype(np.uint32) << 16).view(np.float32)
-    return vectors.astype(np.float32, copy=False)
-
-
-def from_float32(vectors: NDArray[np.float32], dtype: DType) -> NDArray[Any]:
-    """Float32 vectors in the storage dtype of a model dtype, rounded to nearest even.
-
-    What does not fit is set to the largest number that does; NaN stays NaN.
-    """
-    if dtype == "float32":
-        return vectors
-    largest = _LARGEST[dtype]
-    # Two passes over the numbers say whether any needs more than rounding; most often none does.
-    fits = vectors.max(initial=0) <= largest and vectors.min(initial=0) >= -largest
-    limited = vectors if fits else np.clip(vectors, -largest, largest)
-    if dtype == "float16":
-        return limited.astype(np.float16)
-    bits = limited.view(np.uint32)
-    rounded = bits >> 16
-    rounded &= 1
-    rounded += bits
-    rounded += 0x7FFF
-    rounded >>= 16
-    if not fits:
-        rounded[np.isnan(vectors)] = 0x7FC0
-    return rounded.astype(np.uint16)

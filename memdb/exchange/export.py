@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from memdb.batch import MemoryBatch
-from memdb.chunking import Piece
 from memdb.exchange import ExportWriter
-from memdb.layout import CALIBRATION, DOCUMENTS
+from memdb.filters.declared import declared_keys
+from memdb.ingest.chunking import Piece
+from memdb.memories.memory_store import MemoryStore
 from memdb.protocols import Progress
-from memdb.records import Document, MemoryShape
-from memdb.remembering import Rememberer
-from memdb.transaction import Transaction
+from memdb.storage.record_layout import CALIBRATION, DOCUMENTS
+from memdb.storage.transaction import Transaction
+from memdb.types.document import Document
+from memdb.types.memory_batch import MemoryBatch
+from memdb.types.shape import MemoryShape
 
 _TOLD_EVERY = 100  # documents
 _SETTINGS = ("embedder", "model", "memory")
@@ -22,7 +24,7 @@ def export(
     folder: Path,
     *,
     shape: MemoryShape,
-    rememberer: Rememberer,
+    memory_store: MemoryStore,
     arrays: bool,
     progress: Progress,
 ) -> int:
@@ -37,7 +39,7 @@ def export(
         folder,
         shape=shape,
         settings=settings,
-        keys=transaction.keys,
+        keys=declared_keys(transaction),
         tokenizer=transaction.tokenizer(),
         codecs={
             name: transaction.codec_parameters(name)
@@ -48,7 +50,7 @@ def export(
             if done % _TOLD_EVERY == 0:
                 progress("exporting documents", done, total)
             references = [transaction.reference(number) for number in entry.references]
-            stored = [rememberer.stored(transaction, number) for number in entry.references]
+            stored = [memory_store.stored(transaction, number) for number in entry.references]
             memories: MemoryBatch | list[bytes | None]
             if arrays:
                 decoded = [None if memory is None else memory.memory for memory in stored]

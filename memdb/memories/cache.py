@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from memdb.records import ExplicitMemory
+from memdb.types.memory import ExplicitMemory
 
 #: What tells a stored memory from all others: its reference's id and its record's seal.
 Key = tuple[int, bytes]

@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from memdb.durable import sync, write_file
 from memdb.errors import DatabaseExistsError, NotADatabaseError, StorageError
+from memdb.storage.durable import sync, write_file
 
 CURRENT = "CURRENT"
 LOCK = "LOCK"

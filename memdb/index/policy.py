@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from memdb.errors import InvalidInputError
+from memdb.storage.transaction import Transaction
 
 #: `auto`: by size and measured recall; `exact`: all vectors are compared; `ivf`: always a file.
 IndexKind = Literal["auto", "exact", "ivf"]
@@ -17,7 +18,7 @@ _SMALLEST_IVF = 64  # with fewer vectors there is nothing to cluster
 
 
 @dataclass(frozen=True)
-class IndexRules:
+class IndexPolicy:
     """The setting `index`: what to build.
 
     Attributes:
@@ -38,12 +39,17 @@ class IndexRules:
         if not 0 < self.recall <= 1:
             raise InvalidInputError(f"an index's recall is more than 0, at most 1: {self.recall}")
 
+    @classmethod
+    def of(cls, transaction: Transaction) -> IndexPolicy:
+        """A database's own; `CorruptRecordError` if it is damaged."""
+        return transaction.read_setting("index", cls.from_json)
+
     def to_json(self) -> dict[str, Any]:
         """As the setting's JSON value."""
         return {"kind": self.kind, "recall": self.recall, "keys": list(self.keys)}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> IndexRules:
+    def from_json(cls, values: Mapping[str, Any]) -> IndexPolicy:
         """The inverse of `to_json`."""
         return cls(values["kind"], values["recall"], tuple(values["keys"]))
 

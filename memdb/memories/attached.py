@@ -9,12 +9,12 @@ from typing import Any
 
 from memdb.errors import MismatchError, MissingPartError
 from memdb.protocols import Embedder, MemoryWriter
-from memdb.records import MemoryShape
+from memdb.types.shape import MemoryShape
 
 _WAY_OUT = "or open the database with `model_adapter.open_database`"
 
 
-class Parts:
+class Attached:
     """Embedder and writer of one open database.
 
     Args:

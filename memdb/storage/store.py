@@ -17,16 +17,16 @@ from typing import Any
 
 import lmdb
 
-from memdb import layout
-from memdb.environment import (
+from memdb.errors import CorruptRecordError, InvalidInputError, StorageError
+from memdb.storage import record_layout
+from memdb.storage.environment import (
     Durability,
     Environment,
     open_lmdb,
     open_tables,
 )
-from memdb.errors import CorruptRecordError, InvalidInputError, StorageError
-from memdb.folder import Place, new_database, only_writer, opening
-from memdb.transaction import Transaction
+from memdb.storage.folder import Place, new_database, only_writer, opening
+from memdb.storage.transaction import Transaction
 
 
 class Store:
@@ -77,10 +77,10 @@ class Store:
         self._place.close()
         self._environment.release()
 
-    def read(self) -> Reading:
+    def read(self) -> ReadTransaction:
         """A consistent view of this moment, in a `with` statement. Records come out as copies and
         outlive it."""
-        return Reading(self)
+        return ReadTransaction(self)
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
@@ -152,7 +152,7 @@ class Store:
             raise StorageError(f"'{self.folder}': {error}") from error
 
 
-class Reading:
+class ReadTransaction:
     """A read transaction as a `with` statement has it. (A generator would take longer than what a
     retrieval reads.)"""
 
@@ -188,9 +188,11 @@ def fill_generation(
         with ExitStack() as stack:
             environment = open_lmdb(generation)
             stack.callback(environment.close)
-            tables = open_tables(environment, layout.TABLES, create=True)
+            tables = open_tables(environment, record_layout.TABLES, create=True)
             transaction = Transaction(stack.enter_context(environment.begin(write=True)), tables)
-            transaction.put_setting("format", {"id": identity, "version": layout.FORMAT_VERSION})
+            transaction.put_setting(
+                "format", {"id": identity, "version": record_layout.FORMAT_VERSION}
+            )
             for name, value in settings.items():
                 transaction.put_setting(name, value)
             transaction.put_setting(

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from memdb.codecs import codec_of, memory_sizes
-from memdb.layout import DOCUMENTS, MEMORIES, REFERENCES, TABLES, integer_key
-from memdb.records import MemoryShape
-from memdb.store import Store
-from memdb.transaction import Transaction, decoded
+from memdb.storage.record_layout import DOCUMENTS, MEMORIES, REFERENCES, TABLES, integer_key
+from memdb.storage.store import Store
+from memdb.storage.transaction import Transaction, decoded
+from memdb.types.shape import MemoryShape
 
 _SAMPLE = 200  # memories
 
@@ -27,9 +27,7 @@ def statistics(store: Store, shape: MemoryShape) -> dict[str, Any]:
         sizes = {name: transaction.size(name) for name in TABLES}
         memory = _memory(transaction, shape)
         settings = transaction.required_setting("memory")
-        environment = transaction.environment
-        assert environment is not None
-        sizes["file"] = environment.size()
+        sizes["file"] = transaction.file_size()
     return {
         **counts,
         "cold": counts["references"] - counts["memories"],

@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from memdb.canonical import json_payload, read_json
-from memdb.documents import check_metadata
 from memdb.errors import InvalidInputError
+from memdb.types.canonical import json_payload, read_json
+from memdb.types.checks import check_metadata
 
 Where = Mapping[str, Any]
 

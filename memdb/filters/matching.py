@@ -8,8 +8,10 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.filters import Filter
-from memdb.transaction import Transaction
+from memdb.filters.declared import declared_keys
+from memdb.filters.language import Filter
+from memdb.filters.postings import Postings
+from memdb.storage.transaction import Transaction
 
 Ids = NDArray[np.int64]
 
@@ -24,11 +26,13 @@ def matching(transaction: Transaction, where: Filter) -> Ids:
     """
     found: Ids | None = None
     certain = True
+    indexed = declared_keys(transaction)
+    postings = Postings(transaction)
     for name, condition in where.conditions.items():
-        if name not in transaction.keys:
+        if name not in indexed:
             certain = False
             continue
-        sure, unsure = transaction.postings.candidates(name, condition)
+        sure, unsure = postings.candidates(name, condition)
         certain = certain and not len(unsure)
         both = np.union1d(sure, unsure) if len(unsure) else sure
         found = both if found is None else np.intersect1d(found, both, assume_unique=True)
@@ -66,8 +70,7 @@ class Matcher:
 
     def __call__(self, transaction: Transaction, where: Filter) -> Ids:
         """See `matching`."""
-        environment = transaction.environment
-        key = (None if environment is None else environment.generation, transaction.id, where.key)
+        key = (*transaction.state, where.key)
         with self._guard:
             if key in self._kept:
                 self._kept.move_to_end(key)

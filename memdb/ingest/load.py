@@ -13,26 +13,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb import layout
-from memdb.batch import MemoryBatch
-from memdb.canonical import json_payload
-from memdb.chunking import Chunker, Piece
-from memdb.documents import checked, content_hash_of, text_hash
 from memdb.errors import InvalidInputError
-from memdb.keys import Grouped
-from memdb.layout import DocumentEntry
+from memdb.ingest.chunking import Chunker, Piece
+from memdb.ingest.recording import Prepared, prepared, put, unit_vectors
+from memdb.memories.memory_store import MemoryStore
 from memdb.protocols import Progress
-from memdb.records import Document, ExplicitMemory
-from memdb.remembering import Rememberer
-from memdb.store import Store
-from memdb.transaction import Transaction
-from memdb.writing import unit_vectors
+from memdb.storage.store import Store
+from memdb.storage.transaction import Transaction
+from memdb.types.checks import checked
+from memdb.types.document import Document
+from memdb.types.memory import ExplicitMemory
+from memdb.types.memory_batch import MemoryBatch
 
 _BYTES = 64 << 20  # of a transaction
 
 
 @dataclass(frozen=True)
-class Batch:
+class DocumentBatch:
     """Some documents with what was computed for them.
 
     Attributes:
@@ -77,54 +74,38 @@ def _counts(report: LoadReport) -> tuple[int, ...]:
     return tuple(vars(report).values())
 
 
-@dataclass(slots=True)
-class _Ready:
-    """A document whose records need nothing but ids; `size` is their bytes, about."""
-
-    id: str
-    content_hash: bytes
-    text_hash: bytes
-    document: Document
-    metadata: bytes
-    pieces: Sequence[Piece]
-    embeddings: list[bytes]
-    memories: Sequence[bytes | None]
-    version: int
-    size: int
-
-
 def load(
-    batches: Iterable[Batch],
+    batches: Iterable[DocumentBatch],
     *,
     store: Store,
     chunker: Chunker,
-    rememberer: Rememberer,
+    memory_store: MemoryStore,
     dimension: int,
     progress: Progress,
 ) -> LoadReport:
     """See `MemDB.load`."""
     total = LoadReport()
     done = 0
-    coming = _transactions(_prepared(batches, chunker, rememberer, dimension))
+    coming = _transactions(_prepared(batches, chunker, memory_store, dimension))
     with ThreadPoolExecutor(1, "memdb-load") as thread:
         documents = next(coming, None)
         while documents is not None:
             with store.write() as transaction:
-                rememberer.require_shape(transaction)
+                memory_store.require_shape(transaction)
                 total += _write(transaction, documents)
                 # LMDB leaves the interpreter to others with every put: the next documents are
                 # prepared while it waits for the disk, and not before.
-                prepared = thread.submit(next, coming, None)
+                following = thread.submit(next, coming, None)
             done += sum(len(document.pieces) for document in documents)
             progress("loading", done, 0)
-            rememberer.coding.fit_if_due(progress)
-            documents = prepared.result()
+            memory_store.codec_choice.fit_if_due(progress)
+            documents = following.result()
     return total
 
 
-def _transactions(documents: Iterator[_Ready]) -> Iterator[list[_Ready]]:
+def _transactions(documents: Iterator[Prepared]) -> Iterator[list[Prepared]]:
     """Documents by transaction; none holds an id twice."""
-    found: list[_Ready] = []
+    found: list[Prepared] = []
     ids: set[str] = set()
     size = 0
     for document in documents:
@@ -139,8 +120,8 @@ def _transactions(documents: Iterator[_Ready]) -> Iterator[list[_Ready]]:
 
 
 def _prepared(
-    batches: Iterable[Batch], chunker: Chunker, rememberer: Rememberer, dimension: int
-) -> Iterator[_Ready]:
+    batches: Iterable[DocumentBatch], chunker: Chunker, memory_store: MemoryStore, dimension: int
+) -> Iterator[Prepared]:
     for batch in batches:
         named = [checked(document) for document in batch.documents]
         pieces = batch.pieces
@@ -149,27 +130,13 @@ def _prepared(
         else:
             _check_pieces(named, pieces, chunker)
         references = sum(map(len, pieces))
-        vectors = unit_vectors(batch.embeddings, references, dimension).astype("<f4", copy=False)
-        memories = rememberer.encode_all(batch.memories, references)
-        payloads = [row.tobytes() for row in vectors]
-        sizes = [len(memory or b"") + len(payloads[0]) + 300 for memory in memories]
+        vectors = unit_vectors(batch.embeddings, references, dimension)
+        memories = memory_store.encode_all(batch.memories, references)
         versions = [1] * len(named) if batch.versions is None else batch.versions
         at = 0
         for (name, document), parts, version in zip(named, pieces, versions, strict=True):
             end = at + len(parts)
-            text, metadata = text_hash(document.text), json_payload(dict(document.metadata))
-            yield _Ready(
-                name,
-                content_hash_of(text, metadata),
-                text,
-                document,
-                metadata,
-                parts,
-                payloads[at:end],
-                memories[at:end],
-                version,
-                sum(sizes[at:end]) + len(document.text) + len(metadata),
-            )
+            yield prepared(name, document, parts, vectors[at:end], memories[at:end], version)
             at = end
 
 
@@ -192,60 +159,20 @@ def _check_pieces(
                 )
 
 
-def _write(transaction: Transaction, documents: list[_Ready]) -> LoadReport:
+def _write(transaction: Transaction, documents: list[Prepared]) -> LoadReport:
+    """Write those that are new or have other content."""
+    there = {item.id: transaction.document(item.id) for item in documents}
     new = []
-    inserted = updated = 0
-    for document in documents:
-        old = transaction.document(document.id)
-        if old is not None and old.content_hash == document.content_hash:
-            continue
-        version = document.version
-        if old is not None:
-            version = old.version + 1
-            transaction.delete_document(document.id, old)
-            updated += 1
-        else:
-            inserted += 1
-        new.append((version, document))
-    references = sum(len(document.pieces) for _, document in new)
-    memories = _put(transaction, new, references)
-    unchanged = len(documents) - len(new)
-    return LoadReport(inserted, updated, unchanged, references, memories)
-
-
-_Rows = list[tuple[bytes, int, bytes]]  # of a table: key, version, payload
-
-
-def _put(transaction: Transaction, new: list[tuple[int, _Ready]], references: int) -> int:
-    """Write new documents, table by table; returns how many memories there were."""
-    texts, vectors, memories, entries, metadata = _Rows(), _Rows(), _Rows(), _Rows(), _Rows()
-    grouped = Grouped(transaction.keys)
-    number = transaction.next_references(references).start
-    changes = []
-    for version, ready in new:
-        name = ready.id.encode()
-        first = number
-        for ordinal, piece in enumerate(ready.pieces):
-            key = layout.integer_key(number)
-            text = layout.reference_bytes(ordinal, piece.tokens, name, piece.text)
-            texts.append((key, version, text))
-            vectors.append((key, version, ready.embeddings[ordinal]))
-            changes.append((layout.INSERTED, number))
-            memory = ready.memories[ordinal]
-            if memory is not None:
-                memories.append((key, version, memory))
-                changes.append((layout.REMEMBERED, number))
-            number += 1
-        ids = tuple(range(first, number))
-        entry = DocumentEntry(version, ready.content_hash, ready.text_hash, ids)
-        entries.append((name, version, entry.payload()))
-        metadata.append((name, version, ready.metadata))
-        grouped.add(ready.document.metadata, ids)
-    transaction.put_all(layout.REFERENCES, texts)
-    transaction.put_all(layout.EMBEDDINGS, vectors)
-    transaction.put_all(layout.MEMORIES, memories)
-    transaction.put_all(layout.DOCUMENTS, entries)
-    transaction.put_all(layout.METADATA, metadata)
-    grouped.write(transaction)
-    transaction.log(changes)
-    return len(memories)
+    for item in documents:
+        old = there[item.id]
+        if old is None or old.content_hash != item.content_hash:
+            new.append(item)
+    put(transaction, *new)
+    inserted = sum(there[item.id] is None for item in new)
+    return LoadReport(
+        inserted,
+        len(new) - inserted,
+        len(documents) - len(new),
+        sum(len(item.pieces) for item in new),
+        sum(memory is not None for item in new for memory in item.memories),
+    )

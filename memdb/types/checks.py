@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from memdb.canonical import json_payload
 from memdb.errors import InvalidInputError
-from memdb.layout import TEXT_LIMIT
-from memdb.records import Document
+from memdb.types.canonical import json_payload
+from memdb.types.document import Document
 
 MAX_ID_BYTES = 480  # LMDB keys end at 511 bytes
+TEXT_LIMIT = 1 << 28  # bytes of one text: what a damaged or hostile frame may claim at most
 MAX_DEPTH = 64  # objects and arrays within each other, in metadata
 
 

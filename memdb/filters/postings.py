@@ -11,14 +11,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memdb.errors import CorruptRecordError, InvalidInputError
-from memdb.filters import OTHER, Condition, index_key
-from memdb.layout import POSTINGS, readable, seal, unseal
+from memdb.filters.language import OTHER, Condition, index_key
+from memdb.storage.record_layout import POSTINGS, readable, unseal
+from memdb.storage.transaction import Transaction
 
 BLOCK = 256  # ids at most
 MAX_NAME = 64  # bytes; name, value and bound must fit the 511 bytes of an LMDB key
@@ -49,13 +49,11 @@ class Postings:
     `CorruptRecordError`.
 
     Args:
-        inner: LMDB's transaction, begun with `buffers=True`.
-        table: LMDB's handle of the table.
+        transaction: the state to read, and to write to.
     """
 
-    def __init__(self, inner: Any, table: Any) -> None:
-        self._inner = inner
-        self._table = table
+    def __init__(self, transaction: Transaction) -> None:
+        self._transaction = transaction
 
     def add(self, name: str, value: object, ids: Sequence[int]) -> None:
         """Enter references whose document has `value` under the key `name`; those that are there
@@ -92,10 +90,10 @@ class Postings:
     def drop(self, name: str) -> None:
         """Forget everything about a metadata key."""
         head = _head(name)
-        cursor = self._inner.cursor(self._table)
-        found = cursor.set_range(head)
-        while found and bytes(cursor.key()).startswith(head):
-            found = cursor.delete()
+        end = head[:-1] + bytes([head[-1] + 1])  # a name's last byte is below 0xff: it is UTF-8
+        blocks = self._transaction.records_between(POSTINGS, head, end)
+        for key in [key for key, _ in blocks]:
+            self._transaction.delete_record(POSTINGS, key)
 
     def candidates(
         self, name: str, condition: Condition
@@ -122,7 +120,7 @@ class Postings:
 
     def count(self) -> int:
         """Blocks of the table."""
-        return int(self._inner.stat(self._table)["entries"])
+        return self._transaction.count(POSTINGS)
 
     def items(self) -> Iterator[tuple[str, bytes, NDArray[np.int64]]]:
         """Everything, by ascending key: a metadata key's name, a value's `index_key` or `OTHER`,
@@ -149,36 +147,31 @@ class Postings:
         next is asked for."""
         left = np.unique(np.asarray(ids, _ID))
         while len(left):
-            cursor = self._inner.cursor(self._table)
             held, limit = np.empty(0, _ID), _NO_LIMIT
-            found = cursor.set_range(prefix + _BOUND.pack(left[0] + 1))
-            if found and _is_of(prefix, behind := bytes(cursor.key())):
+            key = prefix + _BOUND.pack(0)  # so that lower ids still to come have a block
+            before, behind = self._transaction.neighbours(
+                POSTINGS, prefix + _BOUND.pack(left[0] + 1)
+            )
+            if behind is not None and _is_of(prefix, behind):
                 limit = _bound(behind)
-            found = cursor.prev() if found else cursor.last()
-            if found and _is_of(prefix, key := bytes(cursor.key())):
-                held = _read(key, cursor.value())
+            if before is not None and _is_of(prefix, before[0]):
+                key = before[0]
+                held = _read(*before)
                 if held[-1] >= limit:
                     raise _damaged(key, "it reaches into the next block")
-            else:
-                key = prefix + _BOUND.pack(0)  # so that lower ids still to come have a block
             here = left[: np.searchsorted(left, limit)]
             left = left[len(here) :]
             yield key, held, here, limit == _NO_LIMIT
 
     def _blocks(self, low: bytes, high: bytes) -> Iterator[tuple[bytes, NDArray[np.int64]]]:
         """Keys from `low` to below `high` and the ids there, which a write makes invalid."""
-        cursor = self._inner.cursor(self._table)
         before, last = b"", -1
-        if cursor.set_range(low):
-            for view, record in cursor:
-                key = bytes(view)
-                if key >= high:
-                    return
-                ids = _read(key, record)
-                if key[:-8] == before and _bound(key) <= last:
-                    raise _damaged(key, "the block before reaches into it")
-                before, last = key[:-8], ids[-1]
-                yield key, ids
+        for key, record in self._transaction.records_between(POSTINGS, low, high):
+            ids = _read(key, record)
+            if key[:-8] == before and _bound(key) <= last:
+                raise _damaged(key, "the block before reaches into it")
+            before, last = key[:-8], ids[-1]
+            yield key, ids
 
     def _take_out(self, key: bytes, held: NDArray[np.int64], gone: NDArray[np.int64]) -> None:
         left = np.setdiff1d(held, gone, assume_unique=True)
@@ -187,10 +180,10 @@ class Postings:
         if len(left):
             self._put(key, left)
         else:
-            self._inner.delete(key, db=self._table)
+            self._transaction.delete_record(POSTINGS, key)
 
     def _put(self, key: bytes, ids: NDArray[np.int64]) -> None:
-        self._inner.put(key, seal(POSTINGS, key, 1, ids.tobytes()), db=self._table)
+        self._transaction.put(POSTINGS, key, 1, ids.tobytes())
 
 
 def _head(name: str) -> bytes:

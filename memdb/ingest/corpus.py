@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from memdb.documents import checked, content_hash
 from memdb.errors import CorpusError, InvalidInputError
-from memdb.records import Document
+from memdb.types.checks import checked, content_hash
+from memdb.types.document import Document
 
 _FIELDS = ("id", "text", "metadata")
 

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from memdb.batch import MemoryBatch
-from memdb.canonical import json_payload
 from memdb.codecs import (
     CODECS,
     FAMILIES,
@@ -25,11 +23,14 @@ from memdb.codecs import (
     fitted_codec,
 )
 from memdb.errors import FormatError, InvalidInputError, MismatchError
-from memdb.layout import MEMORIES, SETTINGS, codec_key, integer_key
 from memdb.protocols import Progress, no_progress
-from memdb.records import ExplicitMemory, MemoryShape, to_float32
-from memdb.store import Store
-from memdb.transaction import Transaction, decoded
+from memdb.storage.record_layout import MEMORIES, SETTINGS, codec_key, integer_key
+from memdb.storage.store import Store
+from memdb.storage.transaction import Transaction, decoded
+from memdb.types.canonical import json_payload
+from memdb.types.memory import ExplicitMemory, to_float32
+from memdb.types.memory_batch import MemoryBatch
+from memdb.types.shape import MemoryShape
 
 _SETTING = "memory"
 _NUMBERS = 1 << 26  # of keys, or of values, that a codec is fitted to at most
@@ -66,7 +67,7 @@ class KnownCodecs(Mapping[str, Codec]):
         return len(self._loaded)
 
 
-class Coding:
+class CodecChoice:
     """How one open database codes memories.
 
     Attributes:

@@ -1,0 +1,71 @@
+"""What a user ingests, and what a database makes of it: documents, and the references they are cut
+into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Document:
+    """What a user ingests: one line of `corpus.jsonl`.
+
+    Attributes:
+        text: the text; not empty.
+        id: at most 480 bytes of UTF-8. None: derived from the text, so that the same text is the
+            same document.
+        metadata: anything that JSON can hold.
+    """
+
+    text: str
+    id: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """A document as `MemDB.get` returns it.
+
+    Attributes:
+        id: the document's id.
+        version: 1 at insertion, one more at each update.
+        text: the whole text, exactly as it was given.
+        metadata: as given.
+        references: ids of its references, in the order of the text.
+        warm: how many of them have a memory.
+    """
+
+    id: str
+    version: int
+    text: str
+    metadata: dict[str, Any]
+    references: tuple[int, ...]
+    warm: int
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A piece of a document, short enough to become one memory (paper, 3.1: at most 128 tokens).
+
+    Attributes:
+        id: int64, never used again after the reference is deleted.
+        version: the version of the document that wrote it.
+        document_id: the document it belongs to.
+        ordinal: its place in the document, from 0.
+        tokens: its length in the model's tokens; 0 in a database without a tokenizer.
+        text: its slice of the document, white space included: the slices joined are the document.
+    """
+
+    id: int
+    version: int
+    document_id: str
+    ordinal: int
+    tokens: int
+    text: str
+
+    @property
+    def content(self) -> str:
+        """The text without the white space around it: what is embedded and encoded."""
+        return self.text.strip()

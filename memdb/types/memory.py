@@ -1,0 +1,110 @@
+"""One explicit memory, and its numbers as float32 and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memdb.errors import MismatchError
+from memdb.types.shape import DType, MemoryShape
+
+_LARGEST = {"float16": np.float32(65504), "bfloat16": np.float32(2.0**128 - 2.0**120)}
+
+
+@dataclass(frozen=True)
+class ExplicitMemory:
+    """The sparse key-values of one reference for one model. Ragged: every (layer, kv head) keeps
+    its own number of tokens. Held as CSR over the rows of `MemoryShape` (paper, 3.1 and 3.2).
+
+    Attributes:
+        offsets: (rows + 1,) int32; row r holds the pairs offsets[r] to offsets[r + 1].
+        positions: (pairs,) uint8 or uint16; token positions within the reference, ascending in
+            each row.
+        keys: (pairs, head_dim), after RoPE at prefix length + position; `shape.storage_dtype`.
+        values: (pairs, head_dim), likewise.
+    """
+
+    offsets: NDArray[np.int32]
+    positions: NDArray[np.unsignedinteger[Any]]
+    keys: NDArray[Any]
+    values: NDArray[Any]
+
+    @property
+    def pairs(self) -> int:
+        """How many key-value pairs are kept, over all rows."""
+        return len(self.positions)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in RAM."""
+        return self.offsets.nbytes + self.positions.nbytes + self.keys.nbytes + self.values.nbytes
+
+    def require(self, shape: MemoryShape) -> None:
+        """Raise `MismatchError` unless this is a well-formed memory of that shape."""
+        problem = self._problem(shape)
+        if problem:
+            raise MismatchError(f"explicit memory: {problem}")
+
+    def _problem(self, shape: MemoryShape) -> str | None:
+        n = self.pairs
+        if self.offsets.shape != (shape.rows + 1,) or self.offsets.dtype != np.int32:
+            return (
+                f"offsets must be int32 of shape ({shape.rows + 1},), got {_describe(self.offsets)}"
+            )
+        counts = np.diff(self.offsets)
+        if self.offsets[0] != 0 or self.offsets[-1] != n or (counts < 0).any():
+            return f"offsets must rise from 0 to the number of pairs, {n}"
+        if self.positions.shape != (n,) or self.positions.dtype != shape.position_dtype:
+            return f"positions must be {shape.position_dtype}, got {_describe(self.positions)}"
+        if n and int(self.positions.max()) >= shape.reference_length:
+            return f"a position is outside the {shape.reference_length} tokens of a reference"
+        steps = np.diff(self.positions.astype(np.int32))
+        starts_row = np.zeros(n + 1, bool)
+        starts_row[self.offsets] = True
+        if n and (steps[~starts_row[1:n]] <= 0).any():
+            return "positions must ascend within each row"
+        for name, vectors in (("keys", self.keys), ("values", self.values)):
+            if vectors.shape != (n, shape.head_dim) or vectors.dtype != shape.storage_dtype:
+                return (
+                    f"{name} must be {shape.storage_dtype} of shape ({n}, {shape.head_dim}) for a "
+                    f"{shape.dtype} model, got {_describe(vectors)}"
+                )
+        return None
+
+
+def _describe(array: NDArray[Any]) -> str:
+    return f"{array.dtype} of shape {array.shape}"
+
+
+def to_float32(vectors: NDArray[Any], dtype: DType) -> NDArray[np.float32]:
+    """Stored vectors of a model dtype as float32, without loss."""
+    if dtype == "bfloat16":
+        return (vectors.astype(np.uint32) << 16).view(np.float32)
+    return vectors.astype(np.float32, copy=False)
+
+
+def from_float32(vectors: NDArray[np.float32], dtype: DType) -> NDArray[Any]:
+    """Float32 vectors in the storage dtype of a model dtype, rounded to nearest even.
+
+    What does not fit is set to the largest number that does; NaN stays NaN.
+    """
+    if dtype == "float32":
+        return vectors
+    largest = _LARGEST[dtype]
+    # Two passes over the numbers say whether any needs more than rounding; most often none does.
+    fits = vectors.max(initial=0) <= largest and vectors.min(initial=0) >= -largest
+    limited = vectors if fits else np.clip(vectors, -largest, largest)
+    if dtype == "float16":
+        return limited.astype(np.float16)
+    bits = limited.view(np.uint32)
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += bits
+    rounded += 0x7FFF
+    rounded >>= 16
+    if not fits:
+        rounded[np.isnan(vectors)] = 0x7FC0
+    return rounded.astype(np.uint16)
