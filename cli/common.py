@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -11,16 +12,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar, cast
 
 import click
 from rich.console import Console
 
-from memdb import Hit, MemDB, MissingPartError, StoredDocument
+from memdb import Hit, MemDB, MissingPartError, StoredDocument, existing_namespace
 
 GOES_ON = "memdb.goes_on"
 
-db_option = click.option(
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+whole_db_option = click.option(
     "--db",
     "path",
     envvar="MEMDB_PATH",
@@ -30,6 +33,27 @@ db_option = click.option(
     type=click.Path(path_type=Path),
     help="The database's folder.",
 )
+
+
+def db_option(command: _Command) -> _Command:
+    """`--db` and `--namespace`; the command is given the path of what they name together."""
+
+    @functools.wraps(command)
+    def named(*args: Any, path: Path, namespace: str | None, **options: Any) -> Any:
+        if namespace is not None:
+            path = existing_namespace(path, namespace)
+        return command(*args, path=path, **options)
+
+    namespace_option = click.option(
+        "--namespace",
+        metavar="NAME",
+        envvar="MEMDB_NAMESPACE",
+        show_envvar=True,
+        help="Of this namespace of the database (see `memdb namespace`).",
+    )
+    return cast(_Command, whole_db_option(namespace_option(named)))
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
 
 # What to make a database for; or what to open it with, where model or embedder are no longer where

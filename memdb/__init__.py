@@ -6,9 +6,19 @@ Modeling with Explicit Memory", 2024). The engine needs no model; `model_adapter
 with one and reads them while it generates.
 """
 
-from memdb.care import Problem, Repair, backup, compact, migrate, repair, restore, verify
+from memdb.care import (
+    Problem,
+    Repair,
+    RewriteReport,
+    backup,
+    compact,
+    migrate,
+    repair,
+    restore,
+    rewrite,
+    verify,
+)
 from memdb.care.recode import RecodeReport
-from memdb.care.rewrite import RewriteReport, rewrite
 from memdb.codecs import CODEC_NAMES, CODECS, Codec
 from memdb.database import DEFAULT_CODEC, MemDB
 from memdb.errors import (
@@ -26,6 +36,7 @@ from memdb.errors import (
     NotADatabaseError,
     StorageError,
     UnknownDocumentError,
+    UnknownNamespaceError,
     UnsupportedModelError,
 )
 from memdb.importing import import_database
@@ -37,6 +48,12 @@ from memdb.ingest.load import DocumentBatch, LoadReport
 from memdb.memories.cache import CacheStats
 from memdb.memories.memory_store import StoredMemory
 from memdb.memories.packing import PackedLayer, PackedMemories, pack
+from memdb.namespaces import (
+    create_namespace,
+    drop_namespace,
+    existing_namespace,
+    list_namespaces,
+)
 from memdb.protocols import Embedder, MemoryWriter, Progress, Warmer, no_progress
 from memdb.readable import Readable, Snapshot
 from memdb.retrieval import Hit, Query, Retrieval
@@ -104,13 +121,18 @@ __all__ = [
     "StoredDocument",
     "StoredMemory",
     "UnknownDocumentError",
+    "UnknownNamespaceError",
     "UnsupportedModelError",
     "Warmer",
     "backup",
     "compact",
+    "create_namespace",
+    "drop_namespace",
+    "existing_namespace",
     "from_float32",
     "import_database",
     "json_object",
+    "list_namespaces",
     "migrate",
     "no_progress",
     "pack",

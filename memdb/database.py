@@ -43,6 +43,7 @@ from memdb.memories.attached import Attached
 from memdb.memories.cache import CacheStats, MemoryCache
 from memdb.memories.codec_choice import CodecChoice
 from memdb.memories.memory_store import MemoryStore
+from memdb.namespaces import create_namespace, drop_namespace, list_namespaces
 from memdb.protocols import Embedder, MemoryWriter, Progress, Warmer, no_progress
 from memdb.readable import Readable, Snapshot, entry_of, known, unknown
 from memdb.retrieval import Retriever
@@ -228,6 +229,45 @@ class MemDB(Readable):
             self._searcher.close()
             self._usage.flush(self._store.generation)
             self._store.close()
+
+    def namespace(self, name: str) -> MemDB:
+        """A collection of its own in this database, opened; made if it is not there yet.
+
+        It is a `MemDB` like this one, for the same model and embedder, which are shared with this
+        one and loaded once. It has its own documents, ids and index: what is searched in it can
+        find nothing of this one, nor of another namespace. Close it like any other.
+
+            with db.namespace("alice") as alice:
+                alice.insert("The harbour is old.", id="note-1")
+
+        Args:
+            name: 1 to 80 bytes of UTF-8.
+
+        Raises:
+            InvalidInputError: no namespace can have this name, or this is one itself.
+        """
+        self._require_open()
+        return MemDB.open(
+            create_namespace(self.path, name),
+            embedder=(lambda: self.embedder) if self._attached.has_embedder else None,
+            writer=(lambda: self.writer) if self._attached.has_writer else None,
+            durability=self._store.durability or "full",
+            cache_bytes=self._cache.capacity,
+        )
+
+    def namespaces(self) -> list[str]:
+        """Names of its namespaces, sorted."""
+        self._require_open()
+        return list_namespaces(self.path)
+
+    def drop_namespace(self, name: str) -> None:
+        """Remove a namespace with all that is in it, at once; who has it open is told so.
+
+        Raises:
+            UnknownNamespaceError: it is not there.
+        """
+        self._require_open()
+        drop_namespace(self.path, name)
 
     def _require_open(self) -> None:
         if self._closed:

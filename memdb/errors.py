@@ -43,6 +43,13 @@ class UnknownDocumentError(MemDBError, KeyError):
         return str(self.args[0])
 
 
+class UnknownNamespaceError(MemDBError, KeyError):
+    """No namespace has the name asked for."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class DocumentExistsError(MemDBError):
     """`insert` of an id that is already there; `update` replaces a document."""
 

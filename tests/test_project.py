@@ -53,7 +53,7 @@ FLOORS = (
     {"memories", "filters", "index"},
     {"ingest"},
     {"retrieval", "care", "exchange"},
-    {"readable"},
+    {"readable", "namespaces"},
     {"database"},
     {"importing"},
     {"__init__"},

@@ -22,6 +22,7 @@ from cli.commands.inspect import inspect
 from cli.commands.list import list_documents
 from cli.commands.migrate import migrate
 from cli.commands.model import model
+from cli.commands.namespace import namespace
 from cli.commands.query import query
 from cli.commands.recode import recode
 from cli.commands.repair import repair
@@ -47,6 +48,7 @@ COMMANDS: tuple[click.Command, ...] = (
     delete,
     stats,
     index,
+    namespace,
     evaluate,
     train,
     heads,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.common import db_option, example
+from cli.common import example, whole_db_option
 from cli.progress import progress_bar
 from memdb import backup as backup_database
 from memdb import restore as restore_database
@@ -17,7 +17,7 @@ from memdb import restore as restore_database
     epilog=example("memdb backup backups/monday.memdb"),
 )
 @click.argument("to", type=click.Path(path_type=Path))
-@db_option
+@whole_db_option
 def backup(to: Path, path: Path) -> None:
     """Write a copy of the database, as it is at this moment, to the folder TO, which is missing or
     empty. The copy is a database itself."""
@@ -31,7 +31,7 @@ def backup(to: Path, path: Path) -> None:
     epilog=example("memdb restore backups/monday.memdb --db docs.memdb --yes"),
 )
 @click.argument("source", metavar="BACKUP", type=click.Path(path_type=Path))
-@db_option
+@whole_db_option
 @click.option("--yes", is_flag=True, help="Do not ask before a database is replaced.")
 def restore(source: Path, path: Path, yes: bool) -> None:
     """Put the content of BACKUP, which is verified first, in the place of the database, or make one

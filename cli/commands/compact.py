@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.common import db_option, example
+from cli.common import example, whole_db_option
 from cli.progress import progress_bar
 from memdb import compact as compact_database
 
@@ -15,7 +15,7 @@ from memdb import compact as compact_database
     short_help="Give back the space of what was deleted; it is gone then.",
     epilog=example("memdb compact"),
 )
-@db_option
+@whole_db_option
 def compact(path: Path) -> None:
     """Write the database anew without what was deleted or replaced, of which nothing is left in its
     folder afterwards (backups are copies of their own).

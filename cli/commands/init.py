@@ -11,12 +11,12 @@ import click
 from cli.common import (
     adapter,
     adapter_option,
-    db_option,
     embedder_option,
     example,
     key_option,
     model_option,
     notify,
+    whole_db_option,
 )
 from memdb import CODEC_NAMES
 
@@ -147,7 +147,7 @@ def how_options(command: Any) -> Any:
     short_help="Make a database for one model.",
     epilog=example("memdb init --db docs.memdb --framing plain --budget 720 --key source"),
 )
-@db_option
+@whole_db_option
 @model_option
 @adapter_option
 @embedder_option

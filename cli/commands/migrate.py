@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.common import db_option, example
+from cli.common import example, whole_db_option
 from cli.progress import progress_bar
 from memdb import migrate as migrate_database
 
@@ -15,7 +15,7 @@ from memdb import migrate as migrate_database
     short_help="Bring a database of an older release up to date.",
     epilog=example("memdb migrate --db old.memdb"),
 )
-@db_option
+@whole_db_option
 def migrate(path: Path) -> None:
     """Bring a database of an older format version up to date. It stays what it was until that is
     done."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.common import adapter, counted, db_option, embedder_option, example, notify
+from cli.common import adapter, counted, embedder_option, example, notify, whole_db_option
 from cli.progress import progress_bar
 
 
@@ -14,7 +14,7 @@ from cli.progress import progress_bar
     short_help="Mend what `verify` finds.",
     epilog=example("memdb repair", "memdb repair --drop-damaged"),
 )
-@db_option
+@whole_db_option
 @click.option(
     "--drop-damaged", is_flag=True, help="Delete documents whose text or metadata is lost."
 )

@@ -12,11 +12,11 @@ from cli.common import (
     adapter,
     adapter_option,
     counted,
-    db_option,
     example,
     goes_on,
     model_option,
     notify,
+    whole_db_option,
 )
 from cli.progress import progress_bar
 
@@ -29,7 +29,7 @@ from cli.progress import progress_bar
         "memdb rewrite --adapter trained/adapter",
     ),
 )
-@db_option
+@whole_db_option
 @model_option
 @adapter_option
 @how_options

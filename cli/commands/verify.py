@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.common import counted, db_option, example, json_option, print_json
+from cli.common import counted, example, json_option, print_json, whole_db_option
 from cli.progress import progress_bar
 from memdb import verify as verify_database
 
@@ -15,7 +15,7 @@ from memdb import verify as verify_database
     short_help="Is everything as it should be?",
     epilog=example("memdb verify", "memdb verify --db docs.memdb --json"),
 )
-@db_option
+@whole_db_option
 @json_option
 def verify(path: Path, as_json: bool) -> None:
     """Walk all pages and records and say what is wrong with which; nothing is changed.

@@ -6,9 +6,20 @@ for `compact`, `restore`, `migrate` and the first part of `verify`, who reads ne
 
 from __future__ import annotations
 
-from memdb.care.copies import backup, restore
-from memdb.care.generations import compact, migrate
-from memdb.care.repair import Repair, repair
-from memdb.care.verify import Problem, verify
+from memdb.care.repair import Repair
+from memdb.care.rewrite import RewriteReport
+from memdb.care.verify import Problem
+from memdb.care.whole import backup, compact, migrate, repair, restore, rewrite, verify
 
-__all__ = ["Problem", "Repair", "backup", "compact", "migrate", "repair", "restore", "verify"]
+__all__ = [
+    "Problem",
+    "Repair",
+    "RewriteReport",
+    "backup",
+    "compact",
+    "migrate",
+    "repair",
+    "restore",
+    "rewrite",
+    "verify",
+]

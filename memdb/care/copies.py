@@ -75,12 +75,7 @@ def restore(
         StorageError: the backup is damaged, or the disk is full; nothing was changed.
     """
     folder = Path(path)
-    problems = verify(source, progress=progress)
-    if problems:
-        raise StorageError(
-            f"the backup '{source}' is damaged ({len(problems)} problems, the first: "
-            f"{problems[0]}); nothing was restored. `memdb verify --db {source}` lists them all"
-        )
+    require_whole(source, progress)
     store = Store(Path(source))
     try:
         with ExitStack() as stack:
@@ -93,3 +88,13 @@ def restore(
             write_generation(generation, transaction, new_identity, progress)
     finally:
         store.close()
+
+
+def require_whole(source: str | os.PathLike[str], progress: Progress) -> None:
+    """Raise `StorageError` if a backup is damaged."""
+    problems = verify(source, progress=progress)
+    if problems:
+        raise StorageError(
+            f"the backup '{source}' is damaged ({len(problems)} problems, the first: "
+            f"{problems[0]}); nothing was restored. `memdb verify --db {source}` lists them all"
+        )

@@ -66,15 +66,19 @@ class Problem:
         key: the record's key, readable; empty where it is about no single record.
         what: what is wrong.
         document: id of the document that it belongs to, where that is known.
+        namespace: that it is in; None: the database itself.
     """
 
     table: str
     key: str
     what: str
     document: str | None = None
+    namespace: str | None = None
 
     def __str__(self) -> str:
         place = f"{self.table}, record {self.key}" if self.key else self.table
+        if self.namespace is not None:
+            place = f"namespace '{self.namespace}': {place}"
         owner = f" (document '{self.document}')" if self.document else ""
         return f"{place}{owner}: {self.what}"
 

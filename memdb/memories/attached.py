@@ -47,6 +47,11 @@ class Attached:
             self.writer()
 
     @property
+    def has_embedder(self) -> bool:
+        """Whether texts can be embedded."""
+        return self._embedder is not None
+
+    @property
     def has_writer(self) -> bool:
         """Whether memories can be written."""
         return self._writer is not None

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lmdb
@@ -36,6 +37,7 @@ class Store:
         folder: the database's folder.
         id: 32 hexadecimal digits, drawn at creation: a file derived from a database (an index)
             names it, and so is not taken for that of one made anew in the same place.
+        durability: as it was asked for; see `MemDB.open`.
     """
 
     def __init__(self, folder: Path, durability: Durability | None = None) -> None:
@@ -44,7 +46,7 @@ class Store:
                 f"durability is {durability!r}; there are 'full', 'normal' and 'off'"
             )
         self.folder = folder
-        self._durability = durability
+        self.durability = durability
         self._guard = threading.Lock()
         self._closed = False
         with opening(folder) as generation:
@@ -58,10 +60,17 @@ class Store:
         self.id = self._environment.id
 
     @classmethod
-    def create(cls, folder: Path, settings: dict[str, Any], tokenizer: str | None) -> None:
-        """Make a database that holds these settings and nothing else."""
+    def create(
+        cls,
+        folder: Path,
+        settings: dict[str, Any],
+        tokenizer: str | None,
+        codecs: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> None:
+        """Make a database that holds these settings, a tokenizer and the parameters of fitted
+        codecs by name, and nothing else."""
         with new_database(folder) as generation:
-            fill_generation(generation, secrets.token_hex(16), settings, tokenizer)
+            fill_generation(generation, secrets.token_hex(16), settings, tokenizer, codecs)
 
     @property
     def generation(self) -> Path:
@@ -132,7 +141,7 @@ class Store:
         self._place.require_same()
         with opening(self._place.folder) as generation:
             stamp = self._place.stamp()
-            new = Environment.acquire(generation, self._durability)
+            new = Environment.acquire(generation, self.durability)
         if new.id != self.id:
             new.release()
             raise self._place.gone()
@@ -181,7 +190,11 @@ class ReadTransaction:
 
 
 def fill_generation(
-    generation: Path, identity: str, settings: dict[str, Any], tokenizer: str | None
+    generation: Path,
+    identity: str,
+    settings: dict[str, Any],
+    tokenizer: str | None,
+    codecs: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
     """Write all tables, and the settings of a new database, into an empty generation."""
     try:
@@ -200,5 +213,7 @@ def fill_generation(
             )
             if tokenizer is not None:
                 transaction.put_tokenizer(tokenizer)
+            for name, parameters in codecs.items():
+                transaction.put_codec_parameters(name, parameters)
     except lmdb.Error as error:
         raise StorageError(f"cannot make a database at '{generation.parent}': {error}") from error

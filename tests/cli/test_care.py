@@ -188,3 +188,20 @@ def test_what_there_is_no_database_for(run: Run) -> None:
 
 def test_a_database_that_is_up_to_date(run: Run, db: Path) -> None:
     assert run("migrate").stdout == "it has format version 2 already\n"
+
+
+def test_namespaces_from_the_command_line(run: Run, db: Path) -> None:
+    assert run("namespace", "list").stdout == ""
+    result = run("list", "--namespace", "alice", code=2)
+    assert "has no namespace 'alice'; there is none yet. `memdb namespace create`" in result.stderr
+    assert run("namespace", "create", "alice").stdout.strip().endswith("namespaces/alice")
+    assert rows(run("namespace", "list", "--json")) == [{"namespace": "alice"}]
+    assert documents(run, "--namespace", "alice") == []
+    assert len(documents(run)) == 6
+    assert rows(run("stats", "--json", "--namespace", "alice"))[0]["documents"] == 0
+    assert run("delete", "doc-1", "--namespace", "alice", code=2).stderr
+    assert len(documents(run)) == 6
+    assert run("verify").stdout == "nothing is wrong\n"
+    assert "is gone" in run("namespace", "drop", "alice", "--yes").stdout
+    assert run("namespace", "drop", "alice", "--yes", code=2).stderr
+    assert not list((db / "namespaces").iterdir())

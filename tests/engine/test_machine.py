@@ -351,7 +351,7 @@ class Machine(RuleBasedStateMachine):
 
     def _is_full(self) -> bool:
         """What opens the database by its path opens it with full durability."""
-        return self.database._store._durability == "full"
+        return self.database._store.durability == "full"
 
     @rule(names=st.lists(st.sampled_from(KEYS), max_size=2))
     def declare_keys(self, names: list[str]) -> None:

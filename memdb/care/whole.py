@@ -1,0 +1,217 @@
+"""Care of a database with its namespaces (`memdb.namespaces`): each is looked after like the
+database itself, one after the other."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from memdb.care import copies, generations
+from memdb.care.repair import Repair
+from memdb.care.repair import repair as repair_one
+from memdb.care.rewrite import RewriteReport
+from memdb.care.rewrite import rewrite as rewrite_one
+from memdb.care.verify import Problem
+from memdb.care.verify import verify as verify_one
+from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
+from memdb.storage.namespaces import namespace_folder, namespace_names, remove_namespace
+
+
+def verify(path: str | os.PathLike[str], *, progress: Progress = no_progress) -> list[Problem]:
+    """What is wrong with a database; nothing, if the list is empty.
+
+    First LMDB's pages are walked without LMDB, which trusts them; if they are damaged, nothing else
+    is looked at. Then all records, in one read transaction; then the index file. Nothing is
+    changed. Writers wait while the pages are walked.
+
+    Raises:
+        NotADatabaseError: there is none.
+        FormatError: a format version that this release does not read.
+    """
+    problems = verify_one(path, progress=progress)
+    for name, folder in _namespaces(path):
+        found = verify_one(folder, progress=progress)
+        problems.extend(replace(problem, namespace=name) for problem in found)
+    return problems
+
+
+def repair(
+    path: str | os.PathLike[str],
+    *,
+    embedder: Callable[[], Embedder] | None = None,
+    drop: bool = False,
+    progress: Progress = no_progress,
+) -> Repair:
+    """Mend what `verify` finds; see `memdb.care.repair.repair`.
+
+    Args:
+        path: the database.
+        embedder: makes the database's embedder, if one is needed.
+        drop: whether to delete documents that cannot be mended.
+        progress: told of the work.
+
+    Raises:
+        NotADatabaseError: there is none.
+    """
+    report = repair_one(path, embedder=embedder, drop=drop, progress=progress)
+    for name, folder in _namespaces(path):
+        more = repair_one(folder, embedder=embedder, drop=drop, progress=progress)
+        report.mended.extend(f"namespace '{name}': {what}" for what in more.mended)
+        report.dropped.extend(f"{name}: {document}" for document in more.dropped)
+        report.left.extend(replace(problem, namespace=name) for problem in more.left)
+    return report
+
+
+def compact(path: str | os.PathLike[str], *, progress: Progress = no_progress) -> tuple[int, int]:
+    """Write the database anew without what was deleted, and give the space back.
+
+    Nothing that was deleted or replaced is in the folder afterwards: not in the records, the index,
+    the change log, or the free space of pages. (Who reads the state before it, in a snapshot, goes
+    on doing so until that ends; backups and exports are copies of their own; and what the disk does
+    with blocks that it gives back is the disk's matter.) The index is built anew.
+
+    Returns:
+        Bytes of the database's files before and after.
+
+    Raises:
+        NotADatabaseError: there is none.
+        StorageError: the disk is full; what was not written anew yet is as it was.
+    """
+    sizes = [generations.compact(path, progress=progress)]
+    sizes += [generations.compact(folder, progress=progress) for _, folder in _namespaces(path)]
+    return sum(before for before, _ in sizes), sum(after for _, after in sizes)
+
+
+def migrate(path: str | os.PathLike[str], *, progress: Progress = no_progress) -> tuple[int, int]:
+    """Bring a database of an older format version up to date.
+
+    Until it is done the old generation is the database. Processes of an older release must have
+    closed it.
+
+    Returns:
+        The format version before (the oldest, of several namespaces) and after.
+
+    Raises:
+        NotADatabaseError: there is none.
+        FormatError: it is of a version that this release does not know.
+        StorageError: the disk is full; the database is as it was.
+    """
+    before, after = generations.migrate(path, progress=progress)
+    for _, folder in _namespaces(path):
+        before = min(before, generations.migrate(folder, progress=progress)[0])
+    return before, after
+
+
+def backup(
+    path: str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    *,
+    progress: Progress = no_progress,
+) -> int:
+    """Write a copy of a database, of one moment; neither readers nor writers wait for it.
+
+    The copy is a database itself: it can be opened, verified, and moved elsewhere. Each namespace
+    is of a moment of its own.
+
+    Args:
+        path: the database.
+        to: a folder that is missing or empty.
+        progress: told of the work.
+
+    Returns:
+        Bytes of the copy.
+
+    Raises:
+        DatabaseExistsError, StorageError: `to` is not free, or the disk is full; nothing is left.
+    """
+    size = copies.backup(path, to, progress=progress)
+    try:
+        for name, folder in _namespaces(path):
+            size += copies.backup(folder, namespace_folder(Path(to), name), progress=progress)
+    except BaseException:
+        shutil.rmtree(to, ignore_errors=True)  # it was missing or empty
+        raise
+    return size
+
+
+def restore(
+    source: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    progress: Progress = no_progress,
+) -> None:
+    """Put the content of a backup in the place of a database, or make one of it.
+
+    The backup is verified first. What was in the database is gone afterwards; until then it is
+    what it was. Its namespaces follow one by one; those that the backup does not have are dropped.
+    Processes that have it open are told to open it again.
+
+    Args:
+        source: the backup.
+        path: the database; a folder that is missing or empty becomes one.
+        progress: told of the work.
+
+    Raises:
+        NotADatabaseError: `source` is none.
+        StorageError: the backup is damaged, or the disk is full; nothing was changed.
+    """
+    target = Path(path)
+    kept = dict(_namespaces(source))
+    for folder in kept.values():
+        copies.require_whole(folder, progress)
+    copies.restore(source, target, progress=progress)
+    for name, folder in kept.items():
+        copies.restore(folder, namespace_folder(target, name), progress=progress)
+    for name in namespace_names(target):
+        if name not in kept:
+            remove_namespace(target, name)
+
+
+def rewrite(
+    path: str | os.PathLike[str],
+    writer: MemoryWriter,
+    *,
+    embedder: Callable[[], Embedder] | None = None,
+    codec: str | None = None,
+    progress: Progress = no_progress,
+) -> RewriteReport:
+    """Write the memories of a database anew; references that are cold stay so.
+
+    If the writer has another tokenizer, or shorter references, documents are cut anew: their
+    references get new ids and embeddings, and their versions grow. Other processes that have the
+    database open must open it again. Interrupted, the same call goes on where it was.
+
+    Args:
+        path: the database.
+        writer: what its memories come from, from now on.
+        embedder: makes the database's embedder; needed where documents are cut anew.
+        codec: how memories are stored, from now on; default: as recorded.
+        progress: told of the work.
+
+    Raises:
+        NotADatabaseError: there is none.
+        MismatchError: documents have to be cut anew, and there is no embedder.
+    """
+
+    def of(folder: str | os.PathLike[str]) -> RewriteReport:
+        return rewrite_one(folder, writer, embedder=embedder, codec=codec, progress=progress)
+
+    report = of(path)
+    for _, folder in _namespaces(path):
+        more = of(folder)
+        report = RewriteReport(
+            report.documents + more.documents,
+            report.memories + more.memories,
+            report.recut + more.recut,
+        )
+    return report
+
+
+def _namespaces(path: str | os.PathLike[str]) -> Iterator[tuple[str, Path]]:
+    """Names and folders of a database's namespaces."""
+    database = Path(path)
+    for name in namespace_names(database):
+        yield name, namespace_folder(database, name)

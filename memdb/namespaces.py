@@ -1,0 +1,101 @@
+"""Namespaces: several collections in one database, for one model and one embedder, that do not see
+each other.
+
+A namespace is a database of its own in the folder of the one that it belongs to. It has its own
+documents, ids, versions, index and change log; it is searched alone, so that no filter can be
+forgotten; and it is dropped at once. Its model, embedder, codec, indexed keys and calibration are
+those that the database had when it was made.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from memdb.care.rewrite import PENDING
+from memdb.errors import DatabaseExistsError, MismatchError, UnknownNamespaceError
+from memdb.storage.folder import current_generation, exists
+from memdb.storage.namespaces import namespace_folder, namespace_names, remove_namespace
+from memdb.storage.record_layout import CALIBRATION
+from memdb.storage.store import Store
+
+_SETTINGS = ("shape", "embedder", "model", "memory", "index")
+
+
+def list_namespaces(path: str | os.PathLike[str]) -> list[str]:
+    """Names of a database's namespaces, sorted.
+
+    Raises:
+        NotADatabaseError: there is no database.
+        StorageError: they cannot be listed.
+    """
+    current_generation(Path(path))
+    return namespace_names(Path(path))
+
+
+def create_namespace(path: str | os.PathLike[str], name: str) -> Path:
+    """Make an empty namespace with the settings of the database at `path`; returns its folder. One
+    that is there already stays as it is.
+
+    Raises:
+        InvalidInputError: no namespace can have this name, or `path` is one itself.
+        NotADatabaseError: there is no database.
+        MismatchError: it is being rewritten for another model.
+    """
+    database = Path(path)
+    folder = namespace_folder(database, name)
+    store = Store(database)
+    try:
+        if exists(folder):
+            return folder
+        with store.read() as transaction:
+            if transaction.setting(PENDING) is not None:
+                raise MismatchError(
+                    f"'{database}' is being rewritten for another model; end that first "
+                    "(`memdb rewrite`), then make the namespace"
+                )
+            settings = {key: transaction.required_setting(key) for key in _SETTINGS}
+            calibration = transaction.optional_setting(CALIBRATION)
+            if calibration is not None:
+                settings[CALIBRATION] = calibration
+            tokenizer = transaction.tokenizer()
+            fitted = settings["memory"].get("fitted")
+            codecs = {} if fitted is None else {fitted: transaction.codec_parameters(fitted)}
+        with suppress(DatabaseExistsError):  # another process was faster
+            Store.create(folder, settings, tokenizer, codecs)
+        return folder
+    finally:
+        store.close()
+
+
+def existing_namespace(path: str | os.PathLike[str], name: str) -> Path:
+    """The folder of a namespace: a database that can be opened.
+
+    Raises:
+        InvalidInputError: no namespace can have this name, or `path` is one itself.
+        UnknownNamespaceError: it is not there.
+    """
+    folder = namespace_folder(Path(path), name)
+    current_generation(Path(path))
+    if not exists(folder):
+        known = namespace_names(Path(path))
+        there = f"there are {', '.join(map(repr, known[:10]))}" if known else "there is none yet"
+        raise UnknownNamespaceError(
+            f"'{path}' has no namespace {name!r}; {there}. `memdb namespace create` makes one, and "
+            "`MemDB.namespace` opens or makes one"
+        )
+    return folder
+
+
+def drop_namespace(path: str | os.PathLike[str], name: str) -> None:
+    """Remove a namespace with all that is in it, at once: processes that have it open are told that
+    it is gone. (What they hold open is given back when they close it.)
+
+    Raises:
+        InvalidInputError: no namespace can have this name.
+        UnknownNamespaceError: it is not there.
+        StorageError: the disk refuses.
+    """
+    existing_namespace(path, name)
+    remove_namespace(Path(path), name)
