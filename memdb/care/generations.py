@@ -117,9 +117,7 @@ def write_generation(
 
     def whole(transaction: Transaction) -> None:
         settle(transaction)
-        counters = transaction.setting("counters")
-        trimmed = {"trimmed": counters["last_change"]}
-        transaction.put_setting("counters", {**counters, **trimmed})
+        transaction.cut_log(transaction.setting("counters")["last_change"])
         reindex(transaction, progress)
 
     copy_records(

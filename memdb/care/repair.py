@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from memdb.care.generations import new_identity
 from memdb.care.verify import INDEX, PAGES, Problem, broken_codecs, verify
@@ -302,11 +301,7 @@ class _Mending:
 
     def _log(self) -> None:
         """Begin the change log anew: indexes that were built from the old one are, too."""
-        transaction = self._transaction
-        transaction.empty(CHANGES)
-        counters: dict[str, Any] = transaction.required_setting("counters")
-        last = counters["last_change"] + 1
-        transaction.put_setting("counters", {**counters, "last_change": last, "trimmed": last})
+        self._transaction.cut_log(self._transaction.last_change() + 1)
 
 
 def _dropped(transaction: Transaction, problems: list[Problem]) -> list[str]:

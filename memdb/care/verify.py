@@ -23,6 +23,7 @@ from memdb.errors import (
 from memdb.filters.declared import Grouped, declared_keys
 from memdb.filters.postings import Postings
 from memdb.index.ann import FILE, AnnIndex
+from memdb.index.checking import differences, is_of_this_past
 from memdb.index.policy import IndexPolicy
 from memdb.ingest.chunking import Chunker, Piece
 from memdb.memories.codec_choice import KnownCodecs
@@ -102,7 +103,8 @@ def verify(path: str | os.PathLike[str], *, progress: Progress = no_progress) ->
     try:
         with store.read() as transaction:
             problems.extend(_Walk(transaction, progress).problems())
-            problems.extend(_index_file(store, transaction))
+            with suppress(CorruptRecordError):  # of records that were told already
+                problems.extend(_index_file(store, transaction))
     finally:
         store.close()
     return problems
@@ -117,15 +119,28 @@ def _pages(folder: Path) -> list[Problem]:
 
 
 def _index_file(store: Store, transaction: Transaction) -> Iterator[Problem]:
+    """What is wrong with the index file. One that is of no use, since the log no longer reaches
+    back to it or a release wrote it that named no change, is passed over, as by a search."""
     try:
         index = AnnIndex(transaction.generation / FILE)
-    except OSError:  # there is none
+    except FileNotFoundError:
         return
     except CorruptRecordError as error:
         yield Problem(INDEX, FILE, error.problem)
         return
-    if index.info.database != store.id or index.info.change > transaction.last_change():
-        yield Problem(INDEX, FILE, "it was built for another database, or for a later state")
+    info = index.info
+    dimension = int(transaction.required_setting("embedder")["dimension"])
+    if info.change > transaction.last_change():
+        yield Problem(INDEX, FILE, "it was built for a later state than the database has")
+    elif (info.database, info.dimension) != (store.id, dimension):
+        yield Problem(INDEX, FILE, "it was built for another database")
+    elif is_of_this_past(info, transaction):
+        for difference in differences(index, transaction):
+            yield Problem(INDEX, FILE, difference)
+    elif info.seal and transaction.change_seal(info.change) is not None:
+        yield Problem(
+            INDEX, FILE, f"it was built for another change {info.change} than the database has"
+        )
 
 
 def broken_codecs(transaction: Transaction) -> list[tuple[str, CorruptRecordError]]:

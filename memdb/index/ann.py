@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ class IndexInfo:
     Attributes:
         database: id of the database it was built from.
         change: the change up to which it is built.
+        seal: what names that change (`Transaction.change_seal`); empty in a file of a release that
+            gave none.
         references: how many vectors it holds.
         dimension: their length.
         lists: clusters.
@@ -52,6 +55,7 @@ class IndexInfo:
 
     database: str
     change: int
+    seal: str
     references: int
     dimension: int
     lists: int
@@ -110,6 +114,24 @@ class AnnIndex:
         pointers = faiss.swig_ptr(scores), faiss.swig_ptr(ids)
         self._index.search_c(len(queries), faiss.swig_ptr(queries), k, *pointers, parameters)
         return scores, ids
+
+    def vectors(self) -> Iterator[tuple[Ids, Vectors]]:
+        """Ids and vectors, (n,) and (n, dimension), as they are held, cluster by cluster.
+
+        Raises:
+            CorruptRecordError: they are held in another form.
+        """
+        lists = self._index.invlists
+        width = 2 * self.info.dimension
+        if lists.code_size != width:
+            raise _damaged("its vectors are no float16")
+        for cluster in range(lists.nlist):
+            size = lists.list_size(cluster)
+            if size:
+                ids = faiss.rev_swig_ptr(lists.get_ids(cluster), size).copy()
+                codes = faiss.rev_swig_ptr(lists.get_codes(cluster), size * width)
+                vectors = codes.view("<f2").reshape(size, -1).astype(np.float32)
+                yield ids, vectors
 
     def quantizer(self) -> Any:
         """The clusters' centres, as a FAISS index of its own."""
@@ -189,13 +211,17 @@ def _read_info(path: Path) -> IndexInfo:
     try:
         values = json.loads(text)
         of_the_index = values.pop("checksum")
+        values.setdefault("seal", "")  # a file of a release that wrote none
         info = IndexInfo(**{field.name: values[field.name] for field in fields(IndexInfo)})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(f"its description does not decode ({error})") from error
     numbers = {
-        name: value for name, value in asdict(info).items() if name not in ("database", "recall")
+        name: value
+        for name, value in asdict(info).items()
+        if name not in ("database", "recall", "seal")
     }
-    if any(type(number) is not int or number < 0 for number in numbers.values()):
+    named = isinstance(info.database, str) and isinstance(info.seal, str)
+    if not named or any(type(number) is not int or number < 0 for number in numbers.values()):
         raise _damaged("its description is not one of an index")
     if of_the_index != _checksum(path, end):
         raise _damaged("its checksum does not match")

@@ -164,6 +164,11 @@ class Environment:
         self._cleared = time.monotonic()
         self._environment.reader_check()
 
+    def sync(self) -> None:
+        """Wait until all that was committed, by whichever process, is on the disk, whatever the
+        durability."""
+        self._environment.sync(True)
+
     def copy(self, folder: Path) -> None:
         """Write the state of this moment, without free pages, as `data.mdb` of a folder."""
         self._environment.copy(str(folder), compact=True)

@@ -5,6 +5,7 @@ storage_format.md describes the same bytes in prose; the two must agree.
 
 from __future__ import annotations
 
+import secrets
 import struct
 import threading
 from collections.abc import Iterable
@@ -41,6 +42,8 @@ TABLES = (SETTINGS, DOCUMENTS, METADATA, REFERENCES, EMBEDDINGS, MEMORIES, CHANG
 
 #: What a change did to a reference.
 INSERTED, DELETED, REMEMBERED, FORGOTTEN = 1, 2, 3, 4
+#: Of no reference: random bits, so that the record's seal names this very change.
+NAMED = 5
 
 _SEAL = struct.Struct("<QII")  # checksum, version, payload length
 _REST = struct.Struct("<II")  # what the checksum is of, with the payload
@@ -128,6 +131,11 @@ def unseal(table: str, key: bytes | memoryview, record: memoryview) -> tuple[int
     if len(payload) != length or checksum != _checksum(table, key, record[8:16], payload):
         raise CorruptRecordError(table, readable(table, key), "its checksum does not match")
     return int(version), payload
+
+
+def seal_in(record: bytes | memoryview) -> str:
+    """The checksum that a record begins with, 16 hexadecimal digits, highest first."""
+    return f"{_KEY.unpack_from(record)[0]:016x}"
 
 
 def readable(table: str, key: bytes) -> str:
@@ -227,6 +235,12 @@ def read_embedding(payload: memoryview) -> NDArray[np.float32]:
     return np.frombuffer(payload, "<f4").copy()
 
 
+def new_name() -> tuple[int, int]:
+    """The entry that tells a change from every other one, also from one that was undone. Less than
+    0, so that no reference has it."""
+    return NAMED, int.from_bytes(secrets.token_bytes(8), "little", signed=True) | -(1 << 63)
+
+
 def changes_payload(changes: Iterable[tuple[int, int]]) -> bytes:
     """(what, reference id) pairs of one transaction, for the table `changes`."""
     return b"".join(map(_ENTRY.pack, *zip(*changes, strict=True)))
@@ -234,6 +248,8 @@ def changes_payload(changes: Iterable[tuple[int, int]]) -> bytes:
 
 def read_changes(payload: memoryview) -> NDArray[Any]:
     """Structured array with the fields `what` and `reference`."""
+    if not len(payload):
+        raise ValueError("it has no entries")
     return np.frombuffer(payload, _CHANGE).copy()
 
 
