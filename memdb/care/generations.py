@@ -97,8 +97,9 @@ def _renew(
     folder: Path, source: Transaction, settle: Step, progress: Progress, *, locked: bool = False
 ) -> None:
     """Write what a transaction sees into a new generation, and make that the current."""
-    used = read_usage(current_generation(folder))
+    old = current_generation(folder)
     with new_generation(folder, locked=locked) as generation:
+        used = read_usage(old)
         write_generation(generation, source, settle, progress)
         there = {number for number in used if source.has_reference(number)}
         write_usage(generation, Counter({number: used[number] for number in there}))

@@ -180,7 +180,7 @@ class _Mending:
             counters = transaction.required_setting("counters")
             damaged = not {"last_change", "trimmed"} <= counters.keys()
             damaged = damaged or counters["next_reference"] <= max(highest)
-        except (CorruptRecordError, KeyError, TypeError):
+        except CorruptRecordError:
             damaged = True
         if damaged:
             with suppress(CorruptRecordError):

@@ -16,7 +16,6 @@ from memdb.codecs import decode_memory
 from memdb.errors import (
     CorruptRecordError,
     FormatError,
-    MemDBError,
     MismatchError,
     StorageError,
 )
@@ -171,7 +170,7 @@ class _Walk:
         """All that is wrong."""
         try:
             settings = self._settings()
-        except (MemDBError, KeyError, TypeError, ValueError) as error:
+        except (CorruptRecordError, FormatError, ValueError) as error:
             self._report(SETTINGS, b"", f"they cannot be read: {error}")
             return self._found
         for name in self._transaction.table_names() - set(record_layout.TABLES):
@@ -250,9 +249,9 @@ class _Walk:
                 problem = check(number, version, payload)
             except CorruptRecordError as error:
                 problem = error.problem
-            except MemDBError as error:
+            except MismatchError as error:
                 problem = str(error)
-            except Exception as error:  # whatever a decoder makes of bytes that are none of ours
+            except ValueError as error:  # what a decoder says of bytes that are none of ours
                 problem = f"it does not decode ({error})"
             if problem is None and not 1 <= number < self._next:
                 problem = f"its id is not below the next reference's, {self._next}"

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from memdb.errors import CorruptRecordError
 from memdb.storage.durable import sync
+from memdb.types.canonical import read_json
+from memdb.types.native import of_the_machine
 
 FILE = "index.faiss"
 NEW = FILE + ".new"
@@ -187,7 +189,7 @@ def _read(path: Path) -> tuple[IndexInfo, Any]:
     try:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
-        raise _damaged(str(error)) from error
+        raise (of_the_machine(error) or _damaged(str(error))) from error
     if (index.ntotal, index.d) != (info.references, info.dimension):
         raise _damaged("it does not hold what it says")
     return info, index
@@ -209,11 +211,11 @@ def _read_info(path: Path) -> IndexInfo:
     if xxhash.xxh3_64_intdigest(text) != checksum:
         raise _damaged("its checksum does not match")
     try:
-        values = json.loads(text)
+        values = read_json(text)
         of_the_index = values.pop("checksum")
         values.setdefault("seal", "")  # a file of a release that wrote none
         info = IndexInfo(**{field.name: values[field.name] for field in fields(IndexInfo)})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(f"its description does not decode ({error})") from error
     numbers = {
         name: value

@@ -212,7 +212,7 @@ def _setting(inner: Any, table: Any, name: str) -> Any:
     payload = record_layout.unseal(SETTINGS, name.encode(), record)[1]
     try:
         return read_json(payload)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CorruptRecordError(SETTINGS, repr(name), str(error)) from error
 
 

@@ -4,7 +4,6 @@ read is a copy that outlives the transaction."""
 from __future__ import annotations
 
 import secrets
-import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -111,7 +110,7 @@ class Transaction:
 
     def read_setting(self, name: str, read: Callable[[Any], T]) -> T:
         """What `read` makes of a setting that every database has; `CorruptRecordError` if it
-        refuses the value."""
+        refuses the value, with ValueError."""
         return self._require(  # type: ignore[no-any-return]
             SETTINGS, name.encode(), lambda _, p: read(read_json(p))
         )
@@ -174,7 +173,7 @@ class Transaction:
         def read(found: int, payload: memoryview) -> dict[str, Any]:
             if version not in (None, found):
                 raise ValueError(f"it has version {found}, its document version {version}")
-            return dict(read_json(payload))
+            return record_layout.read_metadata(payload)
 
         return self._require(METADATA, name.encode(), read)  # type: ignore[no-any-return]
 
@@ -424,7 +423,7 @@ class Transaction:
         try:
             reference = bytes(get(key, b"", tables[REFERENCES]))
             metadata = get(record_layout.owner_in(reference), None, tables[METADATA])
-        except (struct.error, lmdb.Error):  # the record is damaged, or not there
+        except (ValueError, lmdb.BadValsizeError):  # the record is damaged, or not there
             metadata = None
         if metadata is None:
             # This finds out what is wrong with which.
@@ -476,15 +475,16 @@ class Transaction:
 
 
 def decoded(table: str, key: bytes, found: tuple[int, Any], decode: Any) -> Any:
-    """`decode(version, payload)`; what goes wrong is a damaged record and is named, or a newer
-    one."""
+    """`decode(version, payload)`. What it says of the bytes, as a ValueError, means a damaged
+    record, which is named; so is a newer one. All else that goes wrong (memory that is not to be
+    had, a file that cannot be read) is no damage, and is raised as it is."""
     try:
         return decode(*found)
     except (FormatError, MismatchError) as error:
         raise type(error)(
             f"record {record_layout.readable(table, key)} of table '{table}': {error}"
         ) from error
-    except Exception as error:
+    except (ValueError, CorruptRecordError) as error:  # the latter: of what it is decoded with
         raise CorruptRecordError(table, record_layout.readable(table, key), str(error)) from error
 
 
