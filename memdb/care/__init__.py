@@ -6,9 +6,21 @@ for `compact`, `restore`, `migrate` and the first part of `verify`, who reads ne
 
 from __future__ import annotations
 
+from memdb.care.aside import AsideRecord, read_aside
 from memdb.care.copies import backup, restore
 from memdb.care.generations import compact, migrate
 from memdb.care.repair import Repair, repair
 from memdb.care.verify import Problem, verify
 
-__all__ = ["Problem", "Repair", "backup", "compact", "migrate", "repair", "restore", "verify"]
+__all__ = [
+    "AsideRecord",
+    "Problem",
+    "Repair",
+    "backup",
+    "compact",
+    "migrate",
+    "read_aside",
+    "repair",
+    "restore",
+    "verify",
+]

@@ -101,7 +101,7 @@ def verify(path: str | os.PathLike[str], *, progress: Progress = no_progress) ->
         return [Problem(error.table, error.key, error.problem)]
     try:
         with store.read() as transaction:
-            problems.extend(_Walk(transaction, progress).problems())
+            problems.extend(Walk(transaction, progress).problems())
             with suppress(CorruptRecordError):  # of records that were told already
                 problems.extend(_index_file(store, transaction))
     finally:
@@ -156,7 +156,7 @@ def broken_codecs(transaction: Transaction) -> list[tuple[str, CorruptRecordErro
     return broken
 
 
-class _Walk:
+class Walk:
     """One walk over the records that a transaction sees."""
 
     def __init__(self, transaction: Transaction, progress: Progress) -> None:

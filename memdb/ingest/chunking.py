@@ -48,9 +48,11 @@ def text_tokenizer(tokenizer: str) -> Tokenizer:
     """
     try:
         parts = read_json(tokenizer.encode())
+        if not isinstance(parts, dict):
+            raise ValueError("it is no JSON object")
         made = Tokenizer.from_str(json.dumps({**parts, "added_tokens": []}))
     except Exception as error:
-        if type(error) is not Exception and not isinstance(error, (ValueError, TypeError)):
+        if type(error) is not Exception and not isinstance(error, ValueError):
             raise  # no complaint of the tokenizer, for which `tokenizers` has the bare class
         raise InvalidInputError(f"the tokenizer does not load: {error}") from error
     made.no_truncation()

@@ -163,7 +163,7 @@ def different(
 
 
 @pytest.mark.parametrize(
-    ("most", "checked"), [(3, 20), pytest.param(60, 10**6, marks=pytest.mark.slow)]
+    ("most", "checked"), [(3, 20), pytest.param(20, 10**6, marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("steps", [STEPS, AROUND_A_COMPACTION], ids=["builds", "compaction"])
 @pytest.mark.parametrize(("durability", "undone"), [("full", 0), ("normal", 1)])
@@ -202,7 +202,7 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 
 
 @pytest.mark.parametrize(
-    ("most", "checked"), [(3, 30), pytest.param(60, 10**6, marks=pytest.mark.slow)]
+    ("most", "checked"), [(3, 30), pytest.param(20, 10**6, marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("steps", [STEPS, AROUND_A_COMPACTION], ids=["builds", "compaction"])
 def test_without_durability_what_verify_calls_whole_is_searched_right(

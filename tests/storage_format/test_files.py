@@ -150,8 +150,8 @@ def test_every_file_of_a_generation_is_in_the_document(tmp_path: Path) -> None:
     assert names_in(path) | {"CURRENT.new"} == {
         n.replace("gen-NNNNNN/", "gen-000001") for n in folder
     }
-    assert ", ".join(sorted(names_in(path / "gen-000001"))) == ", ".join(sorted(generation[:-1]))
-    assert generation[-1] == "index.faiss.new`, `usage.N.new"
+    assert ", ".join(sorted(names_in(path / "gen-000001"))) == ", ".join(sorted(generation[:-2]))
+    assert generation[-2:] == ["index.faiss.new`, `usage.N.new", "aside-NNNNNN.jsonl"]
 
 
 def test_files_beside_the_data_may_be_deleted(tmp_path: Path, indexed: Path) -> None:
