@@ -235,6 +235,7 @@ class _Mending:
             )
             # Numbers may be given again that were given before: what was derived from the database
             # under its old id is no longer to be believed.
+            self._put_setting_aside("format", "the counters were derived: the id is another")
             new_identity(transaction)
             for file in (FILE, USAGE):
                 (transaction.generation / file).unlink(missing_ok=True)
