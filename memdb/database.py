@@ -202,7 +202,7 @@ class MemDB(Readable):
             writer: likewise. Without, cold references stay cold.
             durability: what a write has survived when it is acknowledged. `full`: a power cut; each
                 write waits for the disk. `normal`: a power cut too, but it may undo the last
-                writes; a write waits for the disk once instead of twice. `off`: the end of the
+                transaction; a write waits for the disk once instead of twice. `off`: the end of the
                 process, no more; after a power cut the database may be damaged or empty, so keep
                 it for what can be made again. No write waits. The same for all that open the
                 database in one process.

@@ -23,12 +23,12 @@ from memdb.storage.record_layout import (
     METADATA,
     REFERENCES,
     integer_key,
+    read_metadata,
     read_reference,
     unseal,
 )
 from memdb.storage.transaction import Transaction, decoded
 from memdb.storage.usage import Usage
-from memdb.types.canonical import read_json
 from memdb.types.checks import check_text
 from memdb.types.document import Reference
 from memdb.types.memory import ExplicitMemory
@@ -84,7 +84,7 @@ class Hit:
         """Of its document."""
         key = self.reference.document_id.encode()
         found = unseal(METADATA, key, memoryview(self._records[1]))
-        metadata: dict[str, Any] = decoded(METADATA, key, found, lambda _, p: read_json(p))
+        metadata: dict[str, Any] = decoded(METADATA, key, found, lambda _, p: read_metadata(p))
         return metadata
 
     @property

@@ -272,6 +272,7 @@ def repair_database(
     *,
     embedder: str | None = None,
     drop: bool = False,
+    aside: str | os.PathLike[str] | None = None,
     progress: Progress = no_progress,
     notify: Notify = lambda _: None,
 ) -> Repair:
@@ -286,4 +287,4 @@ def repair_database(
             raise InvalidInputError(f"the database '{path}' records no embedder; say which it is")
         return load_embedder(name, notify)
 
-    return repair(path, embedder=load, drop=drop, progress=progress)
+    return repair(path, embedder=load, drop=drop, aside=aside, progress=progress)

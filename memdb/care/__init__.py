@@ -6,18 +6,21 @@ for `compact`, `restore`, `migrate` and the first part of `verify`, who reads ne
 
 from __future__ import annotations
 
+from memdb.care.aside import AsideRecord, read_aside
 from memdb.care.repair import Repair
 from memdb.care.rewrite import RewriteReport
 from memdb.care.verify import Problem
 from memdb.care.whole import backup, compact, migrate, repair, restore, rewrite, verify
 
 __all__ = [
+    "AsideRecord",
     "Problem",
     "Repair",
     "RewriteReport",
     "backup",
     "compact",
     "migrate",
+    "read_aside",
     "repair",
     "restore",
     "rewrite",

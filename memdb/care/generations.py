@@ -26,9 +26,10 @@ def compact(path: str | os.PathLike[str], *, progress: Progress = no_progress) -
     """Write the database anew without what was deleted, and give the space back.
 
     Nothing that was deleted or replaced is in the folder afterwards: not in the records, the index,
-    the change log, or the free space of pages. (Who reads the state before it, in a snapshot, goes
-    on doing so until that ends; backups and exports are copies of their own; and what the disk does
-    with blocks that it gives back is the disk's matter.) The index is built anew.
+    the change log, what a repair put aside, or the free space of pages. (Who reads the state before
+    it, in a snapshot, goes on doing so until that ends; backups and exports are copies of their
+    own; and what the disk does with blocks that it gives back is the disk's matter.) The index is
+    built anew.
 
     Returns:
         Bytes of the database's files before and after.
@@ -97,8 +98,9 @@ def _renew(
     folder: Path, source: Transaction, settle: Step, progress: Progress, *, locked: bool = False
 ) -> None:
     """Write what a transaction sees into a new generation, and make that the current."""
-    used = read_usage(current_generation(folder))
+    old = current_generation(folder)
     with new_generation(folder, locked=locked) as generation:
+        used = read_usage(old)
         write_generation(generation, source, settle, progress)
         there = {number for number in used if source.has_reference(number)}
         write_usage(generation, Counter({number: used[number] for number in there}))
@@ -117,9 +119,7 @@ def write_generation(
 
     def whole(transaction: Transaction) -> None:
         settle(transaction)
-        counters = transaction.setting("counters")
-        trimmed = {"trimmed": counters["last_change"]}
-        transaction.put_setting("counters", {**counters, **trimmed})
+        transaction.cut_log(transaction.setting("counters")["last_change"])
         reindex(transaction, progress)
 
     copy_records(

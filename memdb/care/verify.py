@@ -16,13 +16,13 @@ from memdb.codecs import decode_memory
 from memdb.errors import (
     CorruptRecordError,
     FormatError,
-    MemDBError,
     MismatchError,
     StorageError,
 )
 from memdb.filters.declared import Grouped, declared_keys
 from memdb.filters.postings import Postings
 from memdb.index.ann import FILE, AnnIndex
+from memdb.index.checking import differences, is_of_this_past
 from memdb.index.policy import IndexPolicy
 from memdb.ingest.chunking import Chunker, Piece
 from memdb.memories.codec_choice import KnownCodecs
@@ -105,8 +105,9 @@ def verify(path: str | os.PathLike[str], *, progress: Progress = no_progress) ->
         return [Problem(error.table, error.key, error.problem)]
     try:
         with store.read() as transaction:
-            problems.extend(_Walk(transaction, progress).problems())
-            problems.extend(_index_file(store, transaction))
+            problems.extend(Walk(transaction, progress).problems())
+            with suppress(CorruptRecordError):  # of records that were told already
+                problems.extend(_index_file(store, transaction))
     finally:
         store.close()
     return problems
@@ -121,15 +122,28 @@ def _pages(folder: Path) -> list[Problem]:
 
 
 def _index_file(store: Store, transaction: Transaction) -> Iterator[Problem]:
+    """What is wrong with the index file. One that is of no use, since the log no longer reaches
+    back to it or a release wrote it that named no change, is passed over, as by a search."""
     try:
         index = AnnIndex(transaction.generation / FILE)
-    except OSError:  # there is none
+    except FileNotFoundError:
         return
     except CorruptRecordError as error:
         yield Problem(INDEX, FILE, error.problem)
         return
-    if index.info.database != store.id or index.info.change > transaction.last_change():
-        yield Problem(INDEX, FILE, "it was built for another database, or for a later state")
+    info = index.info
+    dimension = int(transaction.required_setting("embedder")["dimension"])
+    if info.change > transaction.last_change():
+        yield Problem(INDEX, FILE, "it was built for a later state than the database has")
+    elif (info.database, info.dimension) != (store.id, dimension):
+        yield Problem(INDEX, FILE, "it was built for another database")
+    elif is_of_this_past(info, transaction):
+        for difference in differences(index, transaction):
+            yield Problem(INDEX, FILE, difference)
+    elif info.seal and transaction.change_seal(info.change) is not None:
+        yield Problem(
+            INDEX, FILE, f"it was built for another change {info.change} than the database has"
+        )
 
 
 def broken_codecs(transaction: Transaction) -> list[tuple[str, CorruptRecordError]]:
@@ -146,7 +160,7 @@ def broken_codecs(transaction: Transaction) -> list[tuple[str, CorruptRecordErro
     return broken
 
 
-class _Walk:
+class Walk:
     """One walk over the records that a transaction sees."""
 
     def __init__(self, transaction: Transaction, progress: Progress) -> None:
@@ -160,7 +174,7 @@ class _Walk:
         """All that is wrong."""
         try:
             settings = self._settings()
-        except (MemDBError, KeyError, TypeError, ValueError) as error:
+        except (CorruptRecordError, FormatError, ValueError) as error:
             self._report(SETTINGS, b"", f"they cannot be read: {error}")
             return self._found
         for name in self._transaction.table_names() - set(record_layout.TABLES):
@@ -239,9 +253,9 @@ class _Walk:
                 problem = check(number, version, payload)
             except CorruptRecordError as error:
                 problem = error.problem
-            except MemDBError as error:
+            except MismatchError as error:
                 problem = str(error)
-            except Exception as error:  # whatever a decoder makes of bytes that are none of ours
+            except ValueError as error:  # what a decoder says of bytes that are none of ours
                 problem = f"it does not decode ({error})"
             if problem is None and not 1 <= number < self._next:
                 problem = f"its id is not below the next reference's, {self._next}"

@@ -43,6 +43,7 @@ def repair(
     *,
     embedder: Callable[[], Embedder] | None = None,
     drop: bool = False,
+    aside: str | os.PathLike[str] | None = None,
     progress: Progress = no_progress,
 ) -> Repair:
     """Mend what `verify` finds; see `memdb.care.repair.repair`.
@@ -51,14 +52,19 @@ def repair(
         path: the database.
         embedder: makes the database's embedder, if one is needed.
         drop: whether to delete documents that cannot be mended.
+        aside: a folder for what is taken out, with one in it for each namespace; default: the
+            database's, and the namespace's.
         progress: told of the work.
 
     Raises:
         NotADatabaseError: there is none.
     """
-    report = repair_one(path, embedder=embedder, drop=drop, progress=progress)
+    report = repair_one(path, embedder=embedder, drop=drop, aside=aside, progress=progress)
     for name, folder in _namespaces(path):
-        more = repair_one(folder, embedder=embedder, drop=drop, progress=progress)
+        place = None if aside is None else Path(aside) / folder.name
+        more = repair_one(folder, embedder=embedder, drop=drop, aside=place, progress=progress)
+        report.put_aside.extend(f"namespace '{name}': {what}" for what in more.put_aside)
+        report.aside.extend(more.aside)
         report.mended.extend(f"namespace '{name}': {what}" for what in more.mended)
         report.dropped.extend(f"{name}: {document}" for document in more.dropped)
         report.left.extend(replace(problem, namespace=name) for problem in more.left)

@@ -17,6 +17,7 @@ from memdb.codecs.centre import Centre, Sample, angles_that_pay
 from memdb.codecs.parameters import fitted_name, read_parameters, write_parameters
 from memdb.codecs.rope import Turns
 from memdb.types.memory import from_float32, to_float32
+from memdb.types.native import of_the_machine
 from memdb.types.shape import MemoryShape
 
 _COARSE_BITS = 14  # of each half of a vector, at most
@@ -55,7 +56,8 @@ class Quantizer:
         try:
             index = faiss.deserialize_index(self.index)
         except RuntimeError as error:
-            raise ValueError(f"a codec's index does not decode ({error})") from error
+            damaged = ValueError(f"a codec's index does not decode ({error})")
+            raise (of_the_machine(error) or damaged) from error
         d = self.centre.means.shape[-1]
         if index.d != d or not isinstance(_layers(index), faiss.Index2Layer):
             raise ValueError(f"a codec's index is none for vectors of {d} numbers")

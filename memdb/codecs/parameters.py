@@ -51,7 +51,6 @@ def read_parameters(data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]
         TypeError,
         AttributeError,
         OverflowError,
-        RecursionError,
     ) as error:
         raise ValueError(f"a codec's parameters do not decode ({error!r})") from error
     if at != len(data):

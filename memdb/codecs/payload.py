@@ -245,6 +245,10 @@ def codec_of(payload: bytes | memoryview) -> str:
 
 
 def memory_sizes(payload: bytes | memoryview) -> tuple[int, int]:
-    """Of a memory's payload: its pairs, and the bytes of its coded keys and values together."""
-    _, pairs, key_bytes, value_bytes = _HEAD.unpack_from(payload, 1 + payload[0])
+    """Of a memory's payload: its pairs, and the bytes of its coded keys and values together;
+    ValueError if the bytes have no head."""
+    try:
+        _, pairs, key_bytes, value_bytes = _HEAD.unpack_from(payload, 1 + payload[0])
+    except (struct.error, IndexError) as error:
+        raise ValueError(f"the memory's head does not decode ({error})") from error
     return int(pairs), int(key_bytes + value_bytes)

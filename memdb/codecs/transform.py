@@ -17,6 +17,7 @@ from memdb.codecs.base import FittedCodec, Layout, Part, require_bytes
 from memdb.codecs.centre import Centre
 from memdb.codecs.parameters import fitted_name, read_parameters, write_parameters
 from memdb.types.memory import from_float32, to_float32
+from memdb.types.native import of_the_machine
 from memdb.types.shape import MemoryShape
 
 #: Numbers to a byte -> the largest level that fits.
@@ -292,7 +293,8 @@ def _inflated(section: memoryview, streams: Sequence[Stream], size: int) -> list
         try:
             data = inflate.decompress(section[at : at + length], due + 1)
         except zlib.error as error:
-            raise ValueError(f"its vectors do not decode ({error})") from error
+            damaged = ValueError(f"its vectors do not decode ({error})")
+            raise (of_the_machine(error) or damaged) from error
         if len(data) != due or not inflate.eof or inflate.unused_data:
             raise ValueError(f"its vectors are {len(data)} codes where {due} are due")
         found.append(data)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 
 from memdb.errors import CorruptRecordError
 from memdb.storage.durable import sync
+from memdb.types.canonical import read_json
+from memdb.types.native import of_the_machine
 
 FILE = "index.faiss"
 NEW = FILE + ".new"
@@ -42,6 +45,8 @@ class IndexInfo:
     Attributes:
         database: id of the database it was built from.
         change: the change up to which it is built.
+        seal: what names that change (`Transaction.change_seal`); empty in a file of a release that
+            gave none.
         references: how many vectors it holds.
         dimension: their length.
         lists: clusters.
@@ -52,6 +57,7 @@ class IndexInfo:
 
     database: str
     change: int
+    seal: str
     references: int
     dimension: int
     lists: int
@@ -111,6 +117,24 @@ class AnnIndex:
         self._index.search_c(len(queries), faiss.swig_ptr(queries), k, *pointers, parameters)
         return scores, ids
 
+    def vectors(self) -> Iterator[tuple[Ids, Vectors]]:
+        """Ids and vectors, (n,) and (n, dimension), as they are held, cluster by cluster.
+
+        Raises:
+            CorruptRecordError: they are held in another form.
+        """
+        lists = self._index.invlists
+        width = 2 * self.info.dimension
+        if lists.code_size != width:
+            raise _damaged("its vectors are no float16")
+        for cluster in range(lists.nlist):
+            size = lists.list_size(cluster)
+            if size:
+                ids = faiss.rev_swig_ptr(lists.get_ids(cluster), size).copy()
+                codes = faiss.rev_swig_ptr(lists.get_codes(cluster), size * width)
+                vectors = codes.view("<f2").reshape(size, -1).astype(np.float32)
+                yield ids, vectors
+
     def quantizer(self) -> Any:
         """The clusters' centres, as a FAISS index of its own."""
         return faiss.clone_index(faiss.downcast_index(self._index.quantizer))
@@ -165,7 +189,7 @@ def _read(path: Path) -> tuple[IndexInfo, Any]:
     try:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
-        raise _damaged(str(error)) from error
+        raise (of_the_machine(error) or _damaged(str(error))) from error
     if (index.ntotal, index.d) != (info.references, info.dimension):
         raise _damaged("it does not hold what it says")
     return info, index
@@ -187,15 +211,19 @@ def _read_info(path: Path) -> IndexInfo:
     if xxhash.xxh3_64_intdigest(text) != checksum:
         raise _damaged("its checksum does not match")
     try:
-        values = json.loads(text)
+        values = read_json(text)
         of_the_index = values.pop("checksum")
+        values.setdefault("seal", "")  # a file of a release that wrote none
         info = IndexInfo(**{field.name: values[field.name] for field in fields(IndexInfo)})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(f"its description does not decode ({error})") from error
     numbers = {
-        name: value for name, value in asdict(info).items() if name not in ("database", "recall")
+        name: value
+        for name, value in asdict(info).items()
+        if name not in ("database", "recall", "seal")
     }
-    if any(type(number) is not int or number < 0 for number in numbers.values()):
+    named = isinstance(info.database, str) and isinstance(info.seal, str)
+    if not named or any(type(number) is not int or number < 0 for number in numbers.values()):
         raise _damaged("its description is not one of an index")
     if of_the_index != _checksum(path, end):
         raise _damaged("its checksum does not match")

@@ -8,10 +8,11 @@ from typing import Any
 import faiss
 import numpy as np
 
+from memdb.errors import CorruptRecordError
 from memdb.index.ann import AnnIndex, Ids, IndexInfo, Vectors, search_parameters
 from memdb.index.view import exact_search
 from memdb.protocols import Progress
-from memdb.storage.record_layout import EMBEDDINGS
+from memdb.storage.record_layout import CHANGES, EMBEDDINGS
 from memdb.storage.transaction import Transaction
 
 _LISTS_PER_ROOT = 4  # clusters are 4 times the square root of the number of vectors
@@ -49,9 +50,12 @@ def build_index(
 
     Raises:
         Cancelled: it said so.
-        CorruptRecordError: an embedding is damaged.
+        CorruptRecordError: an embedding, or the newest change, is damaged.
     """
     change = transaction.last_change()
+    seal = transaction.change_seal(change)
+    if seal is None:
+        raise CorruptRecordError(CHANGES, str(change), "it is missing")
     numbers = transaction.numbers(EMBEDDINGS)
     n = len(numbers)
     centres, trained = _centres(transaction, numbers, dimension, previous, progress, cancelled)
@@ -83,6 +87,7 @@ def build_index(
     info = IndexInfo(
         database=database,
         change=change,
+        seal=seal,
         references=n,
         dimension=dimension,
         lists=int(centres.ntotal),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from memdb.errors import InvalidInputError
+from memdb.storage.record_layout import checked_setting
 from memdb.storage.transaction import Transaction
 
 #: `auto`: by size and measured recall; `exact`: all vectors are compared; `ivf`: always a file.
@@ -50,8 +51,11 @@ class IndexPolicy:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> IndexPolicy:
-        """The inverse of `to_json`."""
-        return cls(values["kind"], values["recall"], tuple(values["keys"]))
+        """The inverse of `to_json`; ValueError if it is none."""
+        keys = checked_setting("index", values)["keys"]
+        if not all(isinstance(key, str) for key in keys):
+            raise ValueError("its field 'keys' has a value that is no text")
+        return cls(values["kind"], values["recall"], tuple(keys))
 
     def wants_file(self, references: int) -> bool:
         """Whether a store of so many references gets an index file."""

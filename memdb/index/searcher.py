@@ -16,6 +16,7 @@ import numpy as np
 from memdb.errors import CorruptRecordError, MemDBError, StorageError
 from memdb.index.ann import FILE, AnnIndex, Ids, IndexInfo, Vectors, file_stamp, write_index
 from memdb.index.build import Cancelled, build_index
+from memdb.index.checking import is_of_this_past
 from memdb.index.policy import IndexPolicy, is_stale
 from memdb.index.view import View, all_found, exact_search
 from memdb.protocols import Progress, no_progress
@@ -151,7 +152,10 @@ class Searcher:
             return view
         if stamp == self._bad or (view is not None and view.base and view.base.stamp == stamp):
             return view
-        base = self._previous(generation, transaction)
+        try:
+            base = self._opened(generation, transaction)
+        except OSError:  # it may be read at the next look
+            return view
         if base is None:
             self._bad = stamp  # it costs a rebuild, never an error
             return view
@@ -246,6 +250,7 @@ class Searcher:
             progress,
             cancelled,
         )
+        transaction.sync()  # a file that outlived the state it was built from would be believed
         write_index(index, info, folder)
         return info
 
@@ -256,14 +261,25 @@ class Searcher:
         return None if now is None else now.changed
 
     def _previous(self, folder: Path, transaction: Transaction) -> AnnIndex | None:
-        """The index file there is, if it is one of this database, and of no later state."""
+        """The index file there is, if one is to be had that is of this state's past."""
+        try:
+            return self._opened(folder, transaction)
+        except OSError:  # a disk that refuses: search is right without
+            return None
+
+    def _opened(self, folder: Path, transaction: Transaction) -> AnnIndex | None:
+        """As `_previous`, but it says why the file cannot be had: that is no fault of the file's.
+
+        Raises:
+            OSError: it cannot be read, or there is none.
+        """
         try:
             index = AnnIndex(folder / FILE)
-        except (OSError, CorruptRecordError):
+            info = index.info
+            right = info.database == self._store.id and info.dimension == self._dimension
+            return index if right and is_of_this_past(info, transaction) else None
+        except CorruptRecordError:
             return None
-        info = index.info
-        right = info.database == self._store.id and info.dimension == self._dimension
-        return index if right and info.change <= transaction.last_change() else None
 
     def _build_if_due(self, view: View, transaction: Transaction) -> None:
         """Build in the background what is due; searches go on over what there is."""

@@ -12,6 +12,7 @@ from functools import cached_property
 from tokenizers import Tokenizer
 
 from memdb.errors import InvalidInputError, MissingPartError
+from memdb.types.canonical import read_json
 
 # What ends a sentence: a stop with closing quotes and white space behind it, a full-width stop, an
 # empty line.
@@ -46,9 +47,13 @@ def text_tokenizer(tokenizer: str) -> Tokenizer:
         InvalidInputError: it does not load.
     """
     try:
-        parts = json.loads(tokenizer)
+        parts = read_json(tokenizer.encode())
+        if not isinstance(parts, dict):
+            raise ValueError("it is no JSON object")
         made = Tokenizer.from_str(json.dumps({**parts, "added_tokens": []}))
-    except Exception as error:  # tokenizers raises the bare class
+    except Exception as error:
+        if type(error) is not Exception and not isinstance(error, ValueError):
+            raise  # no complaint of the tokenizer, for which `tokenizers` has the bare class
         raise InvalidInputError(f"the tokenizer does not load: {error}") from error
     made.no_truncation()
     made.no_padding()

@@ -164,6 +164,11 @@ class Environment:
         self._cleared = time.monotonic()
         self._environment.reader_check()
 
+    def sync(self) -> None:
+        """Wait until all that was committed, by whichever process, is on the disk, whatever the
+        durability."""
+        self._environment.sync(True)
+
     def copy(self, folder: Path) -> None:
         """Write the state of this moment, without free pages, as `data.mdb` of a folder."""
         self._environment.copy(str(folder), compact=True)
@@ -207,7 +212,7 @@ def _setting(inner: Any, table: Any, name: str) -> Any:
     payload = record_layout.unseal(SETTINGS, name.encode(), record)[1]
     try:
         return read_json(payload)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CorruptRecordError(SETTINGS, repr(name), str(error)) from error
 
 

@@ -5,6 +5,7 @@ storage_format.md describes the same bytes in prose; the two must agree.
 
 from __future__ import annotations
 
+import secrets
 import struct
 import threading
 from collections.abc import Iterable
@@ -18,8 +19,10 @@ import zstandard
 from numpy.typing import NDArray
 
 from memdb.errors import CorruptRecordError
+from memdb.types.canonical import read_json
 from memdb.types.checks import TEXT_LIMIT
 from memdb.types.document import Reference
+from memdb.types.native import of_the_machine
 
 FORMAT_VERSION = 2
 
@@ -41,6 +44,8 @@ TABLES = (SETTINGS, DOCUMENTS, METADATA, REFERENCES, EMBEDDINGS, MEMORIES, CHANG
 
 #: What a change did to a reference.
 INSERTED, DELETED, REMEMBERED, FORGOTTEN = 1, 2, 3, 4
+#: Of no reference: random bits, so that the record's seal names this very change.
+NAMED = 5
 
 _SEAL = struct.Struct("<QII")  # checksum, version, payload length
 _REST = struct.Struct("<II")  # what the checksum is of, with the payload
@@ -130,6 +135,11 @@ def unseal(table: str, key: bytes | memoryview, record: memoryview) -> tuple[int
     return int(version), payload
 
 
+def seal_in(record: bytes | memoryview) -> str:
+    """The checksum that a record begins with, 16 hexadecimal digits, highest first."""
+    return f"{_KEY.unpack_from(record)[0]:016x}"
+
+
 def readable(table: str, key: bytes) -> str:
     """A key for an error message."""
     if table in INTEGER_TABLES and len(key) == _KEY.size:
@@ -172,7 +182,7 @@ class DocumentEntry:
 
     @classmethod
     def read(cls, version: int, payload: memoryview) -> DocumentEntry:
-        """The inverse of `payload`."""
+        """The inverse of `payload`; ValueError if it is none."""
         ids = np.frombuffer(payload[64:], "<i8")
         if ids.min(initial=1) < 1:
             raise ValueError("it lists a reference with a number below 1")
@@ -192,25 +202,32 @@ def reference_bytes(ordinal: int, tokens: int, document: bytes, text: str) -> by
 
 
 def read_owner(payload: bytes | memoryview) -> bytes:
-    """Of a reference's payload, the id of its document, as UTF-8."""
-    size = _REFERENCE.unpack_from(payload)[2]
+    """Of a reference's payload, the id of its document, as UTF-8; ValueError if it is too short."""
+    size = _head(payload)[2]
     return bytes(payload[_REFERENCE.size : _REFERENCE.size + size])
 
 
 def owner_in(record: bytes) -> bytes:
-    """As `read_owner`, of a whole record whose seal is not checked; struct.error if it is too
-    short."""
+    """As `read_owner`, of a whole record whose seal is not checked."""
     return read_owner(record[_SEAL.size :])
 
 
 def read_tokens(payload: bytes | memoryview) -> int:
-    """Of a reference's payload, its length in tokens."""
-    return int(_REFERENCE.unpack_from(payload)[1])
+    """Of a reference's payload, its length in tokens; ValueError if it is too short."""
+    return int(_head(payload)[1])
+
+
+def _head(payload: bytes | memoryview) -> tuple[int, int, int]:
+    """Ordinal, tokens and bytes of the document's id."""
+    try:
+        return _REFERENCE.unpack_from(payload)
+    except struct.error as error:
+        raise ValueError(f"its head does not decode ({error})") from error
 
 
 def read_reference(number: int, version: int, payload: bytes | memoryview) -> Reference:
-    """The inverse of `reference_payload`."""
-    ordinal, tokens, size = _REFERENCE.unpack_from(payload)
+    """The inverse of `reference_payload`; ValueError if it is no reference's."""
+    ordinal, tokens, size = _head(payload)
     at = _REFERENCE.size + size
     return Reference(
         id=number,
@@ -222,9 +239,23 @@ def read_reference(number: int, version: int, payload: bytes | memoryview) -> Re
     )
 
 
+def read_metadata(payload: bytes | memoryview) -> dict[str, Any]:
+    """A document's metadata; ValueError if it is no JSON object."""
+    values = read_json(payload)
+    if not isinstance(values, dict):
+        raise ValueError("it is no JSON object")
+    return values
+
+
 def read_embedding(payload: memoryview) -> NDArray[np.float32]:
-    """(dimension,) float32."""
+    """(dimension,) float32; ValueError if the bytes are no numbers."""
     return np.frombuffer(payload, "<f4").copy()
+
+
+def new_name() -> tuple[int, int]:
+    """The entry that tells a change from every other one, also from one that was undone. Less than
+    0, so that no reference has it."""
+    return NAMED, int.from_bytes(secrets.token_bytes(8), "little", signed=True) | -(1 << 63)
 
 
 def changes_payload(changes: Iterable[tuple[int, int]]) -> bytes:
@@ -233,7 +264,9 @@ def changes_payload(changes: Iterable[tuple[int, int]]) -> bytes:
 
 
 def read_changes(payload: memoryview) -> NDArray[Any]:
-    """Structured array with the fields `what` and `reference`."""
+    """Structured array with the fields `what` and `reference`; ValueError if it has none."""
+    if not len(payload):
+        raise ValueError("it has no entries")
     return np.frombuffer(payload, _CHANGE).copy()
 
 
@@ -247,11 +280,14 @@ def compress(text: bytes) -> bytes:
 
 
 def decompress(frame: bytes | memoryview) -> bytes:
-    """The content of one zstandard frame; a claim of more than 256 MiB is refused."""
-    size = zstandard.frame_content_size(frame)
-    if not 0 <= size <= TEXT_LIMIT:
-        raise ValueError(f"a compressed text claims {size} bytes")
-    return _contexts.decompressor.decompress(frame)
+    """The content of one zstandard frame; ValueError if it is none, or claims more than 256 MiB."""
+    try:
+        size = zstandard.frame_content_size(frame)
+        if not 0 <= size <= TEXT_LIMIT:
+            raise ValueError(f"a compressed text claims {size} bytes")
+        return _contexts.decompressor.decompress(frame)
+    except zstandard.ZstdError as error:
+        raise (of_the_machine(error) or ValueError(str(error))) from error
 
 
 class _Contexts(threading.local):

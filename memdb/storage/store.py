@@ -155,7 +155,7 @@ class Store:
                 f"'{self.folder}' has outgrown the address space that this process may take "
                 f"({error}); raise its limit (`ulimit -v`) and open the database again"
             ) from error
-        if isinstance(error, lmdb.CorruptedError):
+        if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError)):
             raise CorruptRecordError("?", "?", f"LMDB: {error}") from error
         if isinstance(error, lmdb.Error):
             raise StorageError(f"'{self.folder}': {error}") from error

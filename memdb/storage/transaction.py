@@ -3,7 +3,7 @@ read is a copy that outlives the transaction."""
 
 from __future__ import annotations
 
-import struct
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,8 @@ from memdb.storage.record_layout import (
     CHANGES,
     DOCUMENTS,
     EMBEDDINGS,
+    FORGOTTEN,
+    INSERTED,
     MEMORIES,
     METADATA,
     REFERENCES,
@@ -74,6 +76,12 @@ class Transaction:
         again."""
         self._within_a_store().require_unforked()
 
+    def sync(self) -> None:
+        """Wait until the state that it reads is on the disk, whatever the durability. What is
+        derived from a state, and kept, is kept after this: else a power cut might undo the state
+        alone."""
+        self._within_a_store().sync()
+
     def file_size(self) -> int:
         """Bytes of the generation's records on the disk."""
         return self._within_a_store().size()
@@ -102,7 +110,7 @@ class Transaction:
 
     def read_setting(self, name: str, read: Callable[[Any], T]) -> T:
         """What `read` makes of a setting that every database has; `CorruptRecordError` if it
-        refuses the value."""
+        refuses the value, with ValueError."""
         return self._require(  # type: ignore[no-any-return]
             SETTINGS, name.encode(), lambda _, p: read(read_json(p))
         )
@@ -165,7 +173,7 @@ class Transaction:
         def read(found: int, payload: memoryview) -> dict[str, Any]:
             if version not in (None, found):
                 raise ValueError(f"it has version {found}, its document version {version}")
-            return dict(read_json(payload))
+            return record_layout.read_metadata(payload)
 
         return self._require(METADATA, name.encode(), read)  # type: ignore[no-any-return]
 
@@ -290,14 +298,35 @@ class Transaction:
         return int(self.required_setting("counters")["last_change"])
 
     def changes(self, after: int) -> Iterator[NDArray[Any]]:
-        """The changes behind number `after`, oldest first; fields `what` and `reference`."""
+        """The changes behind number `after`, oldest first; fields `what` and `reference`. Entries
+        that are about no reference, or that a later release wrote, are left out."""
         cursor = self._inner.cursor(self._tables[CHANGES])
         if cursor.set_range(integer_key(after + 1)):
             for key, record in cursor:
                 found = record_layout.unseal(CHANGES, key, record)
-                yield decoded(
+                entries = decoded(
                     CHANGES, bytes(key), found, lambda _, p: record_layout.read_changes(p)
                 )
+                yield entries[(entries["what"] >= INSERTED) & (entries["what"] <= FORGOTTEN)]
+
+    def change_seal(self, number: int) -> str | None:
+        """What names a change, and with it the state behind it: 16 hexadecimal digits. A number
+        alone does not: after a power cut that undid some changes, others get their numbers.
+
+        Returns:
+            None if the log does not reach back so far; empty if it begins there, and was cut by a
+            release that gave no name.
+
+        Raises:
+            CorruptRecordError: the record is damaged.
+        """
+        key = integer_key(number)
+        record = self.record(CHANGES, key)
+        if record is not None:
+            record_layout.unseal(CHANGES, key, record)
+            return record_layout.seal_in(record)
+        counters = self.required_setting("counters")
+        return str(counters.get("trimmed_seal", "")) if number == counters["trimmed"] else None
 
     def log(self, changes: list[tuple[int, int]]) -> None:
         """Note what happened to references, for the change log."""
@@ -309,8 +338,18 @@ class Transaction:
             return
         counters = self.required_setting("counters")
         number = counters["last_change"] + 1
-        self.put(CHANGES, integer_key(number), 1, record_layout.changes_payload(self._changes))
+        entries = [*self._changes, record_layout.new_name()]
+        self.put(CHANGES, integer_key(number), 1, record_layout.changes_payload(entries))
         self.put_setting("counters", {**counters, "last_change": number})
+
+    def cut_log(self, last: int) -> None:
+        """Begin the change log anew: all changes up to number `last` are no longer in it."""
+        self.empty(CHANGES)
+        counters = self.setting("counters")  # which had less fields in version 1
+        name = secrets.token_hex(8)
+        self.put_setting(
+            "counters", {**counters, "last_change": last, "trimmed": last, "trimmed_seal": name}
+        )
 
     # --- counts ---
 
@@ -384,7 +423,7 @@ class Transaction:
         try:
             reference = bytes(get(key, b"", tables[REFERENCES]))
             metadata = get(record_layout.owner_in(reference), None, tables[METADATA])
-        except (struct.error, lmdb.Error):  # the record is damaged, or not there
+        except (ValueError, lmdb.BadValsizeError):  # the record is damaged, or not there
             metadata = None
         if metadata is None:
             # This finds out what is wrong with which.
@@ -436,15 +475,16 @@ class Transaction:
 
 
 def decoded(table: str, key: bytes, found: tuple[int, Any], decode: Any) -> Any:
-    """`decode(version, payload)`; what goes wrong is a damaged record and is named, or a newer
-    one."""
+    """`decode(version, payload)`. What it says of the bytes, as a ValueError, means a damaged
+    record, which is named; so is a newer one. All else that goes wrong (memory that is not to be
+    had, a file that cannot be read) is no damage, and is raised as it is."""
     try:
         return decode(*found)
     except (FormatError, MismatchError) as error:
         raise type(error)(
             f"record {record_layout.readable(table, key)} of table '{table}': {error}"
         ) from error
-    except Exception as error:
+    except (ValueError, CorruptRecordError) as error:  # the latter: of what it is decoded with
         raise CorruptRecordError(table, record_layout.readable(table, key), str(error)) from error
 
 

@@ -64,10 +64,11 @@ class Usage:
 
 
 def read_usage(folder: Path) -> Counter[int]:
-    """The counts in a generation's file; none if it is missing or damaged."""
+    """The counts in a generation's file; none if it is missing or damaged. OSError if it cannot be
+    read: who took that for none would write over it."""
     try:
         content = (folder / FILE).read_bytes()
-    except OSError:
+    except FileNotFoundError:
         return Counter()
     entries = content[16:]
     right = content[:8] == _MAGIC and content[8:16] == _digest(entries)

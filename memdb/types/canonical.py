@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 _ENCODER = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
 )
+_DEEPEST = 64  # that metadata may nest
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 def json_payload(value: object) -> bytes:
@@ -17,5 +20,24 @@ def json_payload(value: object) -> bytes:
 
 
 def read_json(payload: bytes | memoryview) -> Any:
-    """The inverse of `json_payload`; it takes any JSON."""
-    return json.loads(bytes(payload))
+    """The inverse of `json_payload`; it takes any JSON.
+
+    Raises:
+        ValueError: it is none, or nests too deep.
+    """
+    data = bytes(payload)
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        if (depth := _depth(data)) > _DEEPEST:
+            raise ValueError(f"its values nest {depth} deep") from error
+        raise  # the caller's stack was nearly full
+
+
+def _depth(data: bytes) -> int:
+    """How deep the objects and arrays of a JSON text nest."""
+    depth = deepest = 0
+    for mark in re.findall(rb"[][{}]", _STRINGS.sub(b"", data)):
+        depth += 1 if mark in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest

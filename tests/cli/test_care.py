@@ -58,7 +58,11 @@ def test_verify_says_what_is_wrong_and_repair_mends_it(run: Run, db: Path) -> No
     assert "1 problem; `memdb repair" in result.stderr
     (row,) = rows(run("verify", "--json", code=1))
     assert (row["table"], row["key"], row["document"]) == ("memories", "2", "doc-1")
-    assert "mended: the memory of reference 2" in run("repair").stdout
+    told = run("repair").stdout
+    assert "mended: the memory of reference 2" in told
+    assert "put aside: memories, record 2\n" in told
+    (file,) = db.glob("gen-*/aside-*.jsonl")
+    assert f"they are in '{file}'; `memdb compact` removes it" in told
     run("verify")
     assert documents(run)[1] == ("doc-1", "Text number 1.", 0)
 
@@ -68,7 +72,10 @@ def test_what_is_lost_is_named_and_deleted_only_when_asked(run: Run, db: Path) -
     result = run("repair", code=1)
     assert "left: references, record 3 (document 'doc-2')" in result.stdout
     assert "--drop-damaged deletes their documents" in result.stderr
-    assert "deleted: document 'doc-2'" in run("repair", "--drop-damaged").stdout
+    told = run("repair", "--drop-damaged", "--aside", str(db.parent / "kept")).stdout
+    assert "deleted: document 'doc-2'" in told
+    assert f"they are in '{db.parent / 'kept' / 'aside-000001.jsonl'}'\n" in told
+    assert "put aside: references, record 3" in told
     run("verify")
     assert [name for name, _, _ in documents(run)] == [f"doc-{n}" for n in (0, 1, 3, 4, 5)]
 

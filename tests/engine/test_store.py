@@ -595,8 +595,11 @@ def test_the_change_log_tells_what_happened_in_order(path: Path) -> None:
             (bytes(key), read_changes(unseal(CHANGES, key, record)[1]).tolist())
             for key, record in inner.cursor(handles[CHANGES])
         ]
-    inserted, deleted, remembered = 1, 2, 3
+    inserted, deleted, remembered, named = 1, 2, 3, 5
     assert [key for key, _ in log] == [integer_key(n) for n in (1, 2, 3, 4)]
+    names = [entries.pop() for _, entries in log]
+    assert [what for what, _ in names] == 4 * [named]
+    assert len({bits for _, bits in names if bits < 0}) == 4
     assert [entries for _, entries in log] == [
         [(inserted, 1)],
         [(inserted, 2), (remembered, 2)],

@@ -26,7 +26,7 @@ from tests.storage_format.document import rows
 
 INTEGER_KEYS = {"references", "embeddings", "memories", "changes"}
 TABLES = {"settings", "documents", "metadata", "postings"} | INTEGER_KEYS
-INSERTED, DELETED, REMEMBERED, FORGOTTEN = 1, 2, 3, 4
+INSERTED, DELETED, REMEMBERED, FORGOTTEN, NAMED = 1, 2, 3, 4, 5
 OTHER = b"\x7f"
 WHITE_SPACE = (
     "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007"
@@ -185,10 +185,19 @@ class Database:
         return Memory(codec, counts, positions, payload[at : at + k], payload[at + k :])
 
     def changes(self) -> dict[int, list[tuple[int, int]]]:
+        """What happened to which reference, by the number of the change."""
         return {
-            number(key): list(struct.iter_unpack("<Bq", payload))
+            number(key): [e for e in struct.iter_unpack("<Bq", payload) if e[0] != NAMED]
             for key, (_, payload) in self.table("changes").items()
         }
+
+    def name(self, change: int) -> str | None:
+        """What names a change; None if the log does not reach back so far."""
+        record = self.records["changes"].get(struct.pack("<Q", change))
+        if record is not None:
+            return record[7::-1].hex()
+        counters = self.setting("counters")
+        return counters.get("trimmed_seal", "") if change == counters["trimmed"] else None
 
     def postings(self) -> dict[tuple[bytes, bytes], list[tuple[int, tuple[int, ...]]]]:
         """By metadata key and value, both as in the table's keys: bound and ids of each block."""
@@ -247,6 +256,7 @@ def read_index(path: Path, database: Database) -> IndexFile:
     assert said["database"] == database.setting("format")["id"]
     assert said["dimension"] == database.setting("embedder")["dimension"]
     assert said["change"] <= database.setting("counters")["last_change"]
+    assert said["seal"] == database.name(said["change"])
     lists = faiss.extract_index_ivf(index).invlists
     held = [
         faiss.rev_swig_ptr(lists.get_ids(n), lists.list_size(n)).tolist()
@@ -442,7 +452,7 @@ def changes_have_no_gaps(database: Database) -> None:
     last, trimmed = counters["last_change"], counters["trimmed"]
     assert 0 <= trimmed <= last
     assert sorted(database.changes()) == list(range(trimmed + 1, last + 1))
-    assert all(database.changes().values())
+    assert all(len(payload) >= 9 for _, payload in database.table("changes").values())
 
 
 def changes_lead_here(database: Database) -> None:

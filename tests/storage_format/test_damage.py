@@ -65,6 +65,11 @@ def trim(
     return database
 
 
+def in_log(database: Database, change: Callable[[bytes], bytes]) -> None:
+    """The first change has other entries, but for its name, which is the last."""
+    edit(database, "changes", lambda p: change(p[:-9]) + p[-9:])
+
+
 def cold_reference(database: Database) -> int:
     return min(set(database.references()) - set(database.memories()))
 
@@ -175,11 +180,11 @@ DAMAGE: dict[int, list[Callable[[Database], Any]]] = {
         lambda d: edit(d, "changes", lambda _: b""),
     ],
     14: [
-        lambda d: edit(d, "changes", lambda p: p[9:]),
-        lambda d: edit(d, "changes", lambda p: p[:-9]),
-        lambda d: edit(d, "changes", lambda p: p + p[:9]),
-        lambda d: edit(d, "changes", lambda p: p[:-9] + bytes([DELETED]) + p[-8:]),
-        lambda d: edit(d, "changes", lambda p: p[:-9] + bytes([FORGOTTEN]) + p[-8:]),
+        lambda d: in_log(d, lambda p: p[9:]),
+        lambda d: in_log(d, lambda p: p[:-9]),
+        lambda d: in_log(d, lambda p: p + p[:9]),
+        lambda d: in_log(d, lambda p: p[:-9] + bytes([DELETED]) + p[-8:]),
+        lambda d: in_log(d, lambda p: p[:-9] + bytes([FORGOTTEN]) + p[-8:]),
         lambda d: trim(d, [(DELETED, 1)]),
         lambda d: trim(d, [(FORGOTTEN, 1)]),
         lambda d: trim(d, [(INSERTED, 1)]),
@@ -325,9 +330,10 @@ def test_the_verifier_takes_what_may_be(sound: Database) -> None:
         lambda d: edit(d, "memories", lambda p: rename(p, "int9")),  # of a later release
         lambda d: edit(d, "memories", lambda p: rename(p, "new:0123456789abcdef")),
         lambda d: set_parameters(d, "new:0123456789abcdef", b"!"),
-        lambda d: edit(d, "changes", lambda p: p + p[-9:]),  # remembered again
-        lambda d: edit(d, "changes", lambda p: p[:-9] + b"\4" + p[-8:] + p[-9:]),
-        lambda d: edit(d, "changes", lambda p: p[:9] + b"\x09" + p[1:]),  # not known
+        lambda d: in_log(d, lambda p: p + p[-9:]),  # remembered again
+        lambda d: in_log(d, lambda p: p[:-9] + b"\4" + p[-8:] + p[-9:]),
+        lambda d: in_log(d, lambda p: p[:9] + b"\x09" + p[1:]),  # not known
+        lambda d: edit(d, "changes", lambda p: p[:-9]),  # without a name, of an older release
         lambda d: trim(d, last_change=8),
         lambda d: trim(d, [(REMEMBERED, 1)]),
         lambda d: trim(d, [(FORGOTTEN, cold_reference(d))]),

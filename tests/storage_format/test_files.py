@@ -97,6 +97,9 @@ INVALID: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda _: b"",
     "database": lambda c: described(c, {**description(c), "database": 32 * "0"}),
     "change": lambda c: described(c, {**description(c), "change": 10**6}),
+    "another number": lambda c: described(c, {**description(c), "change": 3}),
+    "seal": lambda c: described(c, {**description(c), "seal": 16 * "0"}),
+    "no seal": lambda c: described(c, {k: v for k, v in description(c).items() if k != "seal"}),
     "references": lambda c: described(c, {**description(c), "references": 1}),
     "field": lambda c: described(c, {k: v for k, v in description(c).items() if k != "lists"}),
 }
@@ -147,8 +150,8 @@ def test_every_file_of_a_generation_is_in_the_document(tmp_path: Path) -> None:
     assert names_in(path) | {"CURRENT.new"} == {
         n.replace("gen-NNNNNN/", "gen-000001") for n in folder
     }
-    assert ", ".join(sorted(names_in(path / "gen-000001"))) == ", ".join(sorted(generation[:-1]))
-    assert generation[-1] == "index.faiss.new`, `usage.N.new"
+    assert ", ".join(sorted(names_in(path / "gen-000001"))) == ", ".join(sorted(generation[:-2]))
+    assert generation[-2:] == ["index.faiss.new`, `usage.N.new", "aside-NNNNNN.jsonl"]
 
 
 def test_files_beside_the_data_may_be_deleted(tmp_path: Path, indexed: Path) -> None:
@@ -219,7 +222,10 @@ def test_compaction_replaces_the_generation_and_empties_the_log(tmp_path: Path) 
     assert after.setting("format") == before.setting("format")
     assert after.changes() == {}
     counters = middle.setting("counters")
-    assert after.setting("counters") == {**counters, "trimmed": counters["last_change"]}
+    cut = after.setting("counters")
+    assert re.fullmatch("[0-9a-f]{16}", name := cut.pop("trimmed_seal"))
+    assert after.name(counters["last_change"]) == name
+    assert cut == {**counters, "trimmed": counters["last_change"]}
     assert after.setting("index") == before.setting("index")
     assert derived_from_records(after) == derived_from_records(middle)
     generation = path / "gen-000008"
@@ -347,7 +353,8 @@ def test_migration_changes_what_the_document_says(tmp_path: Path, sound: Databas
     assert broken(migrated) == set()
     assert migrated.setting("format") == sound.setting("format")
     last = sound.setting("counters")["last_change"]
-    assert migrated.setting("counters") == {**sound.setting("counters"), "trimmed": last}
+    cut = {"trimmed": last, "trimmed_seal": migrated.name(last)}
+    assert migrated.setting("counters") == {**sound.setting("counters"), **cut}
     (stated,) = re.findall(r"`index` is\s+`(.*?)`", section("Version 1"))
     assert migrated.records["settings"][b"index"] == seal("settings", b"index", 1, stated.encode())
     assert last > 0

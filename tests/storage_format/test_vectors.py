@@ -49,6 +49,7 @@ from tests.storage_format.reader import (
     DELETED,
     FORGOTTEN,
     INSERTED,
+    NAMED,
     REMEMBERED,
     broken,
     frame,
@@ -57,6 +58,9 @@ from tests.storage_format.reader import (
     unseal,
     value_key,
 )
+
+#: The random bits of the example's only change.
+NAME = bytes([1, 2, 3, 4, 5, 6, 7, 0x88])
 
 
 def example() -> dict[str, Any]:
@@ -76,6 +80,7 @@ def test_the_example_database_has_the_records_of_the_document(
     calls = example()
     drawn = iter([calls["id"]])
     monkeypatch.setattr("secrets.token_hex", lambda size: next(drawn) if size == 16 else None)
+    monkeypatch.setattr("secrets.token_bytes", lambda size: NAME if size == 8 else None)
     shape = MemoryShape.from_json(calls["create"].pop("shape"))
     given = calls["insert"].pop("memory")
     memory = ExplicitMemory(
@@ -132,7 +137,10 @@ def test_the_example_database_by_hand() -> None:
         ("references", one): (1, struct.pack("<IHH", 0, 0, 1) + b"a" + frame_bytes),
         ("embeddings", one): (1, struct.pack("<2f", 0.6, 0.8)),
         ("memories", one): (1, b"".join(memory)),
-        ("changes", one): (1, struct.pack("<BqBq", INSERTED, 1, REMEMBERED, 1)),
+        ("changes", one): (
+            1,
+            struct.pack("<BqBqB", INSERTED, 1, REMEMBERED, 1, NAMED) + NAME,
+        ),
         ("postings", b"\4lang\5en\0\0" + bytes(8)): (1, one),
         # 2024 = 1.9765625 * 2^10: exponent 1023 + 10, and the sign turned to 1.
         ("postings", b"\4year\4" + bytes.fromhex("c09fa00000000000") + bytes(8)): (1, one),
@@ -394,6 +402,8 @@ def test_the_end_of_an_index_file(indexed: Path) -> None:
     said = json.loads(text)
     assert json.dumps(said) == text.strip()
     assert said["checksum"] == f"{xxhash.xxh3_64_intdigest(b''):016x}"
+    (change,) = records_of("A database")["changes"].values()
+    assert said["seal"] == change[:8][::-1].hex()
     made = described(bytes(3) + b"{}" + struct.pack("<QQ8s", 2, 0, b""), said)
     assert made == bytes(3) + text.strip().encode() + bytes.fromhex(re.sub("#.*", "", stated))
     real = (indexed / "gen-000001" / "index.faiss").read_bytes()
