@@ -163,8 +163,10 @@ def print_json(value: object) -> None:
 
 def hit_json(hit: Hit) -> dict[str, Any]:
     """A hit as JSON values, without its memory."""
+    worded = {} if hit.keyword_score is None else {"keyword_score": round(hit.keyword_score, 4)}
     return {
         "score": round(hit.score, 4),
+        **worded,
         "document": hit.reference.document_id,
         "reference": hit.reference.id,
         "version": hit.reference.version,

@@ -25,7 +25,7 @@ from memdb import Progress
 _LOOK_BACK = 600
 
 #: Stages that count references; others count documents, records or steps.
-_REFERENCES = ("embedding", "writing memories", "loading", "building the index")
+_REFERENCES = ("embedding", "writing memories", "loading", "building the index", "indexing words")
 
 
 class _Rate(ProgressColumn):

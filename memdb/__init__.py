@@ -56,7 +56,7 @@ from memdb.namespaces import (
 )
 from memdb.protocols import Embedder, MemoryWriter, Progress, Warmer, no_progress
 from memdb.readable import Readable, Snapshot
-from memdb.retrieval import Hit, Query, Retrieval
+from memdb.retrieval import Hit, Mode, Query, Retrieval
 from memdb.storage.environment import Durability
 from memdb.types.document import Document, Reference, StoredDocument
 from memdb.types.memory import ExplicitMemory, from_float32, to_float32
@@ -102,6 +102,7 @@ __all__ = [
     "MemoryWriter",
     "MismatchError",
     "MissingPartError",
+    "Mode",
     "NotADatabaseError",
     "PackedLayer",
     "PackedMemories",

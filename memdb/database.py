@@ -39,6 +39,7 @@ from memdb.ingest import recording
 from memdb.ingest.chunking import Chunker, Piece, text_tokenizer
 from memdb.ingest.corpus_run import IngestReport, ingest
 from memdb.ingest.load import DocumentBatch, LoadReport, load
+from memdb.keywords import Keywords
 from memdb.memories.attached import Attached
 from memdb.memories.cache import CacheStats, MemoryCache
 from memdb.memories.codec_choice import CodecChoice
@@ -102,6 +103,7 @@ class MemDB(Readable):
             store, self._attached, self.shape, self._codec_choice, self._cache
         )
         self._searcher = Searcher(store, dimension)
+        self._keywords = Keywords(store)
         self._retriever = Retriever(
             self._searcher,
             self._chunker,
@@ -109,6 +111,7 @@ class MemDB(Readable):
             self._memory_store,
             self._usage,
             dimension,
+            self._keywords,
         )
         self._rewriting = recut
         # Until a rewrite has cut them anew, references may be too long for the new model.
@@ -227,6 +230,7 @@ class MemDB(Readable):
         if not self._closed:
             self._closed = True
             self._searcher.close()
+            self._keywords.close()
             self._usage.flush(self._store.generation)
             self._store.close()
 
@@ -656,10 +660,26 @@ class MemDB(Readable):
                 )
         return self._searcher.build(progress, anew=True)
 
+    def build_keywords(self, *, progress: Progress = no_progress) -> None:
+        """Index the words of all references now, or bring their index in step. Searches with mode
+        `keyword` or `hybrid` do so themselves; this is for a large database, to be told of it.
+
+        Raises:
+            MissingPartError: this Python's SQLite has no full-text search.
+            StorageError: another process has been writing that index for half a minute.
+        """
+        self._require_open()
+        with self._store.read() as transaction:
+            self._keywords.build(transaction, progress)
+
     def index_if_due(self, progress: Progress = no_progress) -> None:
-        """Build the ANN index if so much changed since the last one that it is due."""
+        """Build the ANN index if so much changed since the last one that it is due, and index new
+        words, if any were asked for."""
         self._require_open()
         self._searcher.build(progress, if_due=True)
+        with self._store.read() as transaction:
+            if self._keywords.exists(transaction):
+                self._keywords.build(transaction, progress)
 
     def export(
         self,
@@ -732,7 +752,12 @@ class MemDB(Readable):
             "cache": vars(self.cache_stats()),
             "shape": self.shape.to_json(),
             "index": self._searcher.state(),
+            "keywords": self._keywords_state(),
         }
+
+    def _keywords_state(self) -> dict[str, object] | None:
+        with self._store.read() as transaction:
+            return self._keywords.state(transaction)
 
     def cache_stats(self) -> CacheStats:
         """What the cache of decoded memories holds, its hits and misses."""

@@ -12,7 +12,7 @@ from memdb.errors import InvalidInputError, UnknownDocumentError
 from memdb.filters.language import Filter, Where, parse
 from memdb.index import Pinned
 from memdb.memories.memory_store import MemoryStore, StoredMemory
-from memdb.retrieval import Query, Retrieval, Retriever
+from memdb.retrieval import Mode, Query, Retrieval, Retriever
 from memdb.storage.record_layout import DocumentEntry
 from memdb.storage.transaction import Transaction
 from memdb.types import checks as rules
@@ -78,13 +78,14 @@ class Readable(ABC):
                 return
             after = page[-1][0]
 
-    def query(self, text: str, k: int = 5, *, where: Where | None = None) -> Retrieval:
+    def query(
+        self, text: str, k: int = 5, *, where: Where | None = None, mode: Mode = "vector"
+    ) -> Retrieval:
         """The k references nearest to a text, best first, without their memories.
 
-        Raises:
-            InvalidInputError: the text is empty, k is less than 1, or the filter is wrong.
+        Args and errors: as of `retrieve`.
         """
-        return self.retrieve_batch([text], k, where=where, memories=False)[0]
+        return self.retrieve_batch([text], k, where=where, memories=False, mode=mode)[0]
 
     def retrieve(
         self,
@@ -93,6 +94,7 @@ class Readable(ABC):
         *,
         where: Where | None = None,
         accept: Callable[[Reference], bool] | None = None,
+        mode: Mode = "vector",
     ) -> Retrieval:
         """The k references nearest to a query, best first, with their memories (paper, 3.1: 5 for
         every 64 tokens). The memory of a cold reference is written and stored first.
@@ -109,15 +111,22 @@ class Readable(ABC):
                 The memories of those that it refuses are neither read nor written, and these do not
                 count as used. (The paper's evaluation refuses references that overlap the question
                 too much.)
+            mode: `vector`: by the similarity of embeddings. `keyword`: by the words that query and
+                reference share (BM25), without an embedder. `hybrid`: by both; hits come in the
+                order of the two together, with their cosines as scores. Words are indexed when they
+                are first asked for, 100,000 references in about a quarter of a minute
+                (`MemDB.build_keywords` tells of it), and what came since with each search.
 
         Raises:
-            InvalidInputError: the query is empty or of the wrong shape, k is less than 1, or the
-                filter is wrong.
-            MissingPartError: the query needs an embedder or a tokenizer, and there is none.
+            InvalidInputError: the query is empty or of the wrong shape, k is less than 1, the
+                filter or the mode is wrong, or an embedding is to be found by its words.
+            MissingPartError: the query needs an embedder or a tokenizer, and there is none; or
+                words, and this Python's SQLite has no full-text search.
+            StorageError: another process has been indexing words for half a minute.
             CorruptRecordError: a reference to be asked about is damaged.
         """
         only = None if accept is None else lambda _, reference: accept(reference)
-        return self.retrieve_batch([tokens], k, where=where, accept=only)[0]
+        return self.retrieve_batch([tokens], k, where=where, accept=only, mode=mode)[0]
 
     def retrieve_batch(
         self,
@@ -127,6 +136,7 @@ class Readable(ABC):
         where: Where | None = None,
         memories: bool = True,
         accept: Callable[[int, Reference], bool] | None = None,
+        mode: Mode = "vector",
     ) -> list[Retrieval]:
         """`retrieve` for several queries at once: embedded together, searched together.
 
@@ -138,9 +148,10 @@ class Readable(ABC):
             accept: as for `retrieve`; it is told the query's number, too: from 0, in the order of
                 `queries`. It is called while the database is read, and sees references of that
                 state.
+            mode: for all of them.
         """
         chosen = filter_of(where)
-        return self._retriever.retrieve(queries, k, memories, chosen, self._pinning(), accept)
+        return self._retriever.retrieve(queries, k, memories, chosen, self._pinning(), accept, mode)
 
     def _stored(self, transaction: Transaction, name: str, entry: DocumentEntry) -> StoredDocument:
         return StoredDocument(

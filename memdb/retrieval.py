@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from memdb.filters.matching import Matcher
 from memdb.index import Pinned, Searcher
 from memdb.ingest.chunking import Chunker
 from memdb.ingest.recording import unit_vectors
+from memdb.keywords import Found, Keywords, Matched, depth, fused
 from memdb.memories.attached import Attached
 from memdb.memories.memory_store import MemoryStore, StoredMemory
 from memdb.storage.record_layout import (
@@ -35,6 +36,9 @@ from memdb.types.memory import ExplicitMemory
 
 #: What to look for: a text, token ids, or an embedding.
 Query = str | Sequence[int] | NDArray[Any]
+#: How to look: by the similarity of vectors, by words, or by both.
+Mode = Literal["vector", "keyword", "hybrid"]
+MODES = ("vector", "keyword", "hybrid")
 #: Whether a reference may be a hit of the query of this number.
 Accept = Callable[[int, Reference], bool]
 
@@ -47,8 +51,11 @@ class Hit:
 
     Attributes:
         id: of the reference.
-        score: cosine similarity to the query; from an ANN index, to within 1e-3.
+        score: cosine similarity to the query; from an ANN index, to within 1e-3. Of a search by
+            words alone: the keyword score.
         stored: its memory as it is stored; None if not asked for, or cold without a writer.
+        keyword_score: how well it has the query's words (BM25): 0 where it has none; None in a
+            search by vectors alone.
     """
 
     def __init__(
@@ -57,10 +64,12 @@ class Hit:
         score: float,
         records: tuple[bytes, bytes],
         stored: StoredMemory | None = None,
+        keyword_score: float | None = None,
     ) -> None:
         self.id = id
         self.score = score
         self.stored = stored
+        self.keyword_score = keyword_score
         self._records = records  # of the reference and of its document's metadata
 
     def __repr__(self) -> str:
@@ -133,6 +142,7 @@ class Retriever:
         memory_store: MemoryStore,
         usage: Usage,
         dimension: int,
+        keywords: Keywords,
     ) -> None:
         self._searcher = searcher
         self._chunker = chunker
@@ -140,6 +150,7 @@ class Retriever:
         self._memory_store = memory_store
         self._usage = usage
         self._dimension = dimension
+        self._keywords = keywords
         self._matching = Matcher()
         self.cold_start = memory_store.can_write
 
@@ -151,23 +162,44 @@ class Retriever:
         where: Filter | None = None,
         pinned: AbstractContextManager[Pinned] | None = None,
         accept: Accept | None = None,
+        mode: Mode = "vector",
     ) -> list[Retrieval]:
         """See `Readable.retrieve_batch`; in a state that is pinned, or in that of this moment."""
+        if mode not in MODES:
+            raise InvalidInputError(f"mode is {mode!r}; there are 'vector', 'keyword' and 'hybrid'")
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
             raise InvalidInputError(f"k must be a whole number of at least 1, got {k!r}")
         if len(queries) == 0:
             return []
         texts: list[str | None] = [self._text(query) for query in queries]
-        vectors = self._vectors(queries, texts)
+        if mode != "vector" and None in texts:
+            raise InvalidInputError(
+                f"an embedding has no words: give a text or tokens with mode={mode!r}, or use "
+                "mode='vector'"
+            )
+        vectors = None if mode == "keyword" else self._vectors(queries, texts)
         with self._searcher.pin() if pinned is None else pinned as state:
             transaction = state.transaction
             allowed = None if where is None else self._matching(transaction, where)
-            scores, ids = state.search(vectors, int(k), allowed)
-            found = list(zip(texts, ids.tolist(), scores.tolist(), strict=True))
+            matched: list[Matched | None] = [None] * len(texts)
+            if mode != "vector":
+                matched = [self._matched(transaction, text, allowed) for text in texts]
+            searches = [
+                partial(
+                    _search, state, None if vectors is None else vectors[n : n + 1], one, allowed
+                )
+                for n, one in enumerate(matched)
+            ]
+            if mode == "vector" and vectors is not None:
+                scores, ids = state.search(vectors, int(k), allowed)
+                rows = list(zip(ids.tolist(), scores.tolist(), strict=True))
+            else:
+                rows = [search(int(k)) for search in searches]
+            found = [(text, *row) for text, row in zip(texts, rows, strict=True)]
             if accept is not None:
                 for n, (text, *nearest) in enumerate(found):
-                    vector, asked = vectors[n : n + 1], partial(accept, n)
-                    found[n] = text, *_accepted(state, vector, int(k), allowed, nearest, asked)
+                    asked = partial(accept, n)
+                    found[n] = text, *_accepted(transaction, searches[n], int(k), nearest, asked)
             # A reference that several queries find is read once.
             once = dict.fromkeys(number for _, numbers, _ in found for number in numbers)
             once.pop(-1, None)
@@ -185,14 +217,21 @@ class Retriever:
             Retrieval(
                 text,
                 [
-                    Hit(number, score, records[number], stored.get(number))
-                    for number, score in zip(numbers, row, strict=True)
+                    Hit(number, score, records[number], stored.get(number), worded)
+                    for number, score, worded in zip(
+                        numbers, row, _worded(one, numbers), strict=True
+                    )
                     if number >= 0
                 ],
                 sum(number in written for number in numbers) if written else 0,
             )
-            for text, numbers, row in found
+            for (text, numbers, row), one in zip(found, matched, strict=True)
         ]
+
+    def _matched(
+        self, transaction: Transaction, text: str | None, allowed: NDArray[np.int64] | None
+    ) -> Matched:
+        return self._keywords.search(transaction, text or "", allowed)
 
     def _read(
         self, transaction: Transaction, numbers: list[int], memories: bool
@@ -259,26 +298,56 @@ class Retriever:
         return unit_vectors(given[None], 1, self._dimension)
 
 
-def _accepted(
+def _search(
     state: Pinned,
-    vector: NDArray[np.float32],
-    k: int,
+    vector: NDArray[np.float32] | None,
+    matched: Matched | None,
     allowed: NDArray[np.int64] | None,
+    k: int,
+) -> Found:
+    """Ids and scores of one query's k best, best first; fewer where there are fewer.
+
+    Args:
+        state: what to search in.
+        vector: (1, dimension); None: search by words alone.
+        matched: what has the query's words; None: search by vectors alone.
+        allowed: ids that may be found, ascending; default: all.
+        k: at least 1.
+    """
+    if matched is not None and vector is None:
+        return matched.best(state.transaction, k)
+    assert vector is not None
+    scores, ids = state.search(vector, k if matched is None else depth(k), allowed)
+    there = ids[0] >= 0
+    near = ids[0][there].tolist(), scores[0][there].tolist()
+    if matched is None:
+        return near
+    return fused(near, matched, state.transaction, vector[0], k)
+
+
+def _worded(matched: Matched | None, numbers: list[int]) -> list[float | None]:
+    """Keyword scores of hits."""
+    return [None] * len(numbers) if matched is None else [*matched.scores_of(numbers)]
+
+
+def _accepted(
+    transaction: Transaction,
+    search: Callable[[int], Found],
+    k: int,
     nearest: Sequence[list[Any]],
     accept: Callable[[Reference], bool],
-) -> tuple[list[int], list[float]]:
-    """Ids and scores of the k nearest that are accepted, best first; fewer where there are fewer.
+) -> Found:
+    """Ids and scores of the k best that are accepted, best first; fewer where there are fewer.
 
-    Each is asked about once, from the nearest on, until there are k. Searches are widened query by
+    Each is asked about once, from the best on, until there are k. Searches are widened query by
     query: widened together they would hold all ids of the database for each query at once, where
     nothing is accepted.
 
     Args:
-        state: what to search in.
-        vector: (1, dimension), of the query.
+        transaction: the state that is searched.
+        search: the best of so many.
         k: at least 1.
-        allowed: ids that may be found, ascending; default: all.
-        nearest: ids and scores of the k nearest, as `Pinned.search` gives them.
+        nearest: ids and scores of the k best.
         accept: what to ask.
     """
     answers: dict[int, bool] = {}
@@ -288,7 +357,7 @@ def _accepted(
         there = [hit for hit in zip(*nearest, strict=True) if hit[0] >= 0]
         for number, score in there:
             if number not in answers:
-                answers[number] = bool(accept(state.transaction.reference(number)))
+                answers[number] = bool(accept(transaction.reference(number)))
             if answers[number]:
                 kept.append((number, score))
                 if len(kept) == k:
@@ -296,5 +365,4 @@ def _accepted(
         if len(kept) == k or len(there) < width:
             return [number for number, _ in kept], [score for _, score in kept]
         width *= _WIDER
-        scores, ids = state.search(vector, width, allowed)
-        nearest = ids[0].tolist(), scores[0].tolist()
+        nearest = search(width)

@@ -50,7 +50,7 @@ FLOORS = (
     {"types"},
     {"protocols"},
     {"storage", "codecs"},
-    {"memories", "filters", "index"},
+    {"memories", "filters", "index", "keywords"},
     {"ingest"},
     {"retrieval", "care", "exchange"},
     {"readable", "namespaces"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,6 +20,8 @@ from cli.common import (
     print_json,
     where_option,
 )
+from cli.progress import progress_bar
+from memdb import MemDB
 
 
 @click.command(
@@ -26,12 +29,20 @@ from cli.common import (
     epilog=example(
         'memdb query "how do I open a file?" -k 3',
         "memdb query \"storms\" --where 'year>=1990' --where source=library",
+        'memdb query "error E-4042" --mode hybrid',
     ),
 )
 @click.argument("text")
 @db_option
 @click.option("-k", default=5, show_default=True, help="How many references.")
 @where_option
+@click.option(
+    "--mode",
+    type=click.Choice(["vector", "keyword", "hybrid"]),
+    default="vector",
+    show_default=True,
+    help="vector: by meaning. keyword: by the words that both have (BM25). hybrid: by both.",
+)
 @embedder_option
 @json_option
 def query(
@@ -39,16 +50,30 @@ def query(
     path: Path,
     k: int,
     where: tuple[str, ...],
+    mode: Any,
     embedder: str | None,
     as_json: bool,
 ) -> None:
-    """The references nearest to TEXT, best first, with their cosine similarity."""
+    """The references nearest to TEXT, best first, with their cosine similarity.
+
+    With --mode keyword the score is how well they have its words; with --mode hybrid their order is
+    that of both together. Words are indexed when they are first asked for.
+    """
     wanted = parse_where(where)
-    with busy("searching"), open_database(path, embedder=embedder) as database:
-        retrieval = database.query(text, k, where=wanted)
+    with _opened(path, mode, embedder) as database:
+        if mode != "vector":
+            with progress_bar() as progress:
+                database.build_keywords(progress=progress)
+        with busy("searching"):
+            retrieval = database.query(text, k, where=wanted, mode=mode)
     for place, hit in enumerate(retrieval.hits, 1):
         if as_json:
             print_json(hit_json(hit))
         else:
             click.echo(f"{place}. {hit.score:.3f}  {hit.reference.document_id}")
             click.echo(f"   {one_line(hit.reference.content, 160)}")
+
+
+def _opened(path: Path, mode: str, embedder: str | None) -> MemDB:
+    """The database; words need no embedder."""
+    return MemDB.open(path) if mode == "keyword" else open_database(path, embedder=embedder)

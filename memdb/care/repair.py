@@ -10,7 +10,7 @@ from pathlib import Path
 
 from memdb.care.aside import Aside
 from memdb.care.generations import new_identity
-from memdb.care.verify import INDEX, PAGES, Problem, Walk, broken_codecs, verify
+from memdb.care.verify import INDEX, KEYWORDS, PAGES, Problem, Walk, broken_codecs, verify
 from memdb.errors import CorruptRecordError
 from memdb.filters.declared import declared_keys, reindex
 from memdb.filters.postings import Postings
@@ -18,6 +18,7 @@ from memdb.index.ann import FILE
 from memdb.index.policy import IndexPolicy
 from memdb.index.searcher import Searcher
 from memdb.ingest.recording import unit_vectors
+from memdb.keywords import remove_index
 from memdb.protocols import Embedder, Progress, no_progress
 from memdb.storage import record_layout
 from memdb.storage.folder import opening
@@ -121,6 +122,9 @@ def repair(
                 if any(problem.table == INDEX for problem in problems):
                     (store.generation / FILE).unlink(missing_ok=True)
                     report.mended.append("the index file was damaged: removed, to be built anew")
+                if any(problem.table == KEYWORDS for problem in problems):
+                    remove_index(store.generation)
+                    report.mended.append("the keyword index was damaged: removed")
             if len(report.mended) == mended:
                 break
             problems = verify(folder, progress=progress)

@@ -25,6 +25,7 @@ from memdb.index.ann import FILE, AnnIndex
 from memdb.index.checking import differences, is_of_this_past
 from memdb.index.policy import IndexPolicy
 from memdb.ingest.chunking import Chunker, Piece
+from memdb.keywords import keyword_problems
 from memdb.memories.codec_choice import KnownCodecs
 from memdb.protocols import Progress, no_progress
 from memdb.storage import record_layout
@@ -52,6 +53,7 @@ from memdb.types.shape import MemoryShape
 
 PAGES = "pages"  # stands for a table where LMDB's own structure is damaged
 INDEX = "index"  # and where the index file is
+KEYWORDS = "keywords"  # and where the keyword index is
 _TOLD_EVERY = 500
 _UNIT = 1e-5  # by which an embedding's length may differ from 1
 _NO_IDS: NDArray[np.int64] = np.zeros(0, np.int64)
@@ -62,7 +64,7 @@ class Problem:
     """Something that is not as storage_format.md says.
 
     Attributes:
-        table: the table it is in; `pages` or `index` for the files themselves.
+        table: the table it is in; `pages`, `index` or `keywords` for the files themselves.
         key: the record's key, readable; empty where it is about no single record.
         what: what is wrong.
         document: id of the document that it belongs to, where that is known.
@@ -87,8 +89,8 @@ def verify(path: str | os.PathLike[str], *, progress: Progress = no_progress) ->
     """What is wrong with a database; nothing, if the list is empty.
 
     First LMDB's pages are walked without LMDB, which trusts them; if they are damaged, nothing else
-    is looked at. Then all records, in one read transaction; then the index file. Nothing is
-    changed. Writers wait while the pages are walked.
+    is looked at. Then all records, in one read transaction; then the index file and the keyword
+    index. Nothing is changed. Writers wait while the pages are walked.
 
     Raises:
         NotADatabaseError: there is none.
@@ -108,6 +110,9 @@ def verify(path: str | os.PathLike[str], *, progress: Progress = no_progress) ->
             problems.extend(Walk(transaction, progress).problems())
             with suppress(CorruptRecordError):  # of records that were told already
                 problems.extend(_index_file(store, transaction))
+            with suppress(CorruptRecordError, StorageError):  # or somebody writes it just now
+                wrong = keyword_problems(transaction, store.id)
+                problems.extend(Problem(KEYWORDS, "", problem) for problem in wrong)
     finally:
         store.close()
     return problems
