@@ -20,6 +20,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,14 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 from router_data import NEAREST, Asked, read
-from router_table import printed
+from router_table import Found, printed
 
-from memdb import Document, DocumentBatch, MemDB, MemDBError, MemoryShape
-from memdb.retrieval import MODES
+from memdb import Document, DocumentBatch, MemDB, MemDBError, MemoryShape, Mode
 from model_adapter import DEFAULT_EMBEDDER, DEFAULT_MODEL
-from model_adapter.catalog import cache_folder, resolve
+from model_adapter.catalog import pull
 from model_adapter.embedder import SentenceEmbedder
 
+MODES: tuple[Mode, ...] = ("vector", "keyword", "hybrid")
 RANKS = "hybrid, by ranks"
 _RANK, _DEPTH = 60, 100  # of reciprocal rank fusion
 _QUESTIONS = 200  # that are timed
@@ -55,7 +56,9 @@ class Known:
 
 
 def shape() -> MemoryShape:
-    return MemoryShape(model="none", layers=(0,), kv_heads=1, head_dim=1, dtype="float32")
+    return MemoryShape(
+        model="none", layers=(0,), kv_heads=1, head_dim=1, dtype="float32", prefix=()
+    )
 
 
 def database(path: Path, embedder: Any, texts: Sequence[str], vectors: Any) -> MemDB:
@@ -69,7 +72,7 @@ def database(path: Path, embedder: Any, texts: Sequence[str], vectors: Any) -> M
     return made
 
 
-def places(made: MemDB, question: str, k: int, mode: Any) -> list[int]:
+def places(made: MemDB, k: int, mode: Mode, question: str) -> list[int]:
     """Which texts are found, best first."""
     hits = made.query(question, k, mode=mode).hits
     return [int(hit.reference.document_id) for hit in hits]
@@ -77,29 +80,36 @@ def places(made: MemDB, question: str, k: int, mode: Any) -> list[int]:
 
 def by_ranks(made: MemDB, question: str) -> list[int]:
     worth: dict[int, float] = {}
-    for mode in ("vector", "keyword"):
-        for rank, place in enumerate(places(made, question, _DEPTH, mode), 1):
+    for mode in MODES[:2]:
+        for rank, place in enumerate(places(made, _DEPTH, mode, question), 1):
             worth[place] = worth.get(place, 0) + 1 / (_RANK + rank)
     return sorted(worth, key=lambda place: -worth[place])[:NEAREST]
 
 
-def recall(asked: Asked, embedder: SentenceEmbedder, folder: Path) -> dict[str, Any]:
+def recall(asked: Asked, embedder: SentenceEmbedder, folder: Path) -> dict[str, Found]:
     """For each way to look for them, which questions found their documents."""
     questions = [one.text for one in asked.questions]
     known = Known(embedder, questions)
     with database(folder, known, asked.texts, embedder.embed(asked.texts)) as made:
         ways: dict[str, Callable[[str], list[int]]] = {
-            mode: lambda text, mode=mode: places(made, text, NEAREST, mode) for mode in MODES
+            mode: partial(places, made, NEAREST, mode) for mode in MODES
         }
-        ways[RANKS] = lambda text: by_ranks(made, text)
-        found = {}
-        for name, way in ways.items():
-            scores = np.zeros((len(questions), len(asked.texts)), np.float32)
-            for row, question in enumerate(questions):
-                for rank, place in enumerate(way(question)):
-                    scores[row, place] = NEAREST - rank
-            found[name] = asked.found(np.where(scores > 0, scores, -np.inf))
-    return found
+        ways[RANKS] = partial(by_ranks, made)
+        return {
+            name: shares(asked, [way(question) for question in questions])
+            for name, way in ways.items()
+        }
+
+
+def shares(asked: Asked, found: Sequence[Sequence[int]]) -> Found:
+    """For each question whether one of its documents was found, and whether all were."""
+    owners = [{asked.owners[place] for place in row} for row in found]
+    needed = [set(one.documents) for one in asked.questions]
+    pairs = list(zip(needed, owners, strict=True))
+    return {
+        "recall_at_5": np.array([float(bool(own & there)) for own, there in pairs]),
+        "recall_all_at_5": np.array([float(own <= there) for own, there in pairs]),
+    }
 
 
 def shuffled(texts: Sequence[str], count: int) -> list[str]:
@@ -155,7 +165,7 @@ def main(data: Path, sets: tuple[str, ...], references: int | None, output: Path
     figures: dict[str, Any] = {}
     try:
         embedder = SentenceEmbedder(DEFAULT_EMBEDDER, print)
-        tokenizer = (resolve(DEFAULT_MODEL, print) / "tokenizer.json").read_text()
+        tokenizer = (pull(DEFAULT_MODEL, print) / "tokenizer.json").read_text()
         names = sets or sorted(path.parent.name for path in data.glob("*/questions.jsonl"))
         asked = [read(data / name, tokenizer, None, None) for name in names]
         with tempfile.TemporaryDirectory() as folder:
