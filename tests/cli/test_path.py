@@ -68,6 +68,15 @@ def test_every_command(run: Run, corpus: Path, tmp_path: Path) -> None:
     assert found[0]["document"] == "pellonia"
     assert found[0]["metadata"] == {"kind": "fact", "rank": 0}
     assert "pellonia" in run("query", "animals and capitals").stdout
+    assert "keyword_score" not in found[0]
+    found = rows(run("query", "marrowgate!", "--mode", "keyword", "--json"))
+    assert [row["document"] for row in found] == ["pellonia"]
+    assert found[0]["score"] == found[0]["keyword_score"] > 0
+    found = rows(run("query", "animals, marrowgate", "--mode", "hybrid", "--json"))
+    assert found[0]["document"] == "pellonia"
+    assert found[0]["keyword_score"] > 0
+    assert found[0]["score"] <= 1
+    assert [row["keyword_score"] for row in found[1:]] == [0, 0, 0]
 
     more = json.dumps({"text": "A line without an id."}) + "\n"
     assert "1 document inserted" in run("ingest", "-", "--cold", input=more).stdout

@@ -28,6 +28,7 @@ from memdb import (
 )
 from memdb.care import backup, compact, migrate, repair, restore
 from memdb.index import Searcher
+from memdb.keywords import remove_index
 from memdb.storage.store import Store
 from memdb.storage.usage import read_usage as memdb_reads_usage
 from memdb.storage.usage import write_usage
@@ -145,6 +146,9 @@ def test_every_file_of_a_generation_is_in_the_document(tmp_path: Path) -> None:
     with filled(path) as db:
         db.build_index()
         db.retrieve(np.ones(DIMENSION, np.float32))
+        db.query("One", mode="keyword")
+        remove_index(path / "gen-000001")
+        db.query("One", mode="keyword")
     listed = names("Folder", columns=2)
     folder, generation = listed[:4], listed[4:]
     assert names_in(path) | {"CURRENT.new"} == {
