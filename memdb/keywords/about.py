@@ -16,6 +16,19 @@ class Refused(StorageError):  # noqa: N818 (whoever searches goes on without the
 
 
 @dataclass(frozen=True)
+class Size:
+    """How large an index is.
+
+    Attributes:
+        rows: references that were added.
+        words: that all of them have together.
+    """
+
+    rows: int
+    words: int
+
+
+@dataclass(frozen=True)
 class About:
     """What an index says of itself.
 
@@ -25,6 +38,7 @@ class About:
         change: up to which it is built.
         seal: of that change.
         rows: references that were added.
+        words: that all of them have together.
         version: of the tables, and of what words are.
     """
 
@@ -33,4 +47,10 @@ class About:
     change: int
     seal: str
     rows: int
+    words: int
     version: int = VERSION
+
+    @property
+    def size(self) -> Size:
+        """Of the index."""
+        return Size(self.rows, self.words)

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from memdb.errors import CorruptRecordError, MissingPartError
-from memdb.keywords.about import FILE, TABLE, About, Refused
+from memdb.keywords.about import FILE, TABLE, About, Refused, Size
 from memdb.keywords.matched import Ids, Matched, Scores
 from memdb.keywords.words import query_words
 from memdb.protocols import Progress, no_progress
@@ -47,7 +48,7 @@ class Keywords:
         self._guard = Lock()
         self._free: list[WordIndex] = []  # open, and in nobody's use
         self._told = False  # that the file cannot be written
-        self._tail: tuple[object, WordIndex, int] | None = None  # of which state, and its rows
+        self._tail: tuple[object, WordIndex, Size] | None = None  # and of which state it is
         self._tail_guard = Lock()  # held while the tail is searched
 
     def search(
@@ -73,11 +74,12 @@ class Keywords:
         words = query_words(text)
         if not words or (allowed is not None and not len(allowed)):
             return Matched()
+        text_of = partial(_text_of, transaction)
 
         def searched(index: WordIndex | None, about: About | None) -> Matched:
             parts = []
             if index is not None and about is not None:
-                parts.append(index.search(words, about.rows, allowed))
+                parts.append(index.search(words, about.size, text_of, allowed))
             if about is None or transaction.last_change() not in _range(about):
                 parts.append(self._in_tail(transaction, index, about, words, allowed, progress))
             return Matched.joined(parts)
@@ -196,15 +198,15 @@ class Keywords:
         if about is None or inserted is None:
             numbers = transaction.numbers(REFERENCES).tolist()
             index.clear()
-            index.add(_texts(transaction, numbers, progress))
+            words = index.add(_texts(transaction, numbers, progress))
             index.optimize()
-            return About(self._store.id, change, change, seal, len(numbers))
+            return About(self._store.id, change, change, seal, len(numbers), words)
         numbers = [number for number in inserted if transaction.has_reference(number)]
-        index.add(_texts(transaction, numbers, progress))
+        words = about.words + index.add(_texts(transaction, numbers, progress))
         # A state in between may have what is gone by now: it is left to the tail.
         since = about.since if len(numbers) == len(inserted) else change
         rows = about.rows + len(numbers)
-        return replace(about, since=since, change=change, seal=seal, rows=rows)
+        return replace(about, since=since, change=change, seal=seal, rows=rows, words=words)
 
     @contextmanager
     def _taken(self, generation: Path) -> Iterator[WordIndex | None]:
@@ -282,10 +284,10 @@ class Keywords:
                 there = np.zeros(0, np.int64) if index is None else index.ids()
                 numbers = np.setdiff1d(transaction.numbers(REFERENCES), there, assume_unique=True)
                 tail = WordIndex(None)
-                tail.add(_texts(transaction, numbers.tolist(), progress))
-                self._tail = key, tail, len(numbers)
-            _, tail, rows = self._tail
-            return tail.search(words, rows, allowed)
+                total = tail.add(_texts(transaction, numbers.tolist(), progress))
+                self._tail = key, tail, Size(len(numbers), total)
+            _, tail, size = self._tail
+            return tail.search(words, size, partial(_text_of, transaction), allowed)
 
 
 def _path(generation: Path) -> Path:
@@ -319,6 +321,14 @@ def _inserted(transaction: Transaction, after: int) -> list[int] | None:
         number += 1
         found.extend(changes["reference"][changes["what"] == INSERTED].tolist())
     return found if number == transaction.last_change() else None
+
+
+def _text_of(transaction: Transaction, number: int) -> str | None:
+    """A reference's text, if it is there and whole."""
+    try:
+        return transaction.reference(number).text
+    except CorruptRecordError:
+        return None
 
 
 def _texts(

@@ -7,9 +7,11 @@ of the database finds there what that state had.
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,15 +20,18 @@ from typing import Any
 import numpy as np
 
 from memdb.errors import CorruptRecordError, MissingPartError, StorageError
-from memdb.keywords.about import FILE, TABLE, VERSION, About, Refused
+from memdb.keywords.about import FILE, TABLE, VERSION, About, Refused, Size
 from memdb.keywords.matched import Ids, Scores
 from memdb.keywords.words import words_of
 
 _WAIT = 30.0  # seconds for another process that writes
-_ROWS = 20_000  # that a query looks at: the words that most references have count least
+_ROWS = 20_000  # that a query looks at, those of its rarest words; for the others only the best
+_BEST = 200
 _SCANNED = 10  # times as many, where a filter leaves out most of them before they are scored
 _FEW = 8192  # ids of a filter that is asked in SQL
 _MOST_WORDS = 256  # of a query
+_KEPT, _MANY = 4096, 500  # counts of words that are kept, of those that many references have
+_K1, _B = 1.2, 0.75  # of BM25, as FTS5 has it
 _LOG_KEPT = 1 << 20  # bytes of SQLite's log that stay on the disk
 _TABLES = {
     "about": "CREATE TABLE about (name TEXT PRIMARY KEY, value) WITHOUT ROWID",
@@ -54,8 +59,8 @@ class WordIndex:
             frozen: nothing is written beside the file either: for a medium that cannot be written.
         """
         self.path = path
-        self._common: dict[str, int] = {}  # references with a word, for those with many
-        self._common_of = 0  # how many rows there were then
+        self._counts: dict[str, int] = {}  # references with a word, for those with many
+        self._counts_of = 0  # how many rows there were then
         where = ":memory:"
         if path is not None:
             where = path.absolute().as_uri() + ("?mode=ro&immutable=1" if frozen else "?mode=rwc")
@@ -139,13 +144,22 @@ class WordIndex:
             self._run(f"DROP TABLE IF EXISTS {name}")
             self._run(statement)
         self._run("INSERT INTO words(words, rank) VALUES ('hashsize', ?)", (_BUILT_IN,))
-        self._common.clear()
+        self._counts.clear()
 
-    def add(self, references: Iterable[tuple[int, str]]) -> None:
-        """Add references, each of id and text."""
-        rows = ((number, " ".join(words_of(text))) for number, text in references)
+    def add(self, references: Iterable[tuple[int, str]]) -> int:
+        """Add references, each of id and text; how many words they have."""
+        total = 0
+
+        def rows() -> Iterator[tuple[int, str]]:
+            nonlocal total
+            for number, text in references:
+                words = words_of(text)
+                total += len(words)
+                yield number, " ".join(words)
+
         with _as_ours():
-            self._connection.executemany("INSERT INTO words(rowid, text) VALUES (?, ?)", rows)
+            self._connection.executemany("INSERT INTO words(rowid, text) VALUES (?, ?)", rows())
+        return total
 
     def optimize(self) -> None:
         """Make one piece of its pieces: faster to search."""
@@ -159,21 +173,26 @@ class WordIndex:
         return np.array([number for (number,) in rows], np.int64)
 
     def search(
-        self, words: Sequence[str], rows: int, allowed: Ids | None = None
+        self,
+        words: Sequence[str],
+        size: Size,
+        text_of: Callable[[int], str | None],
+        allowed: Ids | None = None,
     ) -> tuple[Ids, Scores]:
         """The references with at least one of some words, ids and BM25 scores, in any order.
 
-        The rarest words come first; once so many references have them, the others, which say
-        least, are left out.
+        References are looked for by the rarest words, until so many have them; those words that
+        most references have, and that say least, count only where the best differ.
 
         Args:
             words: of a query.
-            rows: references that were added, about.
+            size: of the index.
+            text_of: the text of a reference that was added; None if it is gone.
             allowed: ids that may be found, ascending; default: all.
         """
         few = allowed is not None and len(allowed) <= _FEW
         limit = _ROWS * (_SCANNED if few else 1)
-        chosen = self._rarest(words, limit, rows)
+        chosen, others = self._parted(words, limit, size)
         if not chosen:
             return np.zeros(0, np.int64), np.zeros(0, np.float64)
         query = " OR ".join(f'"{word}"' for word in chosen)
@@ -190,35 +209,42 @@ class WordIndex:
         if allowed is not None and not few:
             may = np.isin(ids, allowed)
             ids, scores = ids[may], scores[may]
+        if others:
+            for place in np.lexsort((ids, -scores))[:_BEST].tolist():
+                text = text_of(int(ids[place]))
+                if text is not None:
+                    scores[place] += _bm25(text, others, size)
         return ids, scores
 
-    def _rarest(self, words: Sequence[str], limit: int, rows: int) -> list[str]:
+    def _parted(
+        self, words: Sequence[str], limit: int, size: Size
+    ) -> tuple[list[str], dict[str, int]]:
         """Those of the words that some references have: the rarest, as many as the limit has room
-        for, and at least one."""
-        if not self._common_of * 4 // 5 <= rows <= self._common_of * 5 // 4:
-            self._common.clear()
-            self._common_of = rows
-        counts = sorted((self._count(word, limit), word) for word in words[:_MOST_WORDS])
+        for and at least one; and the others, with how many references have them."""
+        if not self._counts_of * 4 // 5 <= size.rows <= self._counts_of * 5 // 4:
+            self._counts.clear()
+            self._counts_of = size.rows
+        counts = sorted((self._count(word), word) for word in words[:_MOST_WORDS])
         chosen: list[str] = []
+        others: dict[str, int] = {}
         left = limit
         for count, word in counts:
-            if count > left and chosen:
-                break
-            if count:
+            if count and (count <= left or not chosen):
                 chosen.append(word)
-                left -= count
-        return chosen
+            elif count:
+                others[word] = count
+            left -= count
+        return chosen, others
 
-    def _count(self, word: str, limit: int) -> int:
-        """How many references have a word, where that is less than a limit."""
-        if self._common.get(word, 0) > limit:
-            return limit + 1
-        [(count,)] = self._run(
-            "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)",
-            (f'"{word}"', limit + 1),
-        )
-        if count > limit:
-            self._common[word] = count
+    def _count(self, word: str) -> int:
+        """How many references have a word."""
+        if word in self._counts:
+            return self._counts[word]
+        [(count,)] = self._run("SELECT count(*) FROM words WHERE words MATCH ?", (f'"{word}"',))
+        if count >= _MANY:
+            if len(self._counts) >= _KEPT:
+                self._counts.clear()
+            self._counts[word] = count
         return int(count)
 
     def check(self) -> None:
@@ -273,3 +299,15 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return file.st_dev, file.st_ino
+
+
+def _bm25(text: str, words: Mapping[str, int], size: Size) -> float:
+    """What some words, each in so many references, add to the score of a text."""
+    there = words_of(text)
+    often = Counter(there)
+    norm = _K1 * (1 - _B + _B * len(there) * size.rows / max(1, size.words))
+    score = 0.0
+    for word, count in words.items():
+        rarity = max(math.log((size.rows - count + 0.5) / (count + 0.5)), 1e-6)
+        score += rarity * often[word] * (_K1 + 1) / (often[word] + norm)
+    return score

@@ -199,6 +199,29 @@ def test_a_filter_finds_by_words_that_are_common_elsewhere(
     assert len(found(db, "storm", 200, where={"n": {"$lt": 100}})) == 20
 
 
+def test_words_that_most_have_count_where_the_best_differ(
+    db: MemDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(1)
+    texts = {
+        f"d{n:03}": " ".join(rng.choice(WORDS, 6, p=np.arange(1, 11) / 55)) for n in range(400)
+    }
+    put_all(db, texts)
+    queries = [" ".join(rng.choice(WORDS, 4)) for _ in range(20)]
+    whole = [db.query(query, 5, mode="keyword").hits for query in queries]
+    monkeypatch.setattr("memdb.keywords.word_index._ROWS", 150)
+    monkeypatch.setattr("memdb.keywords.word_index._MANY", 10)
+    found_ids = 0
+    for query, due in zip(queries, whole, strict=True):
+        hits = db.query(query, 5, mode="keyword").hits
+        scores = {hit.id: hit.score for hit in due}
+        for hit in hits:
+            if hit.id in scores:
+                found_ids += 1
+                assert hit.score == pytest.approx(scores[hit.id], rel=1e-4)
+    assert found_ids > 60
+
+
 def test_hybrid_finds_what_one_search_alone_misses(full_template: Path, tmp_path: Path) -> None:
     shutil.copytree(full_template, tmp_path / "db")
     with MemDB.open(tmp_path / "db", embedder=WordEmbedder(), writer=TokenWriter()) as db:

@@ -71,6 +71,7 @@ def read(path: Path, database: Database) -> tuple[dict[str, object], dict[int, C
     assert said["database"] == database.setting("format")["id"]
     assert said["seal"] == database.name(said["change"])
     assert said["rows"] == len(held)
+    assert said["words"] == sum(one.total() for one in held.values())
     return said, held
 
 
