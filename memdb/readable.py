@@ -114,7 +114,7 @@ class Readable(ABC):
             mode: `vector`: by the similarity of embeddings. `keyword`: by the words that query and
                 reference share (BM25), without an embedder. `hybrid`: by both; hits come in the
                 order of the two together, with their cosines as scores. Words are indexed when they
-                are first asked for, 100,000 references in about a quarter of a minute
+                are first asked for, 100,000 references in 5 s of a core
                 (`MemDB.build_keywords` tells of it), and what came since with each search.
 
         Raises:
