@@ -99,8 +99,8 @@ class Codec(ABC):
     def encode(
         self, part: Part, vectors: NDArray[Any], layout: Layout, shape: MemoryShape
     ) -> Sequence[bytes | None]:
-        """The bytes of each memory. Those of several are the same as one by one. None: it is unlike
-        what the codec was fitted to, and is better kept by another.
+        """The bytes of each memory. Those of several are the same as one by one. None: the codec
+        would lose more of it than it may (`memdb.codecs.floor`), so another has to keep it.
 
         Args:
             part: what the vectors are.
