@@ -65,10 +65,10 @@ def keeps_vectors(
     shape: MemoryShape,
     units: NDArray[np.float64],
     exact: NDArray[np.float64],
-    found: NDArray[np.floating[Any]],
+    found: NDArray[Any],
 ) -> NDArray[np.bool_]:
-    """Of each memory, (memories,), whether its vectors lose no more than that share, on average:
-    each counts the same, however long it is.
+    """Of each memory, (memories,), whether its vectors lose no more than that share, both together
+    and on average: long ones must not hide what short ones lose.
 
     Args:
         most: the share.
@@ -78,11 +78,13 @@ def keeps_vectors(
         exact: (n, head_dim) the vectors, or what they are turned to.
         found: likewise, as they are read back.
     """
-    own = _squared(exact)
-    lost = _squared(exact - found) + _rounding(shape) / np.square(units)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shares = np.where(own > 0, lost / own, 0.0)  # nothing is read back as nothing
-    kept: NDArray[np.bool_] = _of_memories(shares, layout) <= most * layout.sizes
+    own, unit = _squared(exact), np.square(units)
+    # What is nothing is read back as nothing.
+    lost = np.where(own > 0, _squared(exact - found) + _rounding(shape) / unit, 0.0)
+    shares = lost / np.where(own > 0, own, 1.0)
+    average = _of_memories(shares, layout) <= most * layout.sizes
+    together = _of_memories(lost * unit, layout) <= most * _of_memories(own * unit, layout)
+    kept: NDArray[np.bool_] = average & together
     return kept
 
 
@@ -135,7 +137,7 @@ def keeps_rows(
         most: the share.
         layout: of the memories.
         shape: theirs.
-        scales: (rows,) root mean square of a number about the mean, of what the codec was fitted to.
+        scales: (rows,) root mean square of a number about its mean, where the codec was fitted.
         losses: of the memories' vectors.
     """
     lost = losses.lost + np.where(losses.own > 0, _rounding(shape), 0.0)
@@ -162,16 +164,12 @@ def _squared(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
 def _of_memories(numbers: NDArray[np.float64], layout: Layout) -> NDArray[np.float64]:
     """(memories,): the sum over each one's vectors."""
     memories = len(layout.counts)
-    found: NDArray[np.float64] = np.bincount(
-        np.repeat(np.arange(memories), layout.sizes), numbers, memories
-    )
-    return found
+    owner = np.repeat(np.arange(memories), layout.sizes)
+    return np.bincount(owner, numbers, memories).astype(np.float64)
 
 
 def _of_rows(numbers: NDArray[np.float64], layout: Layout) -> NDArray[np.float64]:
     """(memories, rows): the sum over the vectors of each row of each memory."""
     counts = layout.counts
-    found: NDArray[np.float64] = np.bincount(
-        np.repeat(np.arange(counts.size), counts.ravel()), numbers, counts.size
-    ).reshape(counts.shape)
-    return found
+    owner = np.repeat(np.arange(counts.size), counts.ravel())
+    return np.bincount(owner, numbers, counts.size).astype(np.float64).reshape(counts.shape)

@@ -60,9 +60,7 @@ class Int8(Codec):
         out[layout.places] = from_float32(x, shape.dtype)
 
 
-def _surely_keeps(
-    vectors: NDArray[Any], scales: NDArray[np.float32], shape: MemoryShape
-) -> bool:
+def _surely_keeps(vectors: NDArray[Any], scales: NDArray[np.float32], shape: MemoryShape) -> bool:
     """Whether all vectors lose so little that nobody need look. At most half a scale of each number
     is lost, of a vector as long as 127 scales at least: below 0.01 of its squared length, unless it
     has many numbers, or so small ones that scale or dtype have few bits left for them."""

@@ -52,15 +52,15 @@ class Quantizer:
 
     @cached_property
     def coder(self) -> Any:
-        """The FAISS index, without vectors; ValueError if it is none for such vectors."""
+        """The FAISS index, without vectors; ValueError if it is not made for such vectors."""
         try:
             index = faiss.deserialize_index(self.index)
         except RuntimeError as error:
-            damaged = ValueError(f"a codec's index does not decode ({error})")
+            damaged = ValueError(f"FAISS cannot read an index of it ({error})")
             raise (of_the_machine(error) or damaged) from error
         d = self.centre.means.shape[-1]
         if index.d != d or not isinstance(_layers(index), faiss.Index2Layer):
-            raise ValueError(f"a codec's index is none for vectors of {d} numbers")
+            raise ValueError(f"an index of it is not made for vectors of {d} numbers")
         return index
 
     @cached_property
@@ -182,10 +182,10 @@ class PaperFamily(Family):
                 index = arrays[f"{part}.index"]
                 # FAISS trusts what it reads: it is not given what is damaged.
                 if values[part]["checksum"] != _checksum(index):
-                    raise ValueError("the checksum of a codec's index does not match")
+                    raise ValueError(f"the checksum of the index of its {part} does not match")
                 quantizers.append(Quantizer(centre, index))
         except (KeyError, TypeError) as error:
-            raise ValueError(f"a codec's parameters lack a field ({error!r})") from error
+            raise ValueError(f"a field is missing, or of a wrong type ({error!r})") from error
         for quantizer in quantizers:
             _ = quantizer.coder
         return Paper(self.name, *quantizers)

@@ -18,7 +18,7 @@ from memdb.types.memory import ExplicitMemory, read_only
 from memdb.types.memory_batch import MemoryBatch, row_name
 from memdb.types.shape import MemoryShape
 
-#: What memories are kept by until a codec is fitted, and those of which a codec would lose too much.
+#: What memories are kept by until a codec is fitted, and those that a codec would lose too much of.
 STAND_IN: Codec = Int8()
 _EXACT: Codec = Exact()  # where that is too much for the stand-in
 

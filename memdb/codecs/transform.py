@@ -149,29 +149,29 @@ def read_transform(family: str, parameters: bytes) -> Transform:
             streams = tuple(Stream(*map(operator.index, s)) for s in values[part]["streams"])
             step, basis = float(values[part]["step"]), arrays[f"{part}.basis"]
             axes.append(Axes(centre, step, basis, streams))
-            _require_whole(axes[-1])
+            _require_whole(axes[-1], part)
     except (KeyError, TypeError, OverflowError) as error:
-        raise ValueError(f"a codec's parameters lack a field ({error!r})") from error
+        raise ValueError(f"a field is missing, or of a wrong type ({error!r})") from error
     return Transform(family, *axes)
 
 
-def _require_whole(axes: Axes) -> None:
+def _require_whole(axes: Axes, part: str) -> None:
     """Raise ValueError unless the streams are all of the axes, and the axes those of the rows."""
     rows, d = axes.centre.means.shape
     if not 0 < axes.step < math.inf:
-        raise ValueError(f"a codec's step is {axes.step}")
+        raise ValueError(f"the step of its {part} is {axes.step}, not a finite number above 0")
     if axes.basis.dtype != np.float16 or axes.basis.shape != (rows, axes.kept, d):
-        raise ValueError("a codec's axes are not of the same rows as its means")
+        raise ValueError(f"the axes of its {part} do not have the rows of the means")
     lengths = np.square(axes.basis, dtype=np.float64).sum(axis=2)
     if not ((lengths > 0) & np.isfinite(lengths)).all():
-        raise ValueError("a codec's axis has no length")
+        raise ValueError(f"an axis of its {part} has no length, or is not finite")
     first = 0
     for stream in axes.streams:
         if stream.first != first or stream.count < 1 or stream.packed not in LARGEST:
-            raise ValueError("a codec's streams are not consecutive parts of its axes")
+            raise ValueError(f"the streams of its {part} do not follow one another along the axes")
         first += stream.count
     if first != axes.kept or not first:
-        raise ValueError(f"a codec's streams are {first} of its {axes.kept} axes")
+        raise ValueError(f"the streams of its {part} hold {first} of {axes.kept} axes")
 
 
 def _written(axes: dict[Part, Axes]) -> bytes:
