@@ -61,8 +61,9 @@ class TransformFamily(Family):
             return made
         tried, *parts = _some(layout, keys, values, shape)
         due = 2 * 2 * shape.head_dim * tried.vectors / self._ratio
+        least = max(spectra[0].least_step / _KEY_STEP, spectra[1].least_step)
         for _ in range(_TRIALS):
-            step = (low * high) ** 0.5
+            step = max((low * high) ** 0.5, least)
             made = self._with_step(step, spectra)
             low, high = (step, high) if _bytes(made, parts, tried, shape) > due else (low, step)
         return made
@@ -113,6 +114,15 @@ class _Spectrum:
             )
         ]
         return cls(sample.centre, basis, np.concatenate(numbers))
+
+    @property
+    def least_step(self) -> float:
+        """The finest step, over the row's scale: of finer ones a byte does not hold enough, and
+        what is beyond is lost."""
+        if not len(self.numbers):
+            return 0.0
+        widest = np.quantile(np.abs(self.numbers), 1 - _RARE, axis=0).max()
+        return float(widest) / LARGEST[1]
 
     def cut(self, step: float) -> Axes:
         """With this step, over the row's scale: which axes are kept, in which streams."""

@@ -186,7 +186,7 @@ def test_a_direction_in_which_nothing_lay_is_not_lost(name: str) -> None:
     shape = make_shape(head_dim=8)
 
     def flat(seed: int, axis: slice, size: float) -> ExplicitMemory:
-        memory = make_memory(shape, seed, 8)
+        memory = make_memory(shape, seed, 60)
         for x in (memory.keys, memory.values):
             kept = x[:, axis] * np.float32(size)
             x *= np.float32(1e-4)
