@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -740,14 +741,15 @@ class MemDB(Readable):
         return self._chunker.split(text)
 
     def stats(self) -> dict[str, Any]:
-        """Counts, bytes on disk by table, how much memories are compressed, the states of index and
-        cache, and what the database records, as JSON values."""
+        """Counts, bytes on disk by table, how much memories are compressed, why their codec is not
+        fitted (`unfitted`), the states of index and cache, and what the database records, as JSON
+        values."""
         self._require_open()
         return {
             "path": str(self.path),
             "id": self._store.id,
             CALIBRATION: None,
-            **self.settings,
+            **deepcopy(self.settings),
             **statistics(self._store, self.shape),
             "cache": vars(self.cache_stats()),
             "shape": self.shape.to_json(),

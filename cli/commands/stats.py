@@ -50,6 +50,8 @@ def stats(path: Path, as_json: bool) -> None:
         )
         codecs = ", ".join(f"{number} {name}" for name, number in sizes["codecs"].items())
         click.echo(f"           written by (of a sample): {codecs}")
+    if values["unfitted"]:
+        click.echo(f"           {values['unfitted']['why']}")
     click.echo(f"weighing   {_weighing(values)}")
     index = values["index"]
     keys = ", ".join(index["keys"]) or "none"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from memdb.codecs import codec_of, memory_sizes
+from memdb.memories import unfitted
 from memdb.storage.record_layout import DOCUMENTS, MEMORIES, REFERENCES, TABLES, integer_key
 from memdb.storage.store import Store
 from memdb.storage.transaction import Transaction, decoded
@@ -27,6 +28,7 @@ def statistics(store: Store, shape: MemoryShape) -> dict[str, Any]:
         sizes = {name: transaction.size(name) for name in TABLES}
         memory = _memory(transaction, shape)
         settings = transaction.required_setting("memory")
+        why_unfitted = unfitted.reason(transaction, settings, shape)
         sizes["file"] = transaction.file_size()
     return {
         **counts,
@@ -34,6 +36,7 @@ def statistics(store: Store, shape: MemoryShape) -> dict[str, Any]:
         "bytes": sizes,
         "memory": settings,
         "memory_bytes": memory,
+        "unfitted": why_unfitted,
     }
 
 

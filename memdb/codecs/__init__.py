@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from memdb.codecs.base import Codec, Family, FittedCodec, Layout, Part
 from memdb.codecs.exact import Exact
+from memdb.codecs.floor import share
 from memdb.codecs.int4 import Int4
 from memdb.codecs.paper import PaperFamily
 from memdb.codecs.parameters import fitted_name
@@ -55,7 +56,10 @@ def fitted_codec(name: str, parameters: bytes) -> FittedCodec | None:
         return None
     if name != fitted_name(family.name, parameters):  # nothing is believed that is damaged
         raise ValueError(f"the parameters are those of {fitted_name(family.name, parameters)}")
-    codec = family.load(parameters)
+    try:
+        codec = family.load(parameters)
+    except ValueError as error:
+        raise ValueError(f"the parameters of the codec '{name}' are damaged: {error}") from error
     codec.name, codec.parameters = name, parameters
     return codec
 
@@ -81,4 +85,5 @@ __all__ = [
     "memory_sizes",
     "read_payload",
     "require_whole",
+    "share",
 ]

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from memdb.types.memory import read_only
 from memdb.types.shape import MemoryShape
 
 #: Which vectors of a memory: they have statistics of their own, and keys are turned by RoPE.
@@ -55,26 +56,24 @@ class Layout:
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
         """(memories,): vectors of each."""
-        sizes: NDArray[np.int64] = self.counts.sum(axis=1)
-        return sizes
+        return read_only(self.counts.sum(axis=1))
 
     @cached_property
     def row_sizes(self) -> NDArray[np.int64]:
         """(rows,): vectors of each row, of all memories."""
-        sizes: NDArray[np.int64] = self.counts.sum(axis=0)
-        return sizes
+        return read_only(self.counts.sum(axis=0))
 
     @cached_property
     def places(self) -> NDArray[np.int64]:
         """(n,): where each vector goes."""
-        return self._places(self.starts)
+        return read_only(self._places(self.starts))
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
         """(n,): the vectors' numbers, by row."""
         order = np.empty(self.vectors, np.int64)
         order[self._places(_before(self.row_sizes))] = np.arange(self.vectors)
-        return order
+        return read_only(order)
 
     def _places(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
         earlier = np.cumsum(self.counts, axis=0) - self.counts  # in the same row
@@ -99,8 +98,8 @@ class Codec(ABC):
     def encode(
         self, part: Part, vectors: NDArray[Any], layout: Layout, shape: MemoryShape
     ) -> Sequence[bytes | None]:
-        """The bytes of each memory. Those of several are the same as one by one. None: it is unlike
-        what the codec was fitted to, and is better kept by another.
+        """The bytes of each memory. Those of several are the same as one by one. None: the codec
+        would lose more of it than it may (`memdb.codecs.floor`), so another has to keep it.
 
         Args:
             part: what the vectors are.

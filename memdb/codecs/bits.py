@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from memdb.types.memory import read_only
+
 #: bits of a code -> codes looked up at once.
 _GROUPS = {2: 4, 3: 4, 4: 2}
 
@@ -21,8 +23,13 @@ def pack_bits(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Codes of each vector as one number: code i is its bits from bits * i on, least first;
     (n, count) to (n, `code_bytes`), little-endian."""
     n, count = codes.shape
-    planes = codes[:, :, None] >> np.arange(bits, dtype=np.uint8) & 1
-    return np.packbits(planes.reshape(n, bits * count), axis=1, bitorder="little")
+    padded = np.pad(codes, ((0, 0), (0, -count % 8)))
+    words = padded[:, ::8].astype("<u4")  # eight codes are a whole number of bytes
+    for place in range(1, 8):
+        words |= padded[:, place::8].astype("<u4") << np.uint32(bits * place)
+    groups = words.shape[1]
+    packed = words.view(np.uint8).reshape(n, groups, 4)[:, :, :bits].reshape(n, groups * bits)
+    return np.ascontiguousarray(packed[:, : code_bytes(bits, count)])
 
 
 def spread(
@@ -48,7 +55,7 @@ def _table(levels: bytes, bits: int) -> NDArray[Any]:
     group = _GROUPS[bits]
     codes = np.arange(1 << bits * group)[:, None] >> bits * np.arange(group) & (1 << bits) - 1
     values = np.frombuffer(levels, np.float32)[codes]
-    return np.ascontiguousarray(values).view(np.dtype((np.void, 4 * group)))[:, 0]
+    return read_only(np.ascontiguousarray(values).view(np.dtype((np.void, 4 * group)))[:, 0])
 
 
 def nearest_scales(scales: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -33,20 +33,22 @@ class Centre:
 
     @classmethod
     def read(cls, arrays: Mapping[str, NDArray[Any]], part: Part) -> Centre:
-        """That of keys or values among a codec's parameters; ValueError if it is none, KeyError if
-        an array is missing."""
+        """That of keys or values among a codec's parameters; ValueError if it is damaged, KeyError
+        if an array is missing."""
         means, scales = arrays[f"{part}.means"], arrays[f"{part}.scales"]
         angles = arrays.get(f"{part}.angles")
         if means.dtype != np.float32 or means.ndim != 2 or not np.isfinite(means).all():
-            raise ValueError("a codec's means are none")
+            raise ValueError(f"the means of its {part} are not rows of finite float32 numbers")
         if scales.dtype != np.float32 or scales.shape != means.shape[:1]:
-            raise ValueError("a codec's means and scales are not of the same rows")
+            raise ValueError(f"its {part} do not have one float32 scale for each row of means")
         if not ((scales > 0) & np.isfinite(scales)).all():
-            raise ValueError("a codec's scale is not more than 0, or not finite")
+            raise ValueError(f"a scale of its {part} is not a finite number above 0")
         if angles is not None and (
             angles.dtype != np.float64 or angles.ndim != 2 or 2 * angles.shape[1] > means.shape[1]
         ):
-            raise ValueError("a codec's angles are none for its keys")
+            raise ValueError(
+                f"the angles by which its {part} are turned do not fit {means.shape[1]} numbers"
+            )
         return cls(means, scales, angles)
 
     def turns(self, shape: MemoryShape) -> Turns | None:

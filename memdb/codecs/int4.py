@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from memdb.codecs.base import Codec, Layout, Part, cut, joined
 from memdb.codecs.bits import pack_bits, spread, unpack_scales, upward_scales
+from memdb.codecs.floor import keeps_vectors, only, share
 from memdb.types.memory import from_float32, to_float32
 from memdb.types.shape import MemoryShape
 
@@ -28,14 +29,17 @@ class Int4(Codec):
 
     def encode(
         self, part: Part, vectors: NDArray[Any], layout: Layout, shape: MemoryShape
-    ) -> list[bytes]:
+    ) -> list[bytes | None]:
         """n bfloat16 scales, then q + 8 of every number, two to a byte."""
         x = to_float32(vectors, shape.dtype)
         scales = upward_scales(np.abs(x).max(axis=1, initial=0.0).astype(np.float64) / 7, 7)
         scale = unpack_scales(scales).astype(np.float64)
-        q = np.rint(x / np.where(scale > 0, scale, 1))
-        codes = (np.clip(q, -7, 7) + 8).astype(np.uint8)
-        return cut([scales, pack_bits(codes, 4)], layout.sizes)
+        scale[scale == 0] = 1
+        exact = x / scale
+        q = np.clip(np.rint(exact), -7, 7)
+        kept = keeps_vectors(share(self.name, part), layout, shape, scale[:, 0], exact, q)
+        codes = (q + 8).astype(np.uint8)
+        return only(cut([scales, pack_bits(codes, 4)], layout.sizes), kept)
 
     def decode(
         self,

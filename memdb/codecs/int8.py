@@ -9,11 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memdb.codecs.base import Codec, Layout, Part, cut, joined
+from memdb.codecs.floor import keeps_vectors, only, share
 from memdb.types.memory import from_float32, to_float32
 from memdb.types.shape import DType, MemoryShape
 
 # 127 times this is float32's second largest number; 127 times the next scale would be infinite.
 _LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(127), np.float32(0))
+_FEW = 512  # numbers of a vector
+_TINY = {"float32": 2.0**-136, "float16": 2.0**-19, "bfloat16": 2.0**-126}  # scales
 _BLOCK = 512  # vectors quantized at once: what they take on the way stays in the processor's cache
 
 
@@ -30,9 +33,17 @@ class Int8(Codec):
 
     def encode(
         self, part: Part, vectors: NDArray[Any], layout: Layout, shape: MemoryShape
-    ) -> list[bytes]:
+    ) -> list[bytes | None]:
         """n float32 scales, then n * head_dim int8 levels."""
-        return cut(_quantize(vectors, shape.dtype), layout.sizes)
+        scales, levels = _quantize(vectors, shape.dtype)
+        sections = cut([scales, levels], layout.sizes)
+        if _surely_keeps(vectors, scales, shape):
+            return [*sections]
+        scale = np.where(scales > 0, scales, 1).astype(np.float64)
+        exact = to_float32(vectors, shape.dtype) / scale[:, None]
+        return only(
+            sections, keeps_vectors(share(self.name, part), layout, shape, scale, exact, levels)
+        )
 
     def decode(
         self,
@@ -47,6 +58,14 @@ class Int8(Codec):
         x = levels.view(np.int8).astype(np.float32)
         x *= scales.view("<f4")
         out[layout.places] = from_float32(x, shape.dtype)
+
+
+def _surely_keeps(vectors: NDArray[Any], scales: NDArray[np.float32], shape: MemoryShape) -> bool:
+    """Whether all vectors lose so little that nobody need look. At most half a scale of each number
+    is lost, of a vector as long as 127 scales at least: below 0.01 of its squared length, unless it
+    has many numbers, or so small ones that scale or dtype have few bits left for them."""
+    tiny = scales < _TINY[shape.dtype]
+    return shape.head_dim <= _FEW and not (tiny.any() and vectors[tiny].any())
 
 
 def _quantize(vectors: NDArray[Any], dtype: DType) -> tuple[NDArray[np.float32], NDArray[np.int8]]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from memdb.codecs.base import Family, FittedCodec, Layout, Part, joined
 from memdb.codecs.centre import Centre, Sample, angles_that_pay
+from memdb.codecs.floor import Losses, keeps_rows, only, share
 from memdb.codecs.parameters import fitted_name, read_parameters, write_parameters
 from memdb.codecs.rope import Turns
 from memdb.types.memory import from_float32, to_float32
@@ -29,7 +30,6 @@ _TRAINED = _SAMPLE << 13  # vectors: more take minutes
 _OPQ_PIECE = 4  # numbers of each piece that OPQ turns a vector for, as in the paper
 _OPQ_FEWEST = _SAMPLE << _FINE_BITS  # vectors: FAISS is slow at it with fewer
 _ROUNDS = 10  # of k-means, and of OPQ
-_UNLIKE = 1.5  # error of a memory over its own spread, or over that of its rows
 _FARTHEST = 1e6  # over a row's scale: float32 holds the square of it
 _LARGEST = np.finfo(np.float32).max
 
@@ -52,15 +52,15 @@ class Quantizer:
 
     @cached_property
     def coder(self) -> Any:
-        """The FAISS index, without vectors; ValueError if it is none for such vectors."""
+        """The FAISS index, without vectors; ValueError if it is not made for such vectors."""
         try:
             index = faiss.deserialize_index(self.index)
         except RuntimeError as error:
-            damaged = ValueError(f"a codec's index does not decode ({error})")
+            damaged = ValueError(f"FAISS cannot read an index of it ({error})")
             raise (of_the_machine(error) or damaged) from error
         d = self.centre.means.shape[-1]
         if index.d != d or not isinstance(_layers(index), faiss.Index2Layer):
-            raise ValueError(f"a codec's index is none for vectors of {d} numbers")
+            raise ValueError(f"an index of it is not made for vectors of {d} numbers")
         return index
 
     @cached_property
@@ -108,15 +108,22 @@ class Paper(FittedCodec):
         _undo_rope(x, layout, centre.turns(shape))
         counts = layout.counts
         rows = np.repeat(np.tile(np.arange(counts.shape[1]), len(counts)), counts.ravel())
-        means, scales = centre.means[rows], centre.scales[rows, None]
-        x = (x - means) / scales
-        coded: list[bytes | None] = []
+        means, scales = centre.means[rows], centre.scales[rows, None].astype(np.float64)
+        losses = Losses.empty(layout.vectors)
+        coded: list[bytes] = []
         at = 0
         for size in layout.sizes.tolist():  # each by itself: its codes depend on no other's
             memory = slice(at, at + size)
-            coded.append(_coded(own.coder, x[memory], means[memory], scales[memory]))
+            about = x[memory] - means[memory]
+            codes, found = _coded(own.coder, about / scales[memory])
+            found *= scales[memory]
+            losses.note(memory, x[memory], about, found)
+            far = np.abs(found) + np.abs(means[memory]) > _LARGEST / 2  # RoPE may add a half
+            losses.lost[memory][far.any(axis=1)] = np.inf
+            coded.append(codes)
             at += size
-        return coded
+        most = share(PaperFamily.name, part)
+        return only(coded, keeps_rows(most, layout, shape, centre.scales, losses))
 
     def decode(
         self,
@@ -175,10 +182,10 @@ class PaperFamily(Family):
                 index = arrays[f"{part}.index"]
                 # FAISS trusts what it reads: it is not given what is damaged.
                 if values[part]["checksum"] != _checksum(index):
-                    raise ValueError("the checksum of a codec's index does not match")
+                    raise ValueError(f"the checksum of the index of its {part} does not match")
                 quantizers.append(Quantizer(centre, index))
         except (KeyError, TypeError) as error:
-            raise ValueError(f"a codec's parameters lack a field ({error!r})") from error
+            raise ValueError(f"a field is missing, or of a wrong type ({error!r})") from error
         for quantizer in quantizers:
             _ = quantizer.coder
         return Paper(self.name, *quantizers)
@@ -241,23 +248,13 @@ def _layers(index: Any) -> Any:
     return faiss.downcast_index(index.index) if hasattr(index, "chain") else index
 
 
-def _coded(
-    coder: Any, x: NDArray[np.float64], means: NDArray[np.float32], scales: NDArray[np.float32]
-) -> bytes | None:
-    """The section of one memory, given its vectors about the mean and over the scale of their rows;
-    None: they are too far from what they would be decoded as, or that is no float32."""
+def _coded(coder: Any, x: NDArray[np.float64]) -> tuple[bytes, NDArray[np.float64]]:
+    """The section of one memory, and what it is decoded as, given its vectors about the mean and
+    over the scale of their rows."""
     if not len(x):
-        return b""
-    if np.abs(x).max() > _FARTHEST:
-        return None
-    codes = coder.sa_encode(x.astype(np.float32))
-    found = coder.sa_decode(codes).astype(np.float64)
-    error = np.square(found - x).sum()
-    if error > _UNLIKE**2 * min(np.square(x).sum(), x.size):
-        return None
-    if (np.abs(found) * scales + np.abs(means)).max() > _LARGEST / 2:  # RoPE may add a half
-        return None
-    return bytes(codes)
+        return b"", x
+    codes = coder.sa_encode(np.clip(x, -_FARTHEST, _FARTHEST).astype(np.float32))
+    return bytes(codes), coder.sa_decode(codes).astype(np.float64)
 
 
 def _undo_rope(x: NDArray[np.float64], layout: Layout, turns: Turns | None) -> None:

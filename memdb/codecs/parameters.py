@@ -40,7 +40,7 @@ def read_parameters(data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]
         for entry in values.pop("arrays"):
             dtype = np.dtype(_DTYPES[entry["type"]])
             if min(entry["shape"], default=0) < 0:
-                raise ValueError("a codec's parameters hold an array of less than no numbers")
+                raise ValueError("an array has a negative length")
             count = math.prod(map(operator.index, entry["shape"]))
             array = np.frombuffer(data, dtype, count, at).reshape(entry["shape"])
             arrays[entry["name"]] = array
@@ -52,9 +52,9 @@ def read_parameters(data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]
         AttributeError,
         OverflowError,
     ) as error:
-        raise ValueError(f"a codec's parameters do not decode ({error!r})") from error
+        raise ValueError(f"they do not decode ({error!r})") from error
     if at != len(data):
-        raise ValueError(f"a codec's parameters have {len(data)} bytes where {at} are due")
+        raise ValueError(f"they have {len(data)} bytes where {at} are due")
     return values, arrays
 
 

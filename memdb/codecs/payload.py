@@ -11,14 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memdb.codecs.base import Codec, Layout, slices
+from memdb.codecs.exact import Exact
 from memdb.codecs.int8 import Int8
 from memdb.errors import FormatError, InvalidInputError, MismatchError
-from memdb.types.memory import ExplicitMemory
+from memdb.types.memory import ExplicitMemory, read_only
 from memdb.types.memory_batch import MemoryBatch, row_name
 from memdb.types.shape import MemoryShape
 
-#: What memories are kept by until a codec is fitted, and those that a fitted codec does not suit.
+#: What memories are kept by until a codec is fitted, and those that a codec would lose too much of.
 STAND_IN: Codec = Int8()
+_EXACT: Codec = Exact()  # where that is too much for the stand-in
 
 _HEAD = struct.Struct("<QIII")  # shape's fingerprint, pairs, bytes of the keys, of the values
 _INFINITY = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}  # its bits
@@ -98,10 +100,11 @@ def _encode(
     ends = np.cumsum(layout.sizes)
     payloads = []
     for i, (key_bytes, value_bytes) in enumerate(coded):
-        if key_bytes is None or value_bytes is None:  # the codec does not suit it
+        if key_bytes is None or value_bytes is None:  # the codec would lose too much of it
             own = slice(int(ends[i] - layout.sizes[i]), int(ends[i]))
             arrays = positions[own], keys[own], values[own]
-            payloads += _encode(counts[i : i + 1], *arrays, shape, STAND_IN)
+            next_best = _EXACT if codec is STAND_IN else STAND_IN
+            payloads += _encode(counts[i : i + 1], *arrays, shape, next_best)
             continue
         label = codec.name.encode("ascii")
         head = _HEAD.pack(shape.fingerprint, int(layout.sizes[i]), len(key_bytes), len(value_bytes))
@@ -168,7 +171,7 @@ def read_payload(payload: bytes | memoryview, shape: MemoryShape) -> Coded:
 def decode_memory(
     payload: bytes | memoryview, shape: MemoryShape, codecs: Mapping[str, Codec]
 ) -> ExplicitMemory:
-    """The memory that `encode_memory` gave, up to the codec's loss.
+    """The memory that `encode_memory` gave, up to the codec's loss; its arrays are read-only.
 
     Raises:
         MismatchError: it is a memory of another shape.
@@ -181,7 +184,7 @@ def decode_memory(
     decode_into([coded], layout, shape, codecs, keys, values)
     offsets = np.zeros(shape.rows + 1, np.int32)
     np.cumsum(coded.counts, out=offsets[1:])
-    return ExplicitMemory(offsets, coded.positions.copy(), keys, values)
+    return ExplicitMemory(*map(read_only, (offsets, coded.positions.copy(), keys, values)))
 
 
 def decode_into(

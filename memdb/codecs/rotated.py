@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from memdb.codecs.base import Codec, Layout, Part, cut, joined
 from memdb.codecs.bits import code_bytes, nearest_scales, pack_bits, spread, unpack_scales
-from memdb.types.memory import from_float32, to_float32
+from memdb.codecs.floor import keeps_vectors, only, share
+from memdb.types.memory import from_float32, read_only, to_float32
 from memdb.types.shape import MemoryShape
 
 #: Positive levels of the quantizer that errs least on a standard normal number (Lloyd, 1957;
@@ -46,14 +47,17 @@ class Rotated(Codec):
 
     def encode(
         self, part: Part, vectors: NDArray[Any], layout: Layout, shape: MemoryShape
-    ) -> list[bytes]:
+    ) -> list[bytes | None]:
         """n bfloat16 scales, then the number of the level of every number of every vector."""
         x = to_float32(vectors, shape.dtype).astype(np.float64)
         scales = nearest_scales(np.sqrt(np.mean(x * x, axis=1)))
         scale = unpack_scales(scales).astype(np.float64)
-        y = (x / np.where(scale > 0, scale, 1)) @ rotation(shape.head_dim)
+        scale[scale == 0] = 1
+        y = (x / scale) @ rotation(shape.head_dim)
         codes = np.searchsorted(self._bounds, y.astype(np.float32)).astype(np.uint8)
-        return cut([scales, pack_bits(codes, self._bits)], layout.sizes)
+        found = self._levels[codes]
+        kept = keeps_vectors(share(self.name, part), layout, shape, scale[:, 0], y, found)
+        return only(cut([scales, pack_bits(codes, self._bits)], layout.sizes), kept)
 
     def decode(
         self,
@@ -85,10 +89,9 @@ def rotation(d: int) -> NDArray[np.float64]:
     cosines[:, 0] = np.sqrt(1 / d)
     data = np.frombuffer(hashlib.shake_128(b"memdb rotation").digest((2 * d + 7) // 8), np.uint8)
     signs = 1.0 - 2.0 * np.unpackbits(data, bitorder="little")[: 2 * d]
-    turned: NDArray[np.float64] = (signs[:d, None] * cosines * signs[d:]) @ cosines
-    return turned
+    return read_only((signs[:d, None] * cosines * signs[d:]) @ cosines)
 
 
 @cache
 def _back(d: int) -> NDArray[np.float32]:
-    return np.ascontiguousarray(rotation(d).T.astype(np.float32))
+    return read_only(np.ascontiguousarray(rotation(d).T.astype(np.float32)))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from memdb.codecs.base import FittedCodec, Layout, Part, require_bytes
 from memdb.codecs.centre import Centre
+from memdb.codecs.floor import Losses, keeps_rows, only, share
 from memdb.codecs.parameters import fitted_name, read_parameters, write_parameters
 from memdb.types.memory import from_float32, to_float32
 from memdb.types.native import of_the_machine
@@ -22,8 +23,6 @@ from memdb.types.shape import MemoryShape
 
 #: Numbers to a byte -> the largest level that fits.
 LARGEST = {1: 127, 2: 7, 3: 2, 5: 1}
-_CLIPPED = 1 / 100  # share of levels beyond the largest that a memory may have
-_UNLIKE = 1.5  # error of a memory over the spread of its rows
 _FARTHEST = 1e36  # of a number that is decoded: float32 holds the sums on the way to it
 
 
@@ -80,6 +79,7 @@ class Transform(FittedCodec):
     """
 
     def __init__(self, family: str, keys: Axes, values: Axes) -> None:
+        self._family = family
         self._axes: dict[Part, Axes] = {"keys": keys, "values": values}
         self.parameters = _written(self._axes)
         self.name = fitted_name(family, self.parameters)
@@ -91,17 +91,22 @@ class Transform(FittedCodec):
         self, part: Part, vectors: NDArray[Any], layout: Layout, shape: MemoryShape
     ) -> list[bytes | None]:
         """For each stream the bytes of its code, then the codes (DEFLATE)."""
+        sections, losses = self.sections(part, vectors, layout, shape)
+        scales = self._axes[part].centre.scales
+        return only(sections, keeps_rows(share(self._family, part), layout, shape, scales, losses))
+
+    def sections(
+        self, part: Part, vectors: NDArray[Any], layout: Layout, shape: MemoryShape
+    ) -> tuple[list[bytes], Losses]:
+        """As `encode`, of all memories; and what they lose."""
         axes = self._axes[part]
-        levels, beyond, errors = _levels(axes, vectors, layout, shape)
-        coded: list[bytes | None] = []
+        levels, losses = _levels(axes, vectors, layout, shape)
+        coded = []
         at = 0
         for size in layout.sizes.tolist():
-            own = slice(at, at + size)
-            suits = beyond[own].sum() <= _CLIPPED * size * axes.kept
-            suits &= errors[own].sum() <= _UNLIKE**2 * size
-            coded.append(None if not suits else _coded(levels[own], axes.streams) if size else b"")
+            coded.append(_coded(levels[at : at + size], axes.streams) if size else b"")
             at += size
-        return coded
+        return coded, losses
 
     def decode(
         self,
@@ -144,29 +149,29 @@ def read_transform(family: str, parameters: bytes) -> Transform:
             streams = tuple(Stream(*map(operator.index, s)) for s in values[part]["streams"])
             step, basis = float(values[part]["step"]), arrays[f"{part}.basis"]
             axes.append(Axes(centre, step, basis, streams))
-            _require_whole(axes[-1])
+            _require_whole(axes[-1], part)
     except (KeyError, TypeError, OverflowError) as error:
-        raise ValueError(f"a codec's parameters lack a field ({error!r})") from error
+        raise ValueError(f"a field is missing, or of a wrong type ({error!r})") from error
     return Transform(family, *axes)
 
 
-def _require_whole(axes: Axes) -> None:
+def _require_whole(axes: Axes, part: str) -> None:
     """Raise ValueError unless the streams are all of the axes, and the axes those of the rows."""
     rows, d = axes.centre.means.shape
     if not 0 < axes.step < math.inf:
-        raise ValueError(f"a codec's step is {axes.step}")
+        raise ValueError(f"the step of its {part} is {axes.step}, not a finite number above 0")
     if axes.basis.dtype != np.float16 or axes.basis.shape != (rows, axes.kept, d):
-        raise ValueError("a codec's axes are not of the same rows as its means")
+        raise ValueError(f"the axes of its {part} do not have the rows of the means")
     lengths = np.square(axes.basis, dtype=np.float64).sum(axis=2)
     if not ((lengths > 0) & np.isfinite(lengths)).all():
-        raise ValueError("a codec's axis has no length")
+        raise ValueError(f"an axis of its {part} has no length, or is not finite")
     first = 0
     for stream in axes.streams:
         if stream.first != first or stream.count < 1 or stream.packed not in LARGEST:
-            raise ValueError("a codec's streams are not consecutive parts of its axes")
+            raise ValueError(f"the streams of its {part} do not follow one another along the axes")
         first += stream.count
     if first != axes.kept or not first:
-        raise ValueError(f"a codec's streams are {first} of its {axes.kept} axes")
+        raise ValueError(f"the streams of its {part} hold {first} of {axes.kept} axes")
 
 
 def _written(axes: dict[Part, Axes]) -> bytes:
@@ -199,36 +204,33 @@ def _decoder(axes: Axes) -> NDArray[np.float32]:
 
 def _levels(
     axes: Axes, vectors: NDArray[Any], layout: Layout, shape: MemoryShape
-) -> tuple[NDArray[np.int8], NDArray[np.int64], NDArray[np.float64]]:
-    """Of each vector, memory after memory: the levels, (n, kept), how many of them were beyond the
-    largest, and the mean squared error over the row's scale, infinite where what is decoded may be
-    no float32. In float64, so that a memory's do not depend on those beside it."""
+) -> tuple[NDArray[np.int8], Losses]:
+    """The levels of each vector, memory after memory, (n, kept), and what is lost by them, infinite
+    where what is decoded may be no float32. In float64, so that a memory's do not depend on those
+    beside it."""
     x = to_float32(vectors, shape.dtype)[layout.order].astype(np.float64)
     turns = axes.centre.turns(shape)
     if turns is not None:
         turns(x, layout.row_sizes, layout.positions[layout.order], back=True)
     limits = np.concatenate([np.full(s.count, LARGEST[s.packed]) for s in axes.streams])
     levels = np.empty((layout.vectors, axes.kept), np.int8)
-    beyond = np.empty(layout.vectors, np.int64)
-    errors = np.empty(layout.vectors)
+    losses = Losses.empty(layout.vectors)
     units = _units(axes).astype(np.float64)
     at = 0
     for row, size in enumerate(layout.row_sizes.tolist()):
         if size:
-            own = layout.order[at : at + size]
+            own, given = layout.order[at : at + size], x[at : at + size]
             mean, basis = axes.centre.means[row], axes.basis[row].astype(np.float64)
             along = basis / (units[row] * np.square(basis).sum(axis=1, keepdims=True))
-            y = x[at : at + size] - mean
-            exact = np.rint(y @ along.T)
-            whole = np.clip(exact, -limits, limits)
+            about = given - mean
+            whole = np.clip(np.rint(about @ along.T), -limits, limits)
             levels[own] = whole
-            beyond[own] = (exact != whole).sum(axis=1)
             found = whole @ basis * min(units[row], _FARTHEST)
-            errors[own] = np.square((y - found) / axes.centre.scales[row]).mean(axis=1)
+            losses.note(own, given, about, found)
             far = (np.abs(found) + np.abs(mean)).max(axis=1) > _FARTHEST
-            errors[own[far | (units[row] > _FARTHEST)]] = np.inf
+            losses.lost[own[far | (units[row] > _FARTHEST)]] = np.inf
             at += size
-    return levels, beyond, errors
+    return levels, losses
 
 
 def _coded(levels: NDArray[np.int8], streams: Sequence[Stream]) -> bytes:

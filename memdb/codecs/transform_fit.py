@@ -61,8 +61,9 @@ class TransformFamily(Family):
             return made
         tried, *parts = _some(layout, keys, values, shape)
         due = 2 * 2 * shape.head_dim * tried.vectors / self._ratio
+        least = max(spectra[0].least_step / _KEY_STEP, spectra[1].least_step)
         for _ in range(_TRIALS):
-            step = (low * high) ** 0.5
+            step = max((low * high) ** 0.5, least)
             made = self._with_step(step, spectra)
             low, high = (step, high) if _bytes(made, parts, tried, shape) > due else (low, step)
         return made
@@ -114,6 +115,15 @@ class _Spectrum:
         ]
         return cls(sample.centre, basis, np.concatenate(numbers))
 
+    @property
+    def least_step(self) -> float:
+        """The finest step, over the row's scale: of finer ones a byte does not hold enough, and
+        what is beyond is lost."""
+        if not len(self.numbers):
+            return 0.0
+        widest = np.quantile(np.abs(self.numbers), 1 - _RARE, axis=0).max()
+        return float(widest) / LARGEST[1]
+
     def cut(self, step: float) -> Axes:
         """With this step, over the row's scale: which axes are kept, in which streams."""
         sizes = np.abs(np.rint(self.numbers / step))
@@ -149,9 +159,10 @@ def _some(
 
 
 def _bytes(made: Transform, parts: list[NDArray[Any]], layout: Layout, shape: MemoryShape) -> int:
+    """Of some memories, whatever they lose: else a step too coarse would seem to cost nothing."""
     names: tuple[Part, Part] = ("keys", "values")
     return sum(
-        len(section or b"")
+        len(section)
         for part, vectors in zip(names, parts, strict=True)
-        for section in made.encode(part, vectors, layout, shape)
+        for section in made.sections(part, vectors, layout, shape)[0]
     )

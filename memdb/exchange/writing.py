@@ -139,13 +139,17 @@ class ExportWriter:
 
     def _require_memories(self, memories: Sequence[bytes | None] | MemoryBatch, n: int) -> None:
         if self._manifest.shape is None:
-            raise InvalidInputError("there are memories, and this export has no memory shape")
+            raise InvalidInputError(
+                "this export has no memory shape, so it can hold no memories: give it a shape"
+            )
         if len(memories) != n:
-            raise InvalidInputError(f"{len(memories)} memories for {n} pieces")
+            raise InvalidInputError(
+                f"{len(memories)} memories for {n} pieces: pass one for each, None where it is cold"
+            )
         if isinstance(memories, MemoryBatch):
             memories.require(self._manifest.shape)
         elif not all(payload is None or payload for payload in memories):
-            raise InvalidInputError("a memory of 0 bytes; a cold reference's is None")
+            raise InvalidInputError("a memory of 0 bytes; pass None for a reference that is cold")
 
     def _flush(self) -> None:
         """Write the part that is held, if there is anything in it."""

@@ -23,8 +23,9 @@ from memdb.codecs import (
     fitted_codec,
 )
 from memdb.errors import FormatError, InvalidInputError, MismatchError
+from memdb.memories import unfitted
 from memdb.protocols import Progress, no_progress
-from memdb.storage.record_layout import MEMORIES, SETTINGS, codec_key, integer_key
+from memdb.storage.record_layout import MEMORIES, SETTINGS, UNFITTED, codec_key, integer_key
 from memdb.storage.store import Store
 from memdb.storage.transaction import Transaction, decoded
 from memdb.types.canonical import json_payload
@@ -84,6 +85,7 @@ class CodecChoice:
         self.took_over = False
         self._store = store
         self._shape = shape
+        self._problem = ""  # of the last fit: why the codec is not used
         self._take(memory)
 
     def _take(self, memory: Mapping[str, Any]) -> None:
@@ -125,7 +127,7 @@ class CodecChoice:
         if family is None or self._fitted is not None:
             return False
         with self._store.read() as transaction:
-            if transaction.count(MEMORIES) < family.enough:
+            if transaction.count(MEMORIES) < unfitted.enough(transaction, family, self._shape):
                 return False
             self.refresh(transaction)
         if self.family is not family or self._fitted is not None:
@@ -134,7 +136,8 @@ class CodecChoice:
 
     def fit(self, family: Family, progress: Progress = no_progress) -> bool:
         """Fit a codec of a family to the memories there are, and make it the one that new memories
-        are written with; False if there are not enough."""
+        are written with; False if there are not enough, or if most of them would lose too much."""
+        self._problem = ""
         progress(f"fitting codec {family.name}", 0, 0)
         with self._store.read() as transaction:
             sample = self._sample(transaction, family)
@@ -147,12 +150,18 @@ class CodecChoice:
             Layout.dense(batch.counts, batch.positions),
             self._shape,
         )
+        self._problem = unfitted.problem(codec, family, batch, self._shape)
         with self._store.write() as transaction:
             stored = transaction.required_setting("shape")
             if MemoryShape.from_json(stored) != self._shape:
                 return False  # it was rewritten for another model meanwhile
-            transaction.put_codec_parameters(codec.name, codec.parameters)
             memory = transaction.required_setting(_SETTING)
+            if self._problem:
+                if memory["codec"] == family.name and "fitted" not in memory:
+                    unfitted.note(transaction, family, self._shape, self._problem)
+                return False
+            transaction.delete_setting(UNFITTED)
+            transaction.put_codec_parameters(codec.name, codec.parameters)
             memory = {**memory, "codec": family.name, "fitted": codec.name}
             transaction.put_setting(_SETTING, memory)
         self._take(memory)
@@ -171,6 +180,8 @@ class CodecChoice:
             return
         due = refit or wanted is not self._wanted or not self.is_fitted
         if due and not self.fit(wanted, progress):
+            if self._problem:
+                raise InvalidInputError(f"{self._problem}. Take another codec, for example 'int8'")
             raise InvalidInputError(
                 f"the codec '{wanted.name}' is fitted to at least {wanted.enough} memories, and "
                 f"the database has fewer. Take one that needs none ({', '.join(CODECS)}), or warm "

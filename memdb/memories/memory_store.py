@@ -125,7 +125,8 @@ class MemoryStore:
         """The memories of one document's references, of which there must be `count`, as stored."""
         if len(memories) != count:
             raise InvalidInputError(
-                f"{len(memories)} memories for a text of {count} references; `split` shows them"
+                f"{len(memories)} memories for a text of {count} references: pass one for each; "
+                "`split` shows them"
             )
         batch = MemoryBatch.of(memories, self._shape)
         # None would stand for a cold one, and there is none among them.
@@ -139,7 +140,10 @@ class MemoryStore:
         if memories is None:
             return [None] * count
         if len(memories) != count:
-            raise InvalidInputError(f"{len(memories)} memories for {count} references")
+            raise InvalidInputError(
+                f"{len(memories)} memories for {count} references: pass one for each, None where "
+                "it stays cold"
+            )
         codec = self.codec_choice.codec
         if isinstance(memories, MemoryBatch):
             return encode_batch(memories, self._shape, codec)

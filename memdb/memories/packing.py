@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from memdb.codecs import Coded, Layout, decode_into
 from memdb.errors import InvalidInputError
 from memdb.memories.memory_store import StoredMemory
-from memdb.types.memory import ExplicitMemory
+from memdb.types.memory import ExplicitMemory, read_only
 from memdb.types.shape import MemoryShape
 
 
@@ -46,7 +46,8 @@ class PackedLayer:
 
 @dataclass(frozen=True)
 class PackedMemories:
-    """All memories of one retrieval, in the order given, layer by layer.
+    """All memories of one retrieval, in the order given, layer by layer. The arrays are made for
+    this call and are the caller's own, to write into.
 
     Attributes:
         layers: memory layer (index into the model's layers) -> its arrays. Layers where no memory
@@ -208,5 +209,5 @@ def _fill(
             places = layout.places[own]
             offsets = np.zeros(shape.rows + 1, np.int32)
             np.cumsum(counts, out=offsets[1:])
-            positions = layout.positions[own].copy()
-            one.keep(ExplicitMemory(offsets, positions, keys[places], values[places]))
+            arrays = offsets, layout.positions[own].copy(), keys[places], values[places]
+            one.keep(ExplicitMemory(*map(read_only, arrays)))

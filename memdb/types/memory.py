@@ -19,6 +19,9 @@ class ExplicitMemory:
     """The sparse key-values of one reference for one model. Ragged: every (layer, kv head) keeps
     its own number of tokens. Held as CSR over the rows of `MemoryShape` (paper, 3.1 and 3.2).
 
+    The arrays of one that comes from a database are read-only, since all who ask for it share them:
+    to change a number, copy the array first.
+
     Attributes:
         offsets: (rows + 1,) int32; row r holds the pairs offsets[r] to offsets[r + 1].
         positions: (pairs,) uint8 or uint16; token positions within the reference, ascending in
@@ -73,6 +76,12 @@ class ExplicitMemory:
                     f"{shape.dtype} model, got {_describe(vectors)}"
                 )
         return None
+
+
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """The same array, which several share: a write into it raises ValueError from now on."""
+    array.setflags(write=False)
+    return array
 
 
 def _describe(array: NDArray[Any]) -> str:

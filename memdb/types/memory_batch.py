@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memdb.errors import MismatchError
-from memdb.types.memory import ExplicitMemory
+from memdb.types.memory import ExplicitMemory, read_only
 from memdb.types.shape import MemoryShape
 
 
@@ -72,23 +72,24 @@ class MemoryBatch:
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
         """(n,): pairs of each reference."""
-        sizes: NDArray[np.int64] = self.counts.sum(axis=1, dtype=np.int64)
-        return sizes
+        return read_only(self.counts.sum(axis=1, dtype=np.int64))
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:
         """(n,): where the pairs of each reference end."""
-        return np.cumsum(self.sizes)
+        return read_only(np.cumsum(self.sizes))
 
     def memory(self, number: int) -> ExplicitMemory | None:
-        """The memory of one reference, its arrays views of the batch's; None if it is cold."""
+        """The memory of one reference, its arrays read-only views of the batch's; None if it is
+        cold."""
         if self.warm is not None and not self.warm[number]:
             return None
         end = int(self.ends[number])
         pairs = slice(end - int(self.sizes[number]), end)
         offsets = np.zeros(self.counts.shape[1] + 1, np.int32)
         np.cumsum(self.counts[number], out=offsets[1:])
-        return ExplicitMemory(offsets, self.positions[pairs], self.keys[pairs], self.values[pairs])
+        views = self.positions[pairs], self.keys[pairs], self.values[pairs]
+        return ExplicitMemory(offsets, *map(read_only, views))
 
     def require(self, shape: MemoryShape, first: int = 0) -> None:
         """Raise `MismatchError` unless all are well-formed memories of that shape.

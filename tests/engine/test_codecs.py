@@ -162,7 +162,8 @@ def test_both_ends_of_each_dtype_come_back(name: str, dtype: DType, end: str) ->
         if wrote in ("exact", "int8", "int4"):
             assert_within_half_a_scale(before, after, dtype, wrote)
     if name in FAMILIES and end in ("largest", "both"):
-        assert wrote == "int8"  # unlike what it was fitted to
+        # Unlike what it was fitted to. Beside a large number, int8 loses the smallest, too.
+        assert wrote == ("int8" if end == "largest" else "exact")
 
 
 @pytest.mark.parametrize("name", ROTATED)

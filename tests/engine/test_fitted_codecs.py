@@ -186,15 +186,15 @@ def test_a_direction_in_which_nothing_lay_is_not_lost(name: str) -> None:
     shape = make_shape(head_dim=8)
 
     def flat(seed: int, axis: slice, size: float) -> ExplicitMemory:
-        memory = make_memory(shape, seed, 8)
+        memory = make_memory(shape, seed, 60)
         for x in (memory.keys, memory.values):
             kept = x[:, axis] * np.float32(size)
             x *= np.float32(1e-4)
             x[:, axis] = kept
         return memory
 
-    codec = fit(FAMILIES[name], [flat(seed, slice(0, 3), 1) for seed in range(12)], shape)
-    like = encode_memory(flat(20, slice(0, 3), 1), shape, codec)
+    codec = fit(FAMILIES[name], [flat(seed, slice(0, 1), 1) for seed in range(12)], shape)
+    like = encode_memory(flat(20, slice(0, 1), 1), shape, codec)
     assert codec_of(like) == codec.name
     memory = flat(20, slice(7, 8), 100)
     found = decode_memory(encode_memory(memory, shape, codec), shape, with_stand_in(codec))
@@ -338,7 +338,7 @@ def test_arrays_of_another_shape_are_damaged(name: str, array: str) -> None:
     header, arrays = header_of(fitted(name).parameters)
     (entry,) = (entry for entry in header["arrays"] if entry["name"] == array)
     entry["shape"] = [int(np.prod(entry["shape"])), 1]  # as many numbers
-    with pytest.raises(ValueError, match="codec's"):
+    with pytest.raises(ValueError, match=r"(the means of|do not have|the axes of)"):
         FAMILIES[name].load(with_header(header, arrays))
 
 
@@ -349,5 +349,5 @@ def test_parameters_without_one_of_their_arrays_are_damaged(name: str) -> None:
         if not entry["name"].endswith("angles"):  # these may be missing
             wrong = {**header, "arrays": [{**e} for e in header["arrays"]]}
             wrong["arrays"][header["arrays"].index(entry)]["name"] = "other"
-            with pytest.raises(ValueError, match="lack a field"):
+            with pytest.raises(ValueError, match="a field is missing"):
                 FAMILIES[name].load(with_header(wrong, arrays))

@@ -37,6 +37,7 @@ from tests.engine.helpers import (
     TokenWriter,
     WordEmbedder,
     command,
+    keep_whatever_is_lost,
     make_memory,
     raw,
     same_memory,
@@ -141,7 +142,10 @@ def test_it_takes_over_among_single_inserts(bare: MemDB) -> None:
     assert error(bare, range(ENOUGH + 1)) < 0.3
 
 
-def test_a_cold_start_may_be_what_makes_them_enough(tmp_path: Path) -> None:
+def test_a_cold_start_may_be_what_makes_them_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_whatever_is_lost(monkeypatch)
     words = PAGE.split()
     with MemDB.create(tmp_path / "db", embedder=WordEmbedder(), writer=TokenWriter()) as database:
         for n in range(2 * ENOUGH):

@@ -14,7 +14,13 @@ from memdb.codecs import FAMILIES
 from memdb.memories.memory_store import MemoryStore
 from memdb.protocols import Progress
 from memdb.storage.record_layout import REMEMBERED
-from tests.engine.helpers import PAGE, TokenWriter, WordEmbedder, time_limit
+from tests.engine.helpers import (
+    PAGE,
+    TokenWriter,
+    WordEmbedder,
+    keep_whatever_is_lost,
+    time_limit,
+)
 
 WORDS = "The harbour of Veldmoor is old and the lighthouse shows the way to ships from far"
 
@@ -244,6 +250,7 @@ def test_a_shape_that_changed_meanwhile_is_an_error(path: Path) -> None:
 
 
 def test_the_codec_is_fitted_on_the_way(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_whatever_is_lost(monkeypatch)
     for family in FAMILIES.values():
         monkeypatch.setattr(family, "enough", 8)
     threads = []
@@ -267,6 +274,7 @@ def test_the_codec_is_fitted_on_the_way(path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_warmer_is_given_what_is_cold_and_the_codec_is_fitted_here(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    keep_whatever_is_lost(monkeypatch)
     for family in FAMILIES.values():
         monkeypatch.setattr(family, "enough", 8)
     seen = []

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from memdb import ExplicitMemory, MemDB, MemoryShape, Rope, from_float32, to_float32
 from memdb.codecs import FAMILIES
+from tests.engine.helpers import keep_whatever_is_lost
 from tests.storage_format.coded import assert_close, write_vectors
 from tests.storage_format.reader import Database, Memory, read_database, seal, unseal
 
@@ -213,6 +214,7 @@ def few_are_enough(family: str) -> Iterator[None]:
     """To fit a codec."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FAMILIES[family], "enough", ENOUGH)
+        keep_whatever_is_lost(patch)
         yield
 
 

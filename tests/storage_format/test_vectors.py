@@ -25,6 +25,7 @@ from memdb.storage.store import Store
 from memdb.types.canonical import json_payload
 from memdb.types.checks import checked
 from memdb.types.shape import DType
+from tests.engine.helpers import keep_whatever_is_lost
 from tests.storage_format.coded import (
     FAMILIES,
     PLAIN,
@@ -294,7 +295,10 @@ def test_vectors_under_each_codec(dtype: str, codec: str) -> None:
 @pytest.mark.parametrize("d", [1, 2, 5, 8])
 @pytest.mark.parametrize("codec", PLAIN)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_codec_agrees_bit_by_bit_on_any_vector(dtype: str, codec: str, d: int) -> None:
+def test_a_codec_agrees_bit_by_bit_on_any_vector(
+    dtype: str, codec: str, d: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_whatever_is_lost(monkeypatch, math.inf)
     size = 4 if dtype == "float32" else 2
     bits = np.random.default_rng(d).integers(0, 1 << 8 * size, (400, d), np.uint64)
     bits = bits.astype(f"<u{size}")
@@ -361,8 +365,11 @@ def test_the_vectors_of_a_fitted_codec_by_hand() -> None:
 
 @pytest.mark.parametrize(("d", "n"), [(16, 10000), (5, 400), (6, 3)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_fitted_codec_agrees_on_other_dimensions(family: str, d: int, n: int) -> None:
+def test_a_fitted_codec_agrees_on_other_dimensions(
+    family: str, d: int, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With OPQ, without, with one coarse quantizer, and with next to nothing to be fitted to."""
+    keep_whatever_is_lost(monkeypatch)
     rope = (Rope(1e4), None)
     shape = MemoryShape("m", (0, 1), 1, d, "float32", (1, 2), reference_length=65535, rope=rope)
     counts = [n - n // 3, n // 3]
