@@ -15,6 +15,9 @@ Its index is IVF_HNSW_SQ; of some settings the fastest with recall 0.95 counts (
 references or fewer, a search without index is among them). Chroma has no binary values: the memory
 is base64, among the metadata, and in a second run a document. What has not finished inserting in
 its time is measured with what it had, which is marked with *.
+
+Filtered search is measured by how many references a filter leaves, at random and far from the query
+(engine_filtered.py).
 """
 
 from __future__ import annotations
@@ -70,6 +73,16 @@ def rows_table(size: Size) -> Table:
             _text(row.disk, ".2f"),
             row.how,
         )
+    return table
+
+
+def filtered_table(size: Size) -> Table:
+    table = Table(title=f"filtered search at {size.references:,} references")
+    for column in ("references that a filter leaves", "%", "p50 ms", "recall@5"):
+        table.add_column(column, justify="left" if column.startswith("ref") else "right")
+    for row in size.filtered:
+        kind = {"random": "at random", "unrelated": "far from the query"}[row.kind]
+        table.add_row(kind, row.share, f"{row.p50:.3f}", f"{row.recall:.3f}")
     return table
 
 
@@ -187,12 +200,14 @@ def main(
             queries=300 if quick else 1050,
             peers=_peers(quick),
             chroma_seconds=6 if quick else 120,
+            filtered_queries=50 if quick else 200,
         )
         for references in sizes:
             kib = _kib(Path(place), references, memory_kib)
             title = f"{references:,} references with {kib} KiB of memory each"
             size = bench.measure(title, references, pairs_of(kib), "exact")
             console.print(rows_table(size), opening(size), *size.notes, "", sep="\n")
+            console.print(filtered_table(size), "", sep="\n")
             measured.append(size)
         if not quick:
             title = f"the real size: {_REAL_REFERENCES:,} references, {_REAL_PAIRS:,} pairs, int8"

@@ -14,10 +14,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import engine_filtered
 import engine_peers
 import faiss
 import numpy as np
 from engine_data import Corpus, Vectors, embeddings, nearest
+from engine_filtered import FilteredRow
 from engine_stores import MemDBStore, RawStore, disk_bytes
 
 from cli.progress import progress_bar
@@ -59,6 +61,7 @@ class Size:
     notes: list[str] = field(default_factory=list)
     opened: dict[str, float] = field(default_factory=dict)
     opened_cold: dict[str, float] = field(default_factory=dict)
+    filtered: list[FilteredRow] = field(default_factory=list)
 
     def figures(self) -> dict[str, float]:
         """The figures of `--json`; those of peers that are not installed are left out."""
@@ -75,6 +78,9 @@ class Size:
             "open_seconds": self.opened["open"],
             "resident_gib": self.opened["anonymous_gib"],
         }
+        for row in self.filtered:
+            found[f"filtered_{row.kind}_{row.share}_recall_at_5"] = row.recall
+            found[f"filtered_{row.kind}_{row.share}_p50_ms"] = row.p50
         return {name: round(value, 4) for name, value in found.items() if value is not None}
 
 
@@ -95,12 +101,14 @@ class Bench:
         queries: how many are timed.
         peers: names in `engine_peers.PEERS`.
         chroma_seconds: that Chroma may take to insert.
+        filtered_queries: how many are timed under each filter.
     """
 
     folder: Path
     queries: int
     peers: list[str]
     chroma_seconds: float
+    filtered_queries: int
     _stopped: dict[str, Row] = field(default_factory=dict)
 
     def measure(self, title: str, references: int, pairs: int, codec: str) -> Size:
@@ -116,6 +124,9 @@ class Bench:
                 corpus = Corpus(references, pairs, codec, str(place / "embeddings.npy"))
                 progress("making data", 1, 1)
                 self._memdb(size, corpus, vectors, queries, place, progress)
+                size.filtered = engine_filtered.measure(
+                    vectors, queries[: self.filtered_queries], place / "filtered", progress
+                )
                 del vectors
                 for name in self.peers:
                     self._peer(name, size, corpus, place, progress)

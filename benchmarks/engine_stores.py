@@ -109,8 +109,9 @@ class MemDBStore:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         coarse = faiss.SearchParametersHNSW(efSearch=max(16, self.index.nprobe))
         parameters = faiss.SearchParametersIVF(nprobe=self.index.nprobe, quantizer_params=coarse)
+        # FAISS knows rows: ids in their order, and the corpus' follow each other.
         return lambda query: raw.memories(
-            index.search(query[None], K, params=parameters)[1][0].tolist()
+            [first + row for row in index.search(query[None], K, params=parameters)[1][0].tolist()]
         )
 
     def in_a_new_process(self, queries: Path, cold: bool) -> dict[str, float]:

@@ -134,7 +134,7 @@ def write_generation(
 def _build_index(transaction: Transaction, generation: Path, progress: Progress) -> None:
     policy = IndexPolicy.of(transaction)
     if policy.wants_file(transaction.count(REFERENCES)):
-        index, info = build_index(
+        built, info = build_index(
             transaction,
             transaction.required_setting("format")["id"],
             transaction.required_setting("embedder")["dimension"],
@@ -143,7 +143,7 @@ def _build_index(transaction: Transaction, generation: Path, progress: Progress)
             progress,
             lambda: False,
         )
-        write_index(index, info, generation)
+        write_index(built, info, generation)
 
 
 def new_identity(transaction: Transaction) -> None:

@@ -21,7 +21,7 @@ from memdb.errors import (
 )
 from memdb.filters.declared import Grouped, declared_keys
 from memdb.filters.postings import Postings
-from memdb.index.ann import FILE, AnnIndex
+from memdb.index.ann import FILE, AnnIndex, OutdatedIndexError
 from memdb.index.checking import differences, is_of_this_past
 from memdb.index.policy import IndexPolicy
 from memdb.ingest.chunking import Chunker, Piece
@@ -131,7 +131,8 @@ def _index_file(store: Store, transaction: Transaction) -> Iterator[Problem]:
     back to it or a release wrote it that named no change, is passed over, as by a search."""
     try:
         index = AnnIndex(transaction.generation / FILE)
-    except FileNotFoundError:
+        index.check()
+    except (FileNotFoundError, OutdatedIndexError):
         return
     except CorruptRecordError as error:
         yield Problem(INDEX, FILE, error.problem)

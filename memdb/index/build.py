@@ -9,8 +9,16 @@ import faiss
 import numpy as np
 
 from memdb.errors import CorruptRecordError
-from memdb.index.ann import AnnIndex, Ids, IndexInfo, Vectors, search_parameters
-from memdb.index.view import exact_search
+from memdb.index.ann import (
+    SPREAD_STEPS,
+    AnnIndex,
+    Built,
+    Ids,
+    IndexInfo,
+    Vectors,
+    centres_of,
+    search_parameters,
+)
 from memdb.protocols import Progress
 from memdb.storage.record_layout import CHANGES, EMBEDDINGS
 from memdb.storage.transaction import Transaction
@@ -21,6 +29,12 @@ _ROUNDS = 10  # of k-means
 _LINKS = 32  # of each centre in the graph that finds the nearest ones
 _QUERIES = 256  # that recall is measured with
 _K = 5  # the paper's number of memories
+_HITS = _K, 10, 20  # that the clusters looked at for 5 may be enough for
+_LEAST_RECALL = 0.985  # what enough is, where no less is asked for
+_SPREAD_SAMPLE = 4096  # vectors that the spread is measured on
+_SAME = 2**-11  # by so much the scores of one vector, as float32 and as float16, may differ
+_ENOUGH = 100  # vectors, to measure a spread
+_COPIES = 1023  # of a query's own vector that are looked past, at most
 _BATCH = 8192
 
 
@@ -36,7 +50,7 @@ def build_index(
     previous: AnnIndex | None,
     progress: Progress,
     cancelled: Callable[[], bool],
-) -> tuple[Any, IndexInfo]:
+) -> tuple[Built, IndexInfo]:
     """An IVF index over all embeddings, and its description.
 
     Args:
@@ -68,22 +82,20 @@ def build_index(
         False,  # vectors as they are, not their distance from the centre: nothing to train
     )
     index.is_trained = True
-    asked = np.sort(_chosen(numbers, _QUERIES))
-    queries = transaction.embeddings_of(asked)
-    best_scores = np.full((len(asked), _K), -np.inf, np.float32)
-    best_ids = np.full((len(asked), _K), -1, np.int64)
+    truth = _Truth(transaction, np.sort(_chosen(numbers, _QUERIES)))
     done = 0
     for ids, vectors in transaction.embeddings(_BATCH):
         progress("building the index", done, n)
         if cancelled():
             raise Cancelled
-        index.add_with_ids(vectors, ids)
-        scores, near = exact_search(queries, vectors, ids, _K + 1)
-        scores = np.where(near == asked[:, None], -np.inf, scores)  # a query does not find itself
-        best_scores, best_ids = _merged((best_scores, best_ids), (scores, near))
+        index.add_with_ids(vectors, np.arange(done, done + len(ids)))
+        truth.look_at(vectors)
         done += len(ids)
     progress("building the index", n, n)
-    nprobe, reached = _nprobe(index, queries, asked, best_ids, recall)
+    nprobe, reached, hits = _nprobe(index, truth, recall)
+    rows = np.sort(_chosen(np.arange(n), _SPREAD_SAMPLE))
+    sample = transaction.embeddings_of(numbers[rows])
+    spread = _spread(index, truth.queries, rows, sample)
     info = IndexInfo(
         database=database,
         change=change,
@@ -93,9 +105,11 @@ def build_index(
         lists=int(centres.ntotal),
         nprobe=nprobe,
         recall=reached,
+        hits=hits,
         trained=trained,
+        spread=spread,
     )
-    return index, info
+    return Built(index, numbers), info
 
 
 def _centres(
@@ -136,23 +150,90 @@ def _chosen(numbers: Ids, count: int) -> Ids:
     return np.random.default_rng(0).choice(numbers, count, replace=False)
 
 
-def _merged(one: tuple[Vectors, Ids], other: tuple[Vectors, Ids]) -> tuple[Vectors, Ids]:
-    scores = np.concatenate([one[0], other[0]], 1)
-    ids = np.concatenate([one[1], other[1]], 1)
-    order = np.argsort(-scores, axis=1)[:, :_K]
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+class _Truth:
+    """Some of the embeddings as queries, and the scores of those nearest to them.
+
+    A hit counts by its score, so that of several copies of a text any may be found. A query does
+    not find itself, nor what is the same: who asks has no copy of the answer.
+
+    Attributes:
+        queries: (q, dimension).
+        scores: (q, 20) of the nearest, best first; -inf where there are fewer.
+        copies: (q,) vectors that are the query's own, itself among them.
+    """
+
+    def __init__(self, transaction: Transaction, asked: Ids) -> None:
+        self.queries = transaction.embeddings_of(asked)
+        self.scores = np.full((len(asked), max(_HITS)), -np.inf, np.float32)
+        self.copies = np.zeros(len(asked), np.int64)
+
+    def look_at(self, vectors: Vectors) -> None:
+        """Compare with more vectors."""
+        scores = self.queries @ vectors.T
+        same = scores > 1 - _SAME
+        self.copies += same.sum(1)
+        scores[same] = -np.inf
+        k = min(max(_HITS), len(vectors))
+        nearest = np.partition(scores, len(vectors) - k, axis=1)[:, -k:]
+        both = np.concatenate([self.scores, nearest], 1)
+        self.scores = -np.sort(-both, axis=1)[:, : max(_HITS)]
 
 
-def _nprobe(
-    index: Any, queries: Vectors, asked: Ids, truth: Ids, recall: float
-) -> tuple[int, float]:
-    """The fewest clusters to look at for that recall, and the recall that they reach."""
-    nprobe, reached = 1, 0.0
+def _nprobe(index: Any, truth: _Truth, recall: float) -> tuple[int, float, int]:
+    """The fewest clusters to look at for that recall of the nearest 5, the recall that they reach,
+    and how many of the nearest may be asked for so that they are still enough."""
+    usable = truth.copies <= _COPIES
+    queries, due = truth.queries[usable], truth.scores[usable]
+    if not np.isfinite(due).any():
+        return max(1, index.nlist // 32), 1.0, _K
+    k = due.shape[1] + int(truth.copies[usable].max())
+    nprobe = 1
     while True:
-        _, found = index.search(queries, _K + 1, params=search_parameters(nprobe))
-        found = np.where(found == asked[:, None], -2, found)
-        hits = (truth[:, :, None] == found[:, None, :]).any(2) & (truth >= 0)
-        reached = float(hits.sum() / max(1, (truth >= 0).sum()))
+        scores, rows = index.search(queries, k, params=search_parameters(nprobe))
+        scores = np.where((rows >= 0) & (scores <= 1 - _SAME), scores, -np.inf)
+        reached = _recall(scores, due[:, :_K])
         if reached >= recall or nprobe >= index.nlist:
-            return nprobe, reached
+            break
         nprobe = min(index.nlist, nprobe + max(1, nprobe // 4))
+    least = min(recall, _LEAST_RECALL)
+    enough = [hits for hits in _HITS if _recall(scores, due[:, :hits]) >= least]
+    return nprobe, reached, max([_K, *enough])
+
+
+def _recall(scores: Vectors, due: Vectors) -> float:
+    """Share of what is due that is found.
+
+    Args:
+        scores: (q, any) of what is found; -inf: nothing.
+        due: (q, k) the true ones, best first; -inf where there are fewer.
+    """
+    there = np.isfinite(due).sum(1)
+    least = due[np.arange(len(due)), np.maximum(there, 1) - 1] - _SAME
+    found = np.minimum((scores >= least[:, None]).sum(1), there)
+    return float(found[there > 0].sum() / there.sum())
+
+
+def _spread(index: Any, queries: Vectors, rows: Ids, vectors: Vectors) -> tuple[float, ...]:
+    """See `IndexInfo.spread`. Centres of a score that few have count as those of the nearest score
+    that enough have.
+
+    Args:
+        index: of FAISS.
+        queries: (q, dimension).
+        rows: (n,) of the vectors that it is measured on.
+        vectors: (n, dimension).
+    """
+    clusters = np.empty(index.ntotal, np.int64)
+    for cluster in range(index.nlist):
+        if size := index.invlists.list_size(cluster):
+            clusters[faiss.rev_swig_ptr(index.invlists.get_ids(cluster), size)] = cluster
+    near = (queries @ centres_of(index).T)[:, clusters[rows]].ravel()
+    scores = (queries @ vectors.T).ravel()
+    others = scores <= 1 - _SAME
+    steps = ((near + 1) * (SPREAD_STEPS / 2)).astype(np.int64).clip(0, SPREAD_STEPS - 1)
+    total = np.bincount(steps, others, SPREAD_STEPS)
+    squares = np.bincount(steps, others * (scores - near) ** 2, SPREAD_STEPS)
+    enough = np.flatnonzero(total >= min(_ENOUGH, total.max()))
+    nearest = np.abs(np.arange(SPREAD_STEPS)[:, None] - enough).argmin(1)
+    spread = np.sqrt(squares[enough] / np.maximum(total[enough], 1))[nearest]
+    return tuple(np.maximum(spread, _SAME).tolist())

@@ -17,8 +17,9 @@ from memdb.errors import CorruptRecordError, MemDBError, StorageError
 from memdb.index.ann import FILE, AnnIndex, Ids, IndexInfo, Vectors, file_stamp, write_index
 from memdb.index.build import Cancelled, build_index
 from memdb.index.checking import is_of_this_past
+from memdb.index.exact import exact_search
 from memdb.index.policy import IndexPolicy, is_stale
-from memdb.index.view import View, all_found, exact_search
+from memdb.index.view import View
 from memdb.protocols import Progress, no_progress
 from memdb.storage.record_layout import DELETED, INSERTED, REFERENCES
 from memdb.storage.store import ReadTransaction, Store
@@ -27,7 +28,6 @@ from memdb.storage.transaction import Transaction
 _LOCK = "index.lock"
 _LOOK_EVERY = 1.0  # seconds between two looks for a new index file
 _MANY = 1000  # hits
-_FEW = 1024  # with so few that may be found, all of them are compared
 
 
 @dataclass
@@ -47,15 +47,13 @@ class Pinned:
         """
         if k > _MANY:  # an index makes room for all k, however few there are
             k = min(k, max(1, self.transaction.count(REFERENCES)))
-        if allowed is not None and len(allowed) <= _FEW:
+        try:
+            return self.view.search(queries, k, allowed)
+        except CorruptRecordError:  # the index file is damaged; the next view does without it
             return self._compare(queries, k, allowed)
-        scores, ids = self.view.search(queries, k, allowed)
-        if not all_found(ids) and self.view.base is not None:
-            return self._compare(queries, k, allowed)
-        return scores, ids
 
     def _compare(self, queries: Vectors, k: int, allowed: Ids | None) -> tuple[Vectors, Ids]:
-        """Exact search over the store's own vectors: what an index leaves out is found here."""
+        """Exact search over the store's own vectors."""
         transaction = self.transaction
         numbers = transaction.numbers(REFERENCES) if allowed is None else allowed
         if not len(numbers):
@@ -124,6 +122,8 @@ class Searcher:
     def _caught_up(self, transaction: Transaction) -> View:
         generation, _ = state = transaction.state
         assert generation is not None
+        if self._view is not None and self._view.base is not None and self._view.base.damaged:
+            self._bad, self._view = self._view.base.stamp, None
         same = self._view is not None and generation == self._state[0]
         now = time.monotonic()
         if same and state == self._state and now - self._looked < _LOOK_EVERY:
@@ -159,8 +159,7 @@ class Searcher:
         if base is None:
             self._bad = stamp  # it costs a rebuild, never an error
             return view
-        limit = int(transaction.required_setting("counters")["next_reference"])
-        return View.empty(self._dimension, base, limit)
+        return View.empty(self._dimension, base)
 
     def _applied(self, view: View, transaction: Transaction, last: int) -> View | None:
         """The view after the changes up to `last`; None if the log has a gap there: the view is
@@ -241,7 +240,7 @@ class Searcher:
             changed = self._changed(previous, transaction)
             if changed is not None and not is_stale(previous.info.references, changed):
                 return previous.info
-        index, info = build_index(
+        built, info = build_index(
             transaction,
             self._store.id,
             self._dimension,
@@ -251,7 +250,7 @@ class Searcher:
             cancelled,
         )
         transaction.sync()  # a file that outlived the state it was built from would be believed
-        write_index(index, info, folder)
+        write_index(built, info, folder)
         return info
 
     def _changed(self, index: AnnIndex, transaction: Transaction) -> int | None:
@@ -277,6 +276,7 @@ class Searcher:
             index = AnnIndex(folder / FILE)
             info = index.info
             right = info.database == self._store.id and info.dimension == self._dimension
+            right = right and index.stamp != self._bad
             return index if right and is_of_this_past(info, transaction) else None
         except CorruptRecordError:
             return None

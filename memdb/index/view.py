@@ -2,74 +2,23 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.index.ann import AnnIndex, Bitmap, Ids, Vectors
+from memdb.index.ann import AnnIndex, Ids, Vectors
+from memdb.index.exact import exact_search
+from memdb.index.selected import Selection, search_selected
 
 _NO_IDS: Ids = np.zeros(0, np.int64)
-_SCORES_AT_ONCE = 1 << 24  # of an exact search: 64 MiB
-_WIDER = 4  # each time that too few of the ids that may be found are in the clusters looked at
 _DEAD_ROWS = 64  # that a tail keeps, at least
-
-
-def exact_search(
-    queries: Vectors, vectors: Vectors, ids: Ids, k: int, hidden: NDArray[Any] | None = None
-) -> tuple[Vectors, Ids]:
-    """Scores and ids of the k nearest, each (queries, at most k), best first; of those found that
-    are equally near the lower id comes first.
-
-    Args:
-        queries: (q, dimension).
-        vectors: (n, dimension).
-        ids: (n,).
-        k: at least 1.
-        hidden: rows, or a mask of rows, that are not found; id -1 stands in their place.
-    """
-    k = min(k, len(ids))
-    if k == 0:
-        return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
-    found_scores, found_ids = [], []
-    step = max(1, _SCORES_AT_ONCE // len(ids))
-    for start in range(0, len(queries), step):
-        scores = _products(queries[start : start + step], vectors)
-        if hidden is not None:
-            scores[:, hidden] = -np.inf
-        if k < len(ids):
-            nearest = np.argpartition(scores, len(ids) - k, axis=1)[:, -k:]
-        else:
-            nearest = np.broadcast_to(np.arange(k), scores.shape)
-        scores = np.take_along_axis(scores, nearest, 1)
-        near = np.where(np.isneginf(scores), -1, ids[nearest])
-        order = np.lexsort((near, -scores))
-        found_scores.append(np.take_along_axis(scores, order, 1))
-        found_ids.append(np.take_along_axis(near, order, 1))
-    return np.concatenate(found_scores), np.concatenate(found_ids)
-
-
-def all_found(ids: Ids) -> bool:
-    """Whether no id is missing; those that are come last. (For one query a reduction takes longer
-    than what it looks at.)"""
-    return bool(ids.item(-1) >= 0 if len(ids) == 1 else ids[:, -1].min() >= 0)
-
-
-def _products(queries: Vectors, vectors: Vectors) -> Vectors:
-    """(queries, n) inner products. A single query's in this thread: it takes less time than to wake
-    another."""
-    if len(queries) > 1:
-        scores: Vectors = queries @ vectors.T
-        return scores
-    scores = np.empty((1, len(vectors)), np.float32)
-    query, rows = np.ascontiguousarray(queries), np.ascontiguousarray(vectors)
-    pointers = (faiss.swig_ptr(array) for array in (scores, query, rows))
-    faiss.fvec_inner_products_ny(*pointers, rows.shape[1], len(rows))
-    return scores
+_KEPT = 8  # filters whose rows a view remembers
 
 
 @dataclass(frozen=True)
@@ -126,6 +75,39 @@ class Tail:
 
 
 @dataclass(frozen=True)
+class _Allowed:
+    """What some ids that may be found are here.
+
+    Attributes:
+        ids: they themselves.
+        rows: of the tail.
+        selection: of the index file; None without one.
+    """
+
+    ids: Ids
+    rows: NDArray[Any]
+    selection: Selection | None
+
+
+class _Remembered:
+    """What the last filters allow: who filters by something does so again and again."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, _Allowed] = OrderedDict()  # which keeps the ids, by identity
+        self._guard = Lock()
+
+    def get(self, ids: Ids) -> _Allowed | None:
+        with self._guard:
+            return self._kept.get(id(ids))
+
+    def keep(self, allowed: _Allowed) -> None:
+        with self._guard:
+            self._kept[id(allowed.ids)] = allowed
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+
+
+@dataclass(frozen=True)
 class View:
     """Search over exactly what the database holds up to one change. Never changes.
 
@@ -134,33 +116,32 @@ class View:
         base: an index file, or None.
         tail: what came since the file was built; without a file, everything.
         dead: ids in base or tail that are gone, ascending.
-        limit: an id above all.
     """
 
     change: int
     base: AnnIndex | None
     tail: Tail
     dead: Ids
-    limit: int
+    _remembered: _Remembered = field(default_factory=_Remembered, repr=False, compare=False)
 
     @classmethod
-    def empty(cls, dimension: int, base: AnnIndex | None = None, limit: int = 0) -> View:
+    def empty(cls, dimension: int, base: AnnIndex | None = None) -> View:
         """What an index file knows; without one, nothing."""
         change = 0 if base is None else base.info.change
-        return cls(change, base, Tail.empty(dimension), _NO_IDS, limit)
+        return cls(change, base, Tail.empty(dimension), _NO_IDS)
 
     def after(self, change: int, gone: Sequence[int], ids: Ids, vectors: Vectors) -> View:
         """The view once some ids are gone, and others, higher than all, came with vectors."""
-        dead, tail, limit = self.dead, self.tail, self.limit
+        dead, tail = self.dead, self.tail
         if len(ids):
-            tail, limit = tail.grown(ids, vectors), int(ids[-1]) + 1
+            tail = tail.grown(ids, vectors)
         if gone:
             dead = np.union1d(dead, np.array(gone, np.int64))
             rows = tail.rows_of(dead)
             if len(rows) > max(_DEAD_ROWS, tail.rows // 4):
                 dead = np.setdiff1d(dead, tail.ids[rows], assume_unique=True)
                 tail = tail.without(rows)
-        return View(change, self.base, tail, dead, limit)
+        return View(change, self.base, tail, dead)
 
     @property
     def changed(self) -> int:
@@ -168,24 +149,26 @@ class View:
         return self.tail.rows + len(self.dead)
 
     def search(self, queries: Vectors, k: int, allowed: Ids | None = None) -> tuple[Vectors, Ids]:
-        """Scores and ids, each (queries, k), best first; id -1 where fewer were found.
+        """Scores and ids, each (queries, k), best first; id -1 where there are fewer.
 
         Args:
             queries: (n, dimension), each of length 1.
             k: at least 1.
-            allowed: ids that may be found, ascending, none of them dead; default: all.
+            allowed: ids that may be found, ascending, none of them dead; default: all. Never
+                changed afterwards.
+
+        Raises:
+            CorruptRecordError: the index file is damaged.
         """
-        if self.base is not None and not self.tail.rows:
-            return self._search_base(self.base, queries, k, allowed)
-        if allowed is None:
-            hidden = self._dead_rows if len(self._dead_rows) else None
+        here = None if allowed is None else self._allowed(allowed)
+        if self.base is None:
+            scores, ids = exact_search(queries, self.tail.vectors[:0], _NO_IDS, k)
         else:
-            hidden = np.ones(self.tail.rows, np.bool_)
-            hidden[self.tail.rows_of(allowed)] = False
-        scores, ids = exact_search(queries, self.tail.vectors, self.tail.ids, k, hidden)
-        if self.base is not None:
-            more_scores, more_ids = self._search_base(self.base, queries, k, allowed)
-            more_scores = np.where(more_ids >= 0, more_scores, -np.inf)
+            selection = None if here is None else here.selection
+            scores, rows = self._search_base(self.base, queries, k, selection)
+            ids = self.base.ids[rows]
+        if self.tail.rows:
+            more_scores, more_ids = self._search_tail(queries, k, here)
             scores = np.concatenate([scores, more_scores], 1)
             ids = np.concatenate([ids, more_ids], 1)
             order = np.lexsort((ids, -scores))[:, :k]
@@ -196,39 +179,60 @@ class View:
             ids = np.pad(ids, missing, constant_values=-1)
         return scores, ids
 
+    def _search_tail(self, queries: Vectors, k: int, here: _Allowed | None) -> tuple[Vectors, Ids]:
+        tail = self.tail
+        if here is None:
+            hidden = self._dead_rows if len(self._dead_rows) else None
+            return exact_search(queries, tail.vectors, tail.ids, k, hidden)
+        if len(here.rows) < tail.rows // 4:  # to copy these takes less time than to compare all
+            return exact_search(queries, tail.vectors[here.rows], tail.ids[here.rows], k)
+        hidden = np.ones(tail.rows, np.bool_)
+        hidden[here.rows] = False
+        return exact_search(queries, tail.vectors, tail.ids, k, hidden)
+
+    def _search_base(
+        self, base: AnnIndex, queries: Vectors, k: int, selection: Selection | None
+    ) -> tuple[Vectors, Ids]:
+        """Scores and rows, each (queries, at most k)."""
+        if k <= base.info.hits and (selection is None or selection.count == base.info.references):
+            scores, rows = base.nearest(queries, k)
+            if _all_found(rows) and not self._any_dead(rows):
+                return scores, rows
+        return search_selected(self._living if selection is None else selection, queries, k)
+
+    def _any_dead(self, rows: Ids) -> bool:
+        dead = self._dead_base_rows
+        if not len(dead):
+            return False
+        places = np.searchsorted(dead, rows)
+        return bool((dead.take(places, mode="clip") == rows).any())
+
+    def _allowed(self, ids: Ids) -> _Allowed:
+        found = self._remembered.get(ids)
+        if found is None:
+            base, tail = self.base, self.tail
+            selection = None if base is None else Selection(base, base.rows_of(ids), _NO_IDS)
+            late = ids[np.searchsorted(ids, tail.ids[0]) :] if tail.rows else _NO_IDS
+            found = _Allowed(ids, tail.rows_of(late), selection)
+            self._remembered.keep(found)
+        return found
+
     @cached_property
     def _dead_rows(self) -> NDArray[Any]:
+        """Of the tail."""
         return self.tail.rows_of(self.dead)
 
     @cached_property
-    def _living(self) -> Bitmap:
-        """The ids that are not dead."""
-        living = np.ones(self.limit, np.uint8)
-        living[self.dead] = 0
-        return np.packbits(living, bitorder="little")
+    def _dead_base_rows(self) -> Ids:
+        return _NO_IDS if self.base is None else self.base.rows_of(self.dead)
 
-    def _search_base(
-        self, base: AnnIndex, queries: Vectors, k: int, allowed: Ids | None
-    ) -> tuple[Vectors, Ids]:
-        info = base.info
-        if allowed is None and not len(self.dead):
-            scores, ids = base.search(queries, k)
-            if all_found(ids) or k > info.references:
-                return scores, ids
-        nprobe = info.nprobe
-        if allowed is None:
-            bitmap = self._living if len(self.dead) else None
-            due = min(k, info.references - len(self.dead))
-        else:
-            marks = np.zeros(self.limit, np.uint8)
-            marks[allowed] = 1
-            bitmap = np.packbits(marks, bitorder="little")
-            there = len(allowed) - len(self.tail.rows_of(allowed))
-            due = min(k, there)
-            # Where few of many may be found, those near the query are spread over more clusters.
-            nprobe *= max(1, round((info.references / max(1, there)) ** 0.5))
-        scores, ids = base.search(queries, k, bitmap, nprobe)
-        while (ids >= 0).sum(1).min() < due and nprobe < info.lists:
-            nprobe *= _WIDER
-            scores, ids = base.search(queries, k, bitmap, nprobe)
-        return scores, ids
+    @cached_property
+    def _living(self) -> Selection:
+        assert self.base is not None
+        return Selection(self.base, None, self._dead_base_rows)
+
+
+def _all_found(ids: Ids) -> bool:
+    """Whether no id is missing; those that are come last. (For one query a reduction takes longer
+    than what it looks at.)"""
+    return bool(ids.item(-1) >= 0 if len(ids) == 1 else ids[:, -1].min() >= 0)

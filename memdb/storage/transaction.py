@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import compress, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +38,8 @@ Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 
 T = TypeVar("T")
+
+_seal_in = itemgetter(slice(8))
 
 
 class Transaction:
@@ -183,10 +186,15 @@ class Transaction:
         start = after.encode() + b"\0" if after else b""
         if cursor.set_range(start) if start else cursor.first():
             for key, record in cursor:
-                name = bytes(key)
-                found = record_layout.unseal(DOCUMENTS, name, record)
-                readable = decoded(DOCUMENTS, name, (0, name), lambda _, key: key.decode())
-                yield readable, decoded(DOCUMENTS, name, found, DocumentEntry.read)
+                yield _document(bytes(key), record)
+
+    def documents_at(self, places: Ids) -> Iterator[tuple[str, DocumentEntry]]:
+        """The documents at some places, ascending, in the order of their ids' bytes, from 0."""
+        cursor = self._inner.cursor(self._tables[DOCUMENTS])
+        wanted = np.zeros(self.count(DOCUMENTS), np.bool_)
+        wanted[places] = True
+        for key, record in compress(cursor, wanted.tolist()):
+            yield _document(bytes(key), record)
 
     # --- references ---
 
@@ -391,6 +399,16 @@ class Transaction:
         """All keys and records of a table, unchecked; each only until the next."""
         yield from self._inner.cursor(self._tables[table])
 
+    def seals(self, table: str) -> NDArray[np.uint64]:
+        """(n,) what the records of a table carry as checksums, unchecked, in the order of its keys.
+        Where a record is the same, under the same key, so is that."""
+        cursor = self._inner.cursor(self._tables[table])
+        seals = list(map(_seal_in, cursor.iternext(keys=False)))
+        joined = b"".join(seals)
+        if len(joined) != 8 * len(seals):  # a damaged record is too short for one
+            joined = b"".join(bytes(seal).ljust(8) for seal in seals)
+        return np.frombuffer(joined, "<u8")
+
     def records_between(
         self, table: str, low: bytes, high: bytes
     ) -> Iterator[tuple[bytes, memoryview]]:
@@ -486,6 +504,12 @@ def decoded(table: str, key: bytes, found: tuple[int, Any], decode: Any) -> Any:
         ) from error
     except (ValueError, CorruptRecordError) as error:  # the latter: of what it is decoded with
         raise CorruptRecordError(table, record_layout.readable(table, key), str(error)) from error
+
+
+def _document(name: bytes, record: memoryview) -> tuple[str, DocumentEntry]:
+    found = record_layout.unseal(DOCUMENTS, name, record)
+    readable = decoded(DOCUMENTS, name, (0, name), lambda _, key: key.decode())
+    return readable, decoded(DOCUMENTS, name, found, DocumentEntry.read)
 
 
 def _number(table: str, key: bytes | memoryview) -> int:

@@ -460,7 +460,7 @@ def test_any_description_with_a_right_checksum_is_an_index_or_is_damaged(
         | st.just(b"[" * 60_000)
     )
     def check(text: bytes) -> None:
-        tail = struct.pack("<QQ8s", len(text), xxhash.xxh3_64_intdigest(text), b"memdbidx")
+        tail = struct.pack("<QQ8s", len(text), xxhash.xxh3_64_intdigest(text), b"memdbix2")
         file.write_bytes(faiss_part + text + tail)
         try:
             AnnIndex(file)

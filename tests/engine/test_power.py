@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import memdb
 from memdb import Document, DocumentBatch, MemDB
-from memdb.index.ann import FILE, AnnIndex, write_index
+from memdb.index.ann import FILE, AnnIndex, Built, write_index
 from tests.engine.helpers import child, make_shape
 from tests.engine.power import Event, cuts, put, recording
 from tests.storage_format.databases import described, description
@@ -303,33 +303,28 @@ def test_an_index_file_of_a_release_that_named_no_change_is_no_damage(
         assert database.stats()["index"]["kind"] == "ivf"
 
 
-def other_vector(index: Any) -> None:
+def other_vector(built: Built) -> None:
     """One number of one vector is another."""
-    lists = index.invlists
+    lists = built.index.invlists
     cluster = next(n for n in range(lists.nlist) if lists.list_size(n))
     codes = faiss.rev_swig_ptr(lists.get_codes(cluster), 2 * DIMENSION)
     codes.view("<f2")[3] += 0.01
 
 
-def other_id(index: Any) -> None:
-    lists = index.invlists
-    cluster = next(n for n in range(lists.nlist) if lists.list_size(n))
-    faiss.rev_swig_ptr(lists.get_ids(cluster), 1)[0] = 999
+def other_id(built: Built) -> None:
+    built.ids[20] = 999
 
 
-def swapped(index: Any) -> None:
-    """Two ids in each other's place."""
-    lists = index.invlists
+def swapped(built: Built) -> None:
+    """Two rows in each other's place."""
+    lists = built.index.invlists
     cluster = next(n for n in range(lists.nlist) if lists.list_size(n) > 1)
-    ids = faiss.rev_swig_ptr(lists.get_ids(cluster), 2)
-    ids[:] = ids[::-1].copy()
+    rows = faiss.rev_swig_ptr(lists.get_ids(cluster), 2)
+    rows[:] = rows[::-1].copy()
 
 
-def twice(index: Any) -> None:
-    lists = index.invlists
-    cluster = next(n for n in range(lists.nlist) if lists.list_size(n) > 1)
-    ids = faiss.rev_swig_ptr(lists.get_ids(cluster), 2)
-    ids[0] = ids[1]
+def twice(built: Built) -> None:
+    built.ids[21] = built.ids[20]
 
 
 @pytest.mark.parametrize("later", [False, True])
@@ -343,7 +338,7 @@ def twice(index: Any) -> None:
     ],
 )
 def test_verify_compares_the_index_with_the_embeddings(
-    template: Path, tmp_path: Path, change: Callable[[Any], None], told: set[str], later: bool
+    template: Path, tmp_path: Path, change: Callable[[Built], None], told: set[str], later: bool
 ) -> None:
     """A file with the right seals and another content; of now, and of a while ago."""
     path = Path(shutil.copytree(template, tmp_path / "a"))
@@ -355,9 +350,9 @@ def test_verify_compares_the_index_with_the_embeddings(
             database.delete("doc 1", "doc 69")
     assert memdb.verify(path) == []
     file = index_file(path)
-    index = faiss.read_index(str(file))
-    change(index)
-    write_index(index, info, file.parent)
+    built = Built(faiss.read_index(str(file)), AnnIndex(file).ids.copy())
+    change(built)
+    write_index(built, info, file.parent)
     assert AnnIndex(file).info == info
     problems = memdb.verify(path)
     assert {(problem.table, problem.key) for problem in problems} == {("index", FILE)}

@@ -1103,9 +1103,9 @@ def test_a_turned_byte_of_an_index_file_and_a_wrong_length_are_noticed(
         for at in {*range(0, len(whole), step), *range(len(whole) - 300, len(whole))}:
             os.pwrite(data.fileno(), bytes([whole[at] ^ 1 << at % 8]), at)
             with pytest.raises(CorruptRecordError):
-                AnnIndex(file)
+                AnnIndex(file).check()
             os.pwrite(data.fileno(), whole[at : at + 1], at)
-        assert AnnIndex(file).info.references == 80
+        AnnIndex(file).check()
         for size in range(len(whole) - 1, -1, -step):
             data.truncate(size)
             with pytest.raises(CorruptRecordError):

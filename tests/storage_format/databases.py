@@ -243,7 +243,7 @@ def described(content: bytes, description: dict[str, Any]) -> bytes:
     """An index file with another description, and the right checksum for it."""
     (j,) = struct.unpack("<Q", content[-24:-16])
     text = json.dumps(description).encode()
-    tail = struct.pack("<QQ8s", len(text), xxhash.xxh3_64_intdigest(text), b"memdbidx")
+    tail = struct.pack("<QQ8s", len(text), xxhash.xxh3_64_intdigest(text), b"memdbix2")
     return content[: -24 - j] + text + tail
 
 

@@ -242,28 +242,44 @@ def read_index(path: Path, database: Database) -> IndexFile:
     """A valid index file; AssertionError, or what FAISS raises, for any other."""
     content = path.read_bytes()
     j, checksum_of_json = struct.unpack("<QQ", content[-24:-8])
-    assert content[-8:] == b"memdbidx"
+    assert content[-8:] == b"memdbix2"
     assert j <= min(65536, len(content) - 24)
-    f = len(content) - 24 - j
-    assert xxhash.xxh3_64_intdigest(content[f:-24]) == checksum_of_json
-    said = json.loads(content[f:-24])
+    end = len(content) - 24 - j
+    assert xxhash.xxh3_64_intdigest(content[end:-24]) == checksum_of_json
+    said = json.loads(content[end:-24])
     for name, kind, _ in rows("Index file", columns=3):
         assert is_kind(said[name.strip("`")], kind)
-    assert said["checksum"] == f"{xxhash.xxh3_64_intdigest(content[:f]):016x}"
+    assert len(said["spread"]) == 40
+    assert all(number > 0 for number in said["spread"])
+    n, c, head, each = said["references"], said["lists"], said["head"], 2 * said["dimension"] + 8
+    f = head + n * each
+    assert end == f + 16 * n + 8 * c
+    sealed = content[:head] + content[f:end]
+    assert said["checksum"] == f"{xxhash.xxh3_64_intdigest(sealed):016x}"
+    ids = np.frombuffer(content, "<i8", n, f)
+    assert (ids[1:] > ids[:-1]).all()
+    clusters, places = np.frombuffer(content, "<u4", 2 * n, f + 8 * n).reshape(2, n)
+    seals = np.frombuffer(content, "<u8", c, f + 16 * n)
     index = faiss.deserialize_index(np.frombuffer(content[:f], np.uint8))
-    assert (index.ntotal, index.d) == (said["references"], said["dimension"])
+    assert (index.ntotal, index.d, index.nlist) == (n, said["dimension"], c)
     assert index.metric_type == faiss.METRIC_INNER_PRODUCT
     assert said["database"] == database.setting("format")["id"]
     assert said["dimension"] == database.setting("embedder")["dimension"]
     assert said["change"] <= database.setting("counters")["last_change"]
     assert said["seal"] == database.name(said["change"])
     lists = faiss.extract_index_ivf(index).invlists
-    held = [
-        faiss.rev_swig_ptr(lists.get_ids(n), lists.list_size(n)).tolist()
-        for n in range(lists.nlist)
-        if lists.list_size(n)
-    ]
-    return IndexFile(said, {reference for part in held for reference in part})
+    for cluster in range(c):
+        m = lists.list_size(cluster)
+        held = content[head : head + m * each]
+        assert xxhash.xxh3_64_intdigest(held) == seals[cluster]
+        head += m * each
+        within = np.frombuffer(held, "<i8", m, m * (each - 8))
+        if m:
+            assert (faiss.rev_swig_ptr(lists.get_ids(cluster), m) == within).all()
+        assert (clusters[within] == cluster).all()
+        assert (places[within] == np.arange(m)).all()
+    assert head == f
+    return IndexFile(said, set(ids.tolist()))
 
 
 def read_usage(content: bytes) -> dict[int, int]:
