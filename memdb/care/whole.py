@@ -58,6 +58,8 @@ def repair(
 
     Raises:
         NotADatabaseError: there is none.
+        StorageError: the disk refuses, also what is to be put aside; nothing was taken out.
+        MemoryError: there is not enough; nothing was changed in the namespace that it is about.
     """
     report = repair_one(path, embedder=embedder, drop=drop, aside=aside, progress=progress)
     for name, folder in _namespaces(path):
@@ -75,9 +77,10 @@ def compact(path: str | os.PathLike[str], *, progress: Progress = no_progress) -
     """Write the database anew without what was deleted, and give the space back.
 
     Nothing that was deleted or replaced is in the folder afterwards: not in the records, the index,
-    the change log, or the free space of pages. (Who reads the state before it, in a snapshot, goes
-    on doing so until that ends; backups and exports are copies of their own; and what the disk does
-    with blocks that it gives back is the disk's matter.) The index is built anew.
+    the change log, what a repair put aside, or the free space of pages. (Who reads the state before
+    it, in a snapshot, goes on doing so until that ends; backups and exports are copies of their
+    own; and what the disk does with blocks that it gives back is the disk's matter.) The index is
+    built anew.
 
     Returns:
         Bytes of the database's files before and after.

@@ -361,3 +361,16 @@ def test_verify_compares_the_index_with_the_embeddings(
     assert memdb.repair(path).left == []
     assert memdb.verify(path) == []
     require_right_hits(path, state_of(path), LOST)
+
+
+def test_an_index_of_what_is_nearly_all_deleted_is_right(template: Path, tmp_path: Path) -> None:
+    """Whole clusters hold nothing that is still there."""
+    path = Path(shutil.copytree(template, tmp_path / "a"))
+    with MemDB.open(path) as database:
+        database.build_index()
+        database.delete(*(f"doc {n}" for n in range(2, 70)))
+    assert memdb.verify(path) == []
+    require_right_hits(path, {"doc 0": "text 0", "doc 1": "text 1"}, LOST)
+    with MemDB.open(path) as database:
+        database.delete("doc 0", "doc 1")
+    assert memdb.verify(path) == []

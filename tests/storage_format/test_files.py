@@ -163,8 +163,8 @@ def test_every_file_of_a_generation_is_in_the_document(tmp_path: Path) -> None:
         remove_index(path / "gen-000001")
         db.query("One", mode="keyword")
     listed = names("Folder", columns=2)
-    folder, generation = listed[:4], listed[4:]
-    assert names_in(path) | {"CURRENT.new"} == {
+    folder, generation = listed[:5], listed[5:]
+    assert names_in(path) | {"CURRENT.new", "namespaces/"} == {
         n.replace("gen-NNNNNN/", "gen-000001") for n in folder
     }
     assert ", ".join(sorted(names_in(path / "gen-000001"))) == ", ".join(sorted(generation[:-2]))
