@@ -48,7 +48,8 @@ class Hit:
     Attributes:
         id: of the reference.
         score: cosine similarity to the query; from an ANN index, to within 1e-3.
-        stored: its memory as it is stored; None if not asked for, or cold without a writer.
+        stored: its memory as it is stored; None if not asked for; or cold, and there is no writer,
+            or nothing can be written for now.
     """
 
     def __init__(
@@ -177,7 +178,8 @@ class Retriever:
         written: dict[int, StoredMemory] = {}
         if memories and self.cold_start:
             cold = [number for number, memory in stored.items() if memory is None]
-            if cold:  # a cold start
+            # Who compacts keeps writers out, for long: what is cold stays so until then.
+            if cold and not self._memory_store.writers_are_kept_out():  # a cold start
                 references = [Hit(number, 0.0, records[number]).reference for number in cold]
                 written = self._memory_store.remember(references)
                 stored.update(written)
