@@ -55,3 +55,16 @@ def lengthen(handle: int, size: int) -> None:
     # macOS has no such call. Zeros take space, which a longer length alone does not.
     while there < size:
         there += os.pwrite(handle, _ZEROS[: size - there], there)
+
+
+def reach(handle: int, size: int) -> None:
+    """Make an open file at least `size` bytes long; what is new reads as zeros, and may have no
+    space on the disk.
+
+    Raises:
+        OSError: the disk is full, or no file can be so long.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, size - 1, 1)  # never shortens
+    elif os.fstat(handle).st_size < size:
+        os.pwrite(handle, b"\0", size - 1)

@@ -26,7 +26,7 @@ import lmdb._envid
 
 from memdb.errors import BusyError, StorageError
 from memdb.storage import record_layout
-from memdb.storage.durable import lengthen
+from memdb.storage.durable import lengthen, reach
 
 READERS = 1024  # places in a new table of readers
 _LOCK_HEAD, _LOCK_READER = 128, 64  # bytes of lock.mdb
@@ -245,7 +245,7 @@ def complete(file: LmdbFile, path: Path) -> None:
         if not file.writable:
             raise OSError("and this medium cannot be written: copy the database elsewhere")
         with path.open("r+b") as data:
-            lengthen(data.fileno(), due)
+            reach(data.fileno(), due)
     except OSError as error:
         raise StorageError(f"'{path}' is cut short: {error}") from error
 

@@ -64,9 +64,15 @@ def take(
         Whether it is locked; False: it was cancelled.
 
     Raises:
+        StorageError: this thread has it locked to write: to wait for itself would take for ever.
         BusyError: it is not free in time. It names who holds it.
         OSError: it cannot be locked.
     """
+    if _THIS_THREAD.writes and _key(os.fstat(handle)) in _THIS_THREAD.writes:
+        raise StorageError(
+            f"{what()}: this thread is in the middle of another write to it (a `with` block, or a "
+            "function that a write calls, such as `progress`). End that first"
+        )
     how = fcntl.LOCK_NB | (fcntl.LOCK_SH if purpose == "share" else fcntl.LOCK_EX)
     if not _taken(handle, how):
         end = time.monotonic() + timeout
@@ -98,9 +104,7 @@ def give_back(handle: int, pid: int) -> None:
 class Writing:
     """Locks an open file to write while a `with` statement lasts, and closes it.
 
-    Raises:
-        StorageError: this thread has it locked already: to wait for itself would take for ever.
-        BusyError: somebody else has, and does not give it back in time.
+    Raises: as `take`.
     """
 
     __slots__ = ("_handle", "_key", "_pid")
@@ -111,14 +115,8 @@ class Writing:
         self._handle = handle
         self._pid = os.getpid()
         try:
-            file = os.fstat(handle)
-            self._key = self._pid, file.st_dev, file.st_ino
-            if self._key in _THIS_THREAD.writes:
-                raise StorageError(
-                    f"{what()}: this thread is in the middle of another write to it (a `with` "
-                    "block, or a function that a write calls, such as `progress`). End that first"
-                )
             take(handle, purpose, timeout, what)
+            self._key = _key(os.fstat(handle))
         except BaseException:
             os.close(handle)
             raise
@@ -140,7 +138,7 @@ def is_writing(folder: Path, name: str) -> bool:
         file = (folder / name).stat()
     except OSError:
         return False
-    return (os.getpid(), file.st_dev, file.st_ino) in _THIS_THREAD.writes
+    return _key(file) in _THIS_THREAD.writes
 
 
 def is_alone(path: Path) -> bool:
@@ -162,6 +160,10 @@ def is_alone(path: Path) -> bool:
 def is_signed(handle: int, purpose: Purpose) -> bool:
     """Whether who has an open file locked said that it is for this."""
     return _signed(handle)[2] == purpose
+
+
+def _key(file: os.stat_result) -> tuple[int, int, int]:
+    return os.getpid(), file.st_dev, file.st_ino
 
 
 def _taken(handle: int, how: int) -> bool:
