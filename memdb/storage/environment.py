@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -89,8 +89,7 @@ class Environment:
             self._file = self._opened(writable)
             try:
                 self.writable, self.registered = self._file.writable, self._file.registered
-                # Who replaces the generation does not write to this one, and may take long.
-                with no_writer(generation, timeout, but_one_that_replaces=self.registered):
+                with nullcontext() if self.registered else no_writer(generation, timeout):
                     complete(self._file, generation / "data.mdb")
                     # The version first: another one may have other tables.
                     self.tables = self._opened_tables((SETTINGS,))
@@ -144,23 +143,45 @@ class Environment:
         """
         key = cls._key_of(generation)
         with cls._guard:
-            found = cls._open.get(key)
+            found = cls._found(key, generation, durability, writable)
+        if found is not None:
+            return found
+        # LMDB looks up tables under its lock of writers. Who replaces the generation does not hold
+        # that, and may take long.
+        with (
+            no_writer(generation, timeout, but_one_that_replaces=True),
+            cls._guard,  # not before: others need not wait with this one
+        ):
+            found = cls._found(key, generation, durability, writable)
             if found is None:
                 found = cls(generation.absolute(), key, durability or "full", writable, timeout)
                 cls._open[key] = found
-                return found
-            if durability not in (None, found.durability):
-                raise InvalidInputError(
-                    f"'{generation.parent}' is already open in this process with durability "
-                    f"'{found.durability}'; close it, or open it with the same"
-                )
-            if writable and not found.writable:
-                raise InvalidInputError(
-                    f"'{generation.parent}' is already open in this process, and only to be read; "
-                    "close it first"
-                )
-            found._users += 1
             return found
+
+    @classmethod
+    def _found(
+        cls,
+        key: tuple[int, int],
+        generation: Path,
+        durability: Durability | None,
+        writable: bool,
+    ) -> Environment | None:
+        """What is open already, if it is as it should be."""
+        found = cls._open.get(key)
+        if found is None:
+            return None
+        if durability not in (None, found.durability):
+            raise InvalidInputError(
+                f"'{generation.parent}' is already open in this process with durability "
+                f"'{found.durability}'; close it, or open it with the same"
+            )
+        if writable and not found.writable:
+            raise InvalidInputError(
+                f"'{generation.parent}' is already open in this process, and only to be read; "
+                "close it first"
+            )
+        found._users += 1
+        return found
 
     @staticmethod
     def _key_of(generation: Path) -> tuple[int, int]:
