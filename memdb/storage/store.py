@@ -122,8 +122,9 @@ class Store:
 
     def writers_are_kept_out(self) -> bool:
         """Whether nothing can be written for now, and for longer than a write takes: since a
-        compaction is under way, say, or since it is open to be read alone."""
-        return self.read_only or writers_are_kept_out(self.generation)
+        compaction is under way, say, or this thread is in the middle of a write, or since it is
+        open to be read alone."""
+        return self.read_only or self.is_writing or writers_are_kept_out(self.generation)
 
     def close(self) -> None:
         """Give the store back. Transactions that are still open in other threads are finished."""

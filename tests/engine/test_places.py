@@ -374,6 +374,11 @@ def leaves():
             for n in range(20):
                 mine.update(f"d{n:02}", text=os.urandom(2000).hex(), embeddings=unit(1, 0))
 in_child(leaves)
+pid = os.fork()
+if pid == 0:
+    sys.exit()  # all objects go
+os.waitpid(pid, 0)
+in_child(leaves)
 assert {document.id: document.text for document in held.documents()} == before
 snapshot.__exit__(None, None, None)
 """,

@@ -349,6 +349,14 @@ def test_a_retrieval_leaves_cold_what_is_cold_while_writers_are_kept_out(full: P
         assert database.get("cold").warm == 1
 
 
+def test_a_retrieval_within_a_write_leaves_cold_what_is_cold(full: Path) -> None:
+    with opened(full) as database, time_limit():
+        with database._store.write():
+            found = database.retrieve("ships countries", 1)
+            assert (found.written, found.hits[0].memory) == (0, None)
+        assert database.retrieve("ships countries", 1).written == 1
+
+
 def test_a_retrieval_has_what_it_wrote_where_another_writer_is_slow(
     full: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
