@@ -44,7 +44,12 @@ from memdb.memories.attached import Attached
 from memdb.memories.cache import CacheStats, MemoryCache
 from memdb.memories.codec_choice import CodecChoice
 from memdb.memories.memory_store import MemoryStore
-from memdb.namespaces import create_namespace, drop_namespace, list_namespaces
+from memdb.namespaces import (
+    create_namespace,
+    drop_namespace,
+    existing_namespace,
+    list_namespaces,
+)
 from memdb.protocols import Embedder, MemoryWriter, Progress, Warmer, no_progress
 from memdb.readable import Readable, Snapshot, entry_of, known, unknown
 from memdb.retrieval import Retriever
@@ -273,14 +278,18 @@ class MemDB(Readable):
 
         Raises:
             InvalidInputError: no namespace can have this name, or this is one itself.
+            UnknownNamespaceError: it is not there, and this is open to be read alone.
         """
         self._require_open()
+        read_only = self._store.read_only
         return MemDB.open(
-            create_namespace(self.path, name),
+            (existing_namespace if read_only else create_namespace)(self.path, name),
             embedder=(lambda: self.embedder) if self._attached.has_embedder else None,
             writer=(lambda: self.writer) if self._attached.has_writer else None,
             durability=self._store.durability or "full",
             cache_bytes=self._cache.capacity,
+            busy_timeout=self._store.busy_timeout,
+            read_only=read_only,
         )
 
     def namespaces(self) -> list[str]:
@@ -294,7 +303,7 @@ class MemDB(Readable):
         Raises:
             UnknownNamespaceError: it is not there.
         """
-        self._require_open()
+        self._require_writable()
         drop_namespace(self.path, name)
 
     def _require_open(self) -> None:

@@ -408,7 +408,7 @@ class Environment:
     def sync(self) -> None:
         """Wait until all that was committed, by whichever process, is on the disk, whatever the
         durability."""
-        self._environment.sync(True)
+        self._file.inner.sync(True)
 
     def copy(self, folder: Path) -> None:
         """Write the state of this moment, without free pages, as `data.mdb` of a folder."""

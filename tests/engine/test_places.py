@@ -69,6 +69,8 @@ def full(full_template: Path, tmp_path: Path) -> Path:
     with opened(path) as database:
         database.insert("The harbour of Veldmoor is old.", id="warm")
         database.insert("Ships from many countries come.", id="cold", cold=True)
+        with database.namespace("other") as other:
+            other.insert("A lighthouse.", id="light")
     return path
 
 
@@ -102,6 +104,8 @@ WRITES: dict[str, Callable[[MemDB, Path], object]] = {
     "record_calibration": lambda database, _: database.record_calibration(None),
     "build_index": lambda database, _: database.build_index(),
     "index_if_due": lambda database, _: database.index_if_due(),
+    "drop_namespace": lambda database, _: database.drop_namespace("other"),
+    "insert into a namespace": lambda database, _: database.namespace("other").insert("x"),
 }
 
 
@@ -121,6 +125,10 @@ def require_only_reading(database: MemDB, here: Path) -> None:
         assert ids(snapshot) == ["cold", "warm"]
         assert snapshot.retrieve("ships countries", 1).hits[0].memory is None
     assert database.stats()["cold"] == 1
+    with database.namespace("other") as other:
+        assert ids(other) == ["light"]
+    with pytest.raises(memdb.UnknownNamespaceError):
+        database.namespace("new")
     assert database.usage() == {}
     assert database.export(here / "export") == 2
 
