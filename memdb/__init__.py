@@ -22,6 +22,7 @@ from memdb.care.recode import RecodeReport
 from memdb.codecs import CODEC_NAMES, CODECS, Codec
 from memdb.database import DEFAULT_CODEC, MemDB
 from memdb.errors import (
+    BusyError,
     ConflictError,
     CorpusError,
     CorruptRecordError,
@@ -72,6 +73,7 @@ __all__ = [
     "CODEC_NAMES",
     "DEFAULT_CODEC",
     "Batch",
+    "BusyError",
     "CacheStats",
     "Chunker",
     "Codec",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from memdb.care.rewrite import PENDING
 from memdb.care.statistics import statistics
 from memdb.codecs import codec_named
 from memdb.errors import (
+    BusyError,
     ConflictError,
     DocumentExistsError,
     InvalidInputError,
@@ -45,11 +46,17 @@ from memdb.memories.attached import Attached
 from memdb.memories.cache import CacheStats, MemoryCache
 from memdb.memories.codec_choice import CodecChoice
 from memdb.memories.memory_store import MemoryStore
-from memdb.namespaces import create_namespace, drop_namespace, list_namespaces
+from memdb.namespaces import (
+    create_namespace,
+    drop_namespace,
+    existing_namespace,
+    list_namespaces,
+)
 from memdb.protocols import Embedder, MemoryWriter, Progress, Warmer, no_progress
 from memdb.readable import Readable, Snapshot, entry_of, known, unknown
 from memdb.retrieval import Retriever
 from memdb.storage.environment import Durability
+from memdb.storage.locks import BUSY_TIMEOUT
 from memdb.storage.record_layout import CALIBRATION, checked_setting
 from memdb.storage.store import ReadTransaction, Store
 from memdb.storage.transaction import Transaction
@@ -99,7 +106,7 @@ class MemDB(Readable):
         self._attached = Attached(self.settings["embedder"], self.shape, embedder, writer)
         self._codec_choice = CodecChoice(store, self.shape, self.settings["memory"])
         self._cache = MemoryCache(cache_bytes)
-        self._usage = Usage()
+        self._usage = Usage(keep=not store.read_only)
         self._memory_store = MemoryStore(
             store, self._attached, self.shape, self._codec_choice, self._cache
         )
@@ -116,7 +123,7 @@ class MemDB(Readable):
         )
         self._rewriting = recut
         # Until a rewrite has cut them anew, references may be too long for the new model.
-        self._retriever.cold_start &= not recut
+        self._retriever.cold_start &= not recut and not store.read_only
 
     # --- open and close ---------------------------------------------------------------------------
 
@@ -135,6 +142,7 @@ class MemDB(Readable):
         keys: Sequence[str] = (),
         durability: Durability = "full",
         cache_bytes: int = _CACHE,
+        busy_timeout: float = BUSY_TIMEOUT,
     ) -> MemDB:
         """Make a database at `path` (a folder that is missing or empty) and open it.
 
@@ -155,6 +163,7 @@ class MemDB(Readable):
             keys: metadata keys that filters ask for, to be indexed (see `declare_keys`).
             durability: see `open`.
             cache_bytes: see `open`.
+            busy_timeout: see `open`.
 
         Raises:
             DatabaseExistsError: there is one already.
@@ -184,7 +193,12 @@ class MemDB(Readable):
         }
         Store.create(_folder(path), settings, writer.tokenizer if writer else None)
         return cls.open(
-            path, embedder=embedder, writer=writer, durability=durability, cache_bytes=cache_bytes
+            path,
+            embedder=embedder,
+            writer=writer,
+            durability=durability,
+            cache_bytes=cache_bytes,
+            busy_timeout=busy_timeout,
         )
 
     @classmethod
@@ -196,8 +210,15 @@ class MemDB(Readable):
         writer: MemoryWriter | Callable[[], MemoryWriter] | None = None,
         durability: Durability = "full",
         cache_bytes: int = _CACHE,
+        busy_timeout: float = BUSY_TIMEOUT,
+        read_only: bool = False,
     ) -> MemDB:
         """Open the database at `path`.
+
+        While it is open, do not copy, hash or archive its folder in this process: a copy of files
+        that change is of no one moment, and on macOS it ends the protection of what this process
+        reads. `backup` makes a copy. A process that was forked opens the database for itself; what
+        was open before the fork is the parent's.
 
         Args:
             path: the database's folder.
@@ -211,15 +232,26 @@ class MemDB(Readable):
                 it for what can be made again. No write waits. The same for all that open the
                 database in one process.
             cache_bytes: of decoded memories that are kept in RAM; 0 keeps none.
+            busy_timeout: seconds that a call waits for a writer in another thread or process, for
+                a compaction say, before it raises `BusyError`. It opens, writes, and follows a
+                compaction within that.
+            read_only: refuse every write, count no uses, build no index, leave cold what is cold.
+                Works on a medium that cannot be written. There writers elsewhere cannot see its
+                reads: while one lasts, a snapshot say, they are kept out, where their lock can be
+                taken.
 
         Raises:
             NotADatabaseError: there is none.
             FormatError: a format version that this release does not read.
             MismatchError: another embedder or model.
+            BusyError: a writer is not done in time; or as many read at once as there is room for.
+            StorageError: the medium cannot be written, and `read_only` was not asked for.
         """
         if isinstance(cache_bytes, bool) or not isinstance(cache_bytes, int) or cache_bytes < 0:
             raise InvalidInputError(f"cache_bytes must be 0 or more, got {cache_bytes!r}")
-        store = Store(_folder(path), durability)
+        if not isinstance(read_only, bool):
+            raise InvalidInputError(f"read_only must be true or false, got {read_only!r}")
+        store = Store(_folder(path), durability, read_only=read_only, busy_timeout=busy_timeout)
         try:
             return cls(store, embedder, writer, cache_bytes)
         except BaseException:
@@ -230,9 +262,10 @@ class MemDB(Readable):
         """Give everything back; a second call does nothing."""
         if not self._closed:
             self._closed = True
-            self._searcher.close()
-            self._keywords.close()
-            self._usage.flush(self._store.generation)
+            if not self._store.is_forked:  # else all of that is the parent's
+                self._searcher.close()
+                self._keywords.close()
+                self._usage.flush(self._store.generation)
             self._store.close()
 
     def namespace(self, name: str) -> MemDB:
@@ -250,14 +283,18 @@ class MemDB(Readable):
 
         Raises:
             InvalidInputError: no namespace can have this name, or this is one itself.
+            UnknownNamespaceError: it is not there, and this is open to be read alone.
         """
         self._require_open()
+        read_only = self._store.read_only
         return MemDB.open(
-            create_namespace(self.path, name),
+            (existing_namespace if read_only else create_namespace)(self.path, name),
             embedder=(lambda: self.embedder) if self._attached.has_embedder else None,
             writer=(lambda: self.writer) if self._attached.has_writer else None,
             durability=self._store.durability or "full",
             cache_bytes=self._cache.capacity,
+            busy_timeout=self._store.busy_timeout,
+            read_only=read_only,
         )
 
     def namespaces(self) -> list[str]:
@@ -271,12 +308,17 @@ class MemDB(Readable):
         Raises:
             UnknownNamespaceError: it is not there.
         """
-        self._require_open()
+        self._require_writable()
         drop_namespace(self.path, name)
 
     def _require_open(self) -> None:
         if self._closed:
             raise StorageError(f"the database '{self.path}' is closed")
+        self._store.require_unforked()
+
+    def _require_writable(self) -> None:
+        self._require_open()
+        self._store.require_writable()
 
     def __enter__(self) -> Self:
         self._require_open()
@@ -317,7 +359,7 @@ class MemDB(Readable):
             DocumentExistsError: the id is taken.
             InvalidInputError: naming the argument.
         """
-        self._require_open()
+        self._require_writable()
         name, document = rules.checked(Document(text, id, {} if metadata is None else metadata))
         with self._store.read() as transaction:
             self._require_new(transaction, name)
@@ -355,6 +397,7 @@ class MemDB(Readable):
             UnknownDocumentError: no document has this id.
             ConflictError: it is at another version, or another writer changed it meanwhile.
         """
+        self._require_writable()
         old = self.get(id)
         _require_version(id, old.version, if_version)
         name, document = rules.checked(
@@ -397,7 +440,7 @@ class MemDB(Readable):
             UnknownDocumentError: naming the ids that are not there.
             ConflictError: one is at another version.
         """
-        self._require_open()
+        self._require_writable()
         with self._store.write() as transaction:
             entries = {name: transaction.document(name) for name in map(known, ids)}
             missing = [name for name, entry in entries.items() if entry is None]
@@ -432,7 +475,7 @@ class MemDB(Readable):
         Raises:
             CorpusError: naming file and line; nothing was written.
         """
-        self._require_open()
+        self._require_writable()
         report = ingest(
             Path(path),
             name=name,
@@ -466,7 +509,7 @@ class MemDB(Readable):
             InvalidInputError: naming the document; batches before it are written.
             MismatchError: memories of another shape.
         """
-        self._require_open()
+        self._require_writable()
         report = load(
             batches,
             store=self._store,
@@ -500,6 +543,7 @@ class MemDB(Readable):
         Raises:
             MismatchError: a rewrite for another model is not finished.
         """
+        self._require_writable()
         if top is not None and (isinstance(top, bool) or top < 1):
             raise InvalidInputError(f"top must be a whole number of at least 1, got {top!r}")
         self._require_no_rewrite()
@@ -542,7 +586,7 @@ class MemDB(Readable):
         )
 
     def _require_no_rewrite(self) -> None:
-        self._require_open()
+        self._require_writable()
         if self._rewriting:
             raise MismatchError(
                 f"'{self.path}' is being rewritten for another model; finish that first (`memdb "
@@ -577,7 +621,7 @@ class MemDB(Readable):
             InvalidInputError: no codec has that name, or it has to be fitted and there are not
                 enough memories. Nothing was changed.
         """
-        self._require_open()
+        self._require_writable()
         self._codec_choice.use(codec, refit, progress)
         return recode(self._store, self.shape, self._codec_choice, progress)
 
@@ -597,7 +641,7 @@ class MemDB(Readable):
         Raises:
             InvalidInputError: a name of more than 64 bytes of UTF-8, or an empty one.
         """
-        self._require_open()
+        self._require_writable()
         declare_keys(self._store, checked_keys(names), progress)
 
     def record_calibration(self, calibration: Mapping[str, Any] | None) -> None:
@@ -614,7 +658,7 @@ class MemDB(Readable):
             InvalidInputError: naming the field.
             MismatchError: the database was rewritten for another model meanwhile.
         """
-        self._require_open()
+        self._require_writable()
         if calibration is not None:
             try:
                 checked_setting(CALIBRATION, dict(calibration))
@@ -649,7 +693,7 @@ class MemDB(Readable):
         Returns:
             What was built; None where search is exact.
         """
-        self._require_open()
+        self._require_writable()
         if kind is not None or recall is not None:
             with self._store.write() as transaction:
                 old = IndexPolicy.of(transaction)
@@ -675,12 +719,13 @@ class MemDB(Readable):
 
     def index_if_due(self, progress: Progress = no_progress) -> None:
         """Build the ANN index if so much changed since the last one that it is due, and index new
-        words, if any were asked for."""
-        self._require_open()
-        self._searcher.build(progress, if_due=True)
-        with self._store.read() as transaction:
-            if self._keywords.exists(transaction):
-                self._keywords.build(transaction, progress)
+        words, if any were asked for; not if another process is at it."""
+        self._require_writable()
+        with suppress(BusyError):
+            self._searcher.build(progress, if_due=True)
+            with self._store.read() as transaction:
+                if self._keywords.exists(transaction):
+                    self._keywords.build(transaction, progress)
 
     def export(
         self,

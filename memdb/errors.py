@@ -107,6 +107,11 @@ class StorageError(MemDBError):
     """The file system or LMDB refused: disk full, no permission, too many readers."""
 
 
+class BusyError(StorageError):
+    """Somebody else holds what the call needs, and did not give it back in time (`busy_timeout`).
+    Nothing was changed; the same call may succeed later."""
+
+
 class ForkedProcessError(MemDBError):
     """The database was opened before a fork and used after it."""
 

@@ -97,7 +97,8 @@ class Readable(ABC):
         mode: Mode = "vector",
     ) -> Retrieval:
         """The k references nearest to a query, best first, with their memories (paper, 3.1: 5 for
-        every 64 tokens). The memory of a cold reference is written and stored first.
+        every 64 tokens). The memory of a cold reference is written and stored first; where writers
+        are kept out, by a compaction say, it stays cold.
 
         Args:
             tokens: token ids of the model (decoded with the tokenizer in the database), a text, or

@@ -53,7 +53,8 @@ class Hit:
         id: of the reference.
         score: cosine similarity to the query; from an ANN index, to within 1e-3. Of a search by
             words alone: the keyword score.
-        stored: its memory as it is stored; None if not asked for, or cold without a writer.
+        stored: its memory as it is stored; None if not asked for; or cold, and there is no writer,
+            or nothing can be written for now.
         keyword_score: how well it has the query's words (BM25): 0 where it has none; None in a
             search by vectors alone.
     """
@@ -209,7 +210,8 @@ class Retriever:
         written: dict[int, StoredMemory] = {}
         if memories and self.cold_start:
             cold = [number for number, memory in stored.items() if memory is None]
-            if cold:  # a cold start
+            # Who compacts keeps writers out, for long: what is cold stays so until then.
+            if cold and not self._memory_store.writers_are_kept_out():  # a cold start
                 references = [Hit(number, 0.0, records[number]).reference for number in cold]
                 written = self._memory_store.remember(references)
                 stored.update(written)

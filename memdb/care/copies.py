@@ -25,10 +25,11 @@ def backup(
 ) -> int:
     """Write a copy of a database, of one moment; neither readers nor writers wait for it.
 
-    The copy is a database itself: it can be opened, verified, and moved elsewhere.
+    The copy is a database itself: it can be opened, verified, and moved elsewhere. This is the way
+    to copy a database that is open: files that are copied one by one are of several moments.
 
     Args:
-        path: the database.
+        path: the database; it may lie on a medium that cannot be written.
         to: a folder that is missing or empty.
         progress: told of the work.
 
@@ -38,7 +39,7 @@ def backup(
     Raises:
         DatabaseExistsError, StorageError: `to` is not free, or the disk is full; nothing is left.
     """
-    store = Store(Path(path))
+    store = Store(Path(path), read_only=True)
     try:
         with new_database(Path(to)) as generation, store.read() as transaction:
             progress("copying", 0, 0)
@@ -66,7 +67,7 @@ def restore(
     what it was. Processes that have it open are told to open it again.
 
     Args:
-        source: the backup.
+        source: the backup; it may lie on a medium that cannot be written.
         path: the database; a folder that is missing or empty becomes one.
         progress: told of the work.
 
@@ -76,7 +77,7 @@ def restore(
     """
     folder = Path(path)
     require_whole(source, progress)
-    store = Store(Path(source))
+    store = Store(Path(source), read_only=True)
     try:
         with ExitStack() as stack:
             if exists(folder):

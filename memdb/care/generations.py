@@ -8,13 +8,14 @@ from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
-from memdb.errors import FormatError
+from memdb.errors import BusyError, FormatError
 from memdb.filters.declared import reindex
 from memdb.index.ann import write_index
 from memdb.index.build import build_index
 from memdb.index.policy import IndexPolicy
 from memdb.protocols import Progress, no_progress
 from memdb.storage.copying import Step, copy_records, format_version, older_generation
+from memdb.storage.environment import is_open
 from memdb.storage.folder import current_generation, exclusively, new_generation, sole_writer
 from memdb.storage.record_layout import FORMAT_VERSION, POSTINGS, REFERENCES, SETTINGS, TABLES
 from memdb.storage.store import Store
@@ -37,6 +38,7 @@ def compact(path: str | os.PathLike[str], *, progress: Progress = no_progress) -
     Raises:
         NotADatabaseError: there is none.
         StorageError: the disk is full; the database is as it was.
+        BusyError: another writer is not done in half a minute.
     """
     folder = Path(path)
     store = Store(folder)  # refuses what is no database of this release
@@ -54,8 +56,8 @@ def compact(path: str | os.PathLike[str], *, progress: Progress = no_progress) -
 def migrate(path: str | os.PathLike[str], *, progress: Progress = no_progress) -> tuple[int, int]:
     """Bring a database of an older format version up to date.
 
-    Until it is done the old generation is the database. Processes of an older release must have
-    closed it.
+    Until it is done the old generation is the database. Nobody may have it open: neither a process
+    of an older release, nor this one.
 
     Returns:
         The format version before and after.
@@ -64,9 +66,14 @@ def migrate(path: str | os.PathLike[str], *, progress: Progress = no_progress) -
         NotADatabaseError: there is none.
         FormatError: it is of a version that this release does not know.
         StorageError: the disk is full; the database is as it was.
+        BusyError: it is open, here or in a process of an older release; nothing was looked at.
     """
     folder = Path(path)
-    current_generation(folder)
+    if is_open(current_generation(folder)):
+        raise BusyError(
+            f"'{folder}' is open in this process, so it is up to date already. Close it first if "
+            "you want to be sure"
+        )
     with ExitStack() as stack:
         # A process of the release before keeps the lock while it has the database open.
         stack.enter_context(exclusively(folder))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from memdb.codecs import decode_memory
 from memdb.errors import (
+    BusyError,
     CorruptRecordError,
     FormatError,
     MismatchError,
@@ -29,8 +30,9 @@ from memdb.keywords import keyword_problems
 from memdb.memories.codec_choice import KnownCodecs
 from memdb.protocols import Progress, no_progress
 from memdb.storage import record_layout
-from memdb.storage.environment import damaged_pages
-from memdb.storage.folder import current_generation, sole_writer
+from memdb.storage.folder import current_generation, no_writer, sole_writer
+from memdb.storage.locks import BUSY_TIMEOUT
+from memdb.storage.pages import damaged_pages
 from memdb.storage.record_layout import (
     CHANGES,
     DELETED,
@@ -90,11 +92,13 @@ def verify(path: str | os.PathLike[str], *, progress: Progress = no_progress) ->
 
     First LMDB's pages are walked without LMDB, which trusts them; if they are damaged, nothing else
     is looked at. Then all records, in one read transaction; then the index file and the keyword
-    index. Nothing is changed. Writers wait while the pages are walked.
+    index. Nothing is changed, and the medium may be one that cannot be written. Writers wait while
+    the pages are walked. Memory is bounded by a small share of the file's size.
 
     Raises:
         NotADatabaseError: there is none.
         FormatError: a format version that this release does not read.
+        BusyError: a writer is not done in half a minute.
     """
     folder = Path(path)
     progress("walking pages", 0, 0)
@@ -102,7 +106,7 @@ def verify(path: str | os.PathLike[str], *, progress: Progress = no_progress) ->
     if problems:
         return problems
     try:
-        store = Store(folder)
+        store = Store(folder, read_only=True)
     except CorruptRecordError as error:  # one of the settings that are read first
         return [Problem(error.table, error.key, error.problem)]
     try:
@@ -121,8 +125,12 @@ def verify(path: str | os.PathLike[str], *, progress: Progress = no_progress) ->
 def _pages(folder: Path) -> list[Problem]:
     with ExitStack() as stack:
         generation = current_generation(folder)
-        with suppress(OSError, StorageError):  # of a medium that cannot be written, and is at rest
+        try:
             generation = stack.enter_context(sole_writer(folder))
+        except BusyError:
+            raise
+        except StorageError:  # of a medium that cannot be written
+            stack.enter_context(no_writer(generation, BUSY_TIMEOUT))
         return [Problem(PAGES, "", problem) for problem in damaged_pages(generation)]
 
 

@@ -25,11 +25,13 @@ def verify(path: str | os.PathLike[str], *, progress: Progress = no_progress) ->
 
     First LMDB's pages are walked without LMDB, which trusts them; if they are damaged, nothing else
     is looked at. Then all records, in one read transaction; then the index file. Nothing is
-    changed. Writers wait while the pages are walked.
+    changed, and the medium may be one that cannot be written. Writers wait while the pages are
+    walked, in memory that is a small share of the file's size at most.
 
     Raises:
         NotADatabaseError: there is none.
         FormatError: a format version that this release does not read.
+        BusyError: a writer is not done in half a minute.
     """
     problems = verify_one(path, progress=progress)
     for name, folder in _namespaces(path):
@@ -97,8 +99,8 @@ def compact(path: str | os.PathLike[str], *, progress: Progress = no_progress) -
 def migrate(path: str | os.PathLike[str], *, progress: Progress = no_progress) -> tuple[int, int]:
     """Bring a database of an older format version up to date.
 
-    Until it is done the old generation is the database. Processes of an older release must have
-    closed it.
+    Until it is done the old generation is the database. Nobody may have it open: neither a process
+    of an older release, nor this one.
 
     Returns:
         The format version before (the oldest, of several namespaces) and after.
@@ -107,6 +109,7 @@ def migrate(path: str | os.PathLike[str], *, progress: Progress = no_progress) -
         NotADatabaseError: there is none.
         FormatError: it is of a version that this release does not know.
         StorageError: the disk is full; the database is as it was.
+        BusyError: it is open, here or in a process of an older release; nothing was looked at.
     """
     before, after = generations.migrate(path, progress=progress)
     for _, folder in _namespaces(path):
@@ -123,10 +126,11 @@ def backup(
     """Write a copy of a database, of one moment; neither readers nor writers wait for it.
 
     The copy is a database itself: it can be opened, verified, and moved elsewhere. Each namespace
-    is of a moment of its own.
+    is of a moment of its own. This is the way to copy a database that is open: files that are
+    copied one by one are of several moments.
 
     Args:
-        path: the database.
+        path: the database; it may lie on a medium that cannot be written.
         to: a folder that is missing or empty.
         progress: told of the work.
 
@@ -159,7 +163,7 @@ def restore(
     Processes that have it open are told to open it again.
 
     Args:
-        source: the backup.
+        source: the backup; it may lie on a medium that cannot be written.
         path: the database; a folder that is missing or empty becomes one.
         progress: told of the work.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from memdb.index.exact import exact_search
 from memdb.index.policy import IndexPolicy, is_stale
 from memdb.index.view import View
 from memdb.protocols import Progress, no_progress
+from memdb.storage import locks
 from memdb.storage.record_layout import DELETED, INSERTED, REFERENCES
 from memdb.storage.store import ReadTransaction, Store
 from memdb.storage.transaction import Transaction
@@ -214,7 +215,8 @@ class Searcher:
             with self._store.read() as transaction:  # which follows a compaction
                 folder = transaction.generation
             try:
-                with _one_at_a_time(folder, cancelled), self._store.read() as transaction:
+                one = _one_at_a_time(folder, self._store.busy_timeout, cancelled)
+                with one, self._store.read() as transaction:
                     if transaction.generation == folder:
                         return self._built(transaction, folder, progress, anew, if_due, cancelled)
             except OSError as error:
@@ -283,6 +285,8 @@ class Searcher:
 
     def _build_if_due(self, view: View, transaction: Transaction) -> None:
         """Build in the background what is due; searches go on over what there is."""
+        if self._store.read_only:
+            return
         built = 0 if view.base is None else view.base.info.references
         if not is_stale(built, view.changed) or self._stop.is_set():
             return
@@ -319,18 +323,14 @@ class _Pinning:
 
 
 @contextmanager
-def _one_at_a_time(folder: Path, cancelled: Callable[[], bool]) -> Iterator[None]:
-    """Only one process builds; another one that wants to waits, and finds it done."""
-    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+def _one_at_a_time(folder: Path, timeout: float, cancelled: Callable[[], bool]) -> Iterator[None]:
+    """Only one process builds; another one that wants to waits, and finds it done. `BusyError` if
+    that is not in time."""
+    lock, pid = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), os.getpid()
     try:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if cancelled():
-                    raise Cancelled from None
-                time.sleep(0.02)
+        what = partial("cannot build the index of '{}'".format, folder.parent)
+        if not locks.take(lock, "index", timeout, what, cancelled):
+            raise Cancelled
         yield
     finally:
-        os.close(lock)
+        locks.give_back(lock, pid)

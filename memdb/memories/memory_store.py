@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar, cast
 
 from memdb.codecs import Codec, Coded, encode_batch, encode_memory, read_payload, require_whole
-from memdb.errors import InvalidInputError, MismatchError
+from memdb.errors import BusyError, InvalidInputError, MismatchError
 from memdb.memories.attached import Attached
 from memdb.memories.cache import MemoryCache
 from memdb.memories.codec_choice import CodecChoice
@@ -23,6 +24,8 @@ from memdb.types.shape import MemoryShape
 
 #: References whose memories are written between two commits, where the writer does not say.
 _BATCH = 8
+#: Seconds that a retrieval waits for another writer, to store what it wrote.
+_PATIENCE = 1.0
 
 _T = TypeVar("_T")
 
@@ -113,6 +116,10 @@ class MemoryStore:
         """Whether there is a writer."""
         return self._attached.has_writer
 
+    def writers_are_kept_out(self) -> bool:
+        """Whether nothing can be stored for now, and for longer than a write takes."""
+        return self._store.writers_are_kept_out()
+
     def require_writer(self) -> None:
         """Load the writer if it was not; `MismatchError` if it is not the one recorded."""
         self._attached.writer()
@@ -196,7 +203,8 @@ class MemoryStore:
         return head[at : at + 8] == self._fingerprint
 
     def remember(self, references: Sequence[Reference]) -> dict[int, StoredMemory]:
-        """Write and store the memories of cold references.
+        """Write and store the memories of cold references. Where another writer is not done soon
+        they are not stored, and the next retrieval writes them again.
 
         Returns:
             By reference id, as they read back from the store: cold and warm start are the same.
@@ -208,8 +216,9 @@ class MemoryStore:
             return {}
         memories = self.write([reference.content for reference in references])
         encoded = self.encode(memories, len(references))
-        self._keep(references, encoded)
-        self.codec_choice.fit_if_due()
+        with suppress(BusyError):
+            self._keep(references, encoded, _PATIENCE)
+            self.codec_choice.fit_if_due()
         return {
             reference.id: StoredMemory(
                 self, reference.id, seal(MEMORIES, integer_key(reference.id), 1, payload)
@@ -217,11 +226,16 @@ class MemoryStore:
             for reference, payload in zip(references, encoded, strict=True)
         }
 
-    def _keep(self, references: Sequence[Reference], encoded: Sequence[bytes]) -> int:
+    def _keep(
+        self,
+        references: Sequence[Reference],
+        encoded: Sequence[bytes],
+        busy_timeout: float | None = None,
+    ) -> int:
         """Store memories; returns how many. Meanwhile another writer may have deleted a reference,
         or been faster."""
         kept = 0
-        with self._store.write() as transaction:
+        with self._store.write(busy_timeout) as transaction:
             self.require_shape(transaction)
             for reference, payload in zip(references, encoded, strict=True):
                 number = reference.id

@@ -13,7 +13,14 @@ import lmdb
 
 from memdb.errors import NotADatabaseError, StorageError
 from memdb.protocols import Progress
-from memdb.storage.environment import FOREIGN, complete, open_lmdb, open_tables
+from memdb.storage.lmdb_file import (
+    FOREIGN,
+    LmdbFile,
+    complete,
+    lmdb_file,
+    map_size,
+    open_tables,
+)
 from memdb.storage.record_layout import CHANGES, POSTINGS, TABLES
 from memdb.storage.transaction import Transaction
 
@@ -42,8 +49,8 @@ def copy_records(
     try:
         with ExitStack() as stack:
             # Nobody reads it before it is done: one wait for the disk, at the end, is enough.
-            environment = open_lmdb(generation, sync=False)
-            stack.callback(environment.close)
+            room = 2 * source.pages_size()
+            environment = stack.enter_context(lmdb_file(generation, room=room, sync=False))
             new = open_tables(environment, TABLES, create=True)
             for table in TABLES:
                 if source.has_table(table) and table not in (CHANGES, POSTINGS):
@@ -90,13 +97,14 @@ def older_generation(generation: Path) -> Iterator[Callable[..., Transaction]]:
     folder = generation.parent
     with ExitStack() as stack:
         try:
-            environment = open_lmdb(generation)
+            file = LmdbFile(generation, map_size(0, 0))
         except FOREIGN as error:
             raise NotADatabaseError(f"'{folder}' is no memdb database: {error}") from error
         except lmdb.Error as error:
             raise StorageError(f"cannot open '{generation}': {error}") from error
-        stack.callback(environment.close)
-        complete(environment, generation / "data.mdb")
+        stack.callback(file.close)
+        environment = file.inner
+        complete(file, generation / "data.mdb")
 
         def begin(*tables: str) -> Transaction:
             try:

@@ -12,17 +12,18 @@ it, and finds at its next transaction that `CURRENT` names another.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
-from memdb.errors import DatabaseExistsError, NotADatabaseError, StorageError
+from memdb.errors import BusyError, DatabaseExistsError, NotADatabaseError, StorageError
+from memdb.storage import locks
 from memdb.storage.durable import sync, write_file
+from memdb.storage.locks import BUSY_TIMEOUT, Purpose
 
 CURRENT = "CURRENT"
 LOCK = "LOCK"
@@ -66,6 +67,7 @@ def new_database(folder: Path) -> Iterator[Path]:
     Raises:
         DatabaseExistsError: a database is there.
         StorageError: the folder holds something else, or cannot be written.
+        BusyError: another process is making one there, and is not done in time.
     """
     try:
         _make(folder)
@@ -80,8 +82,7 @@ def new_database(folder: Path) -> Iterator[Path]:
                 f"'{folder}' is not empty (it holds '{min(foreign)}'): a database needs a folder "
                 "of its own. Choose another path."
             )
-        with (folder / LOCK).open("a") as lock:
-            _lock_new(folder, lock.fileno())
+        with _new_lock(folder):
             generation = folder / _FIRST
             shutil.rmtree(generation, ignore_errors=True)
             generation.mkdir()
@@ -137,31 +138,39 @@ def _make(folder: Path) -> None:
             sync(path.parent)
 
 
-def _lock_new(folder: Path, lock: int) -> None:
-    """Take the exclusive lock, unless a database is there: whoever has that open keeps the lock."""
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = True
-        except BlockingIOError:
-            locked = False
-        if (folder / CURRENT).exists():
+@contextmanager
+def _new_lock(folder: Path) -> Iterator[None]:
+    """The exclusive lock, unless a database is there."""
+    lock, pid = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), os.getpid()
+    try:
+        there = (folder / CURRENT).exists
+        what = partial("cannot make a database at '{}'".format, folder)
+        # Whoever has one open there may hold the lock; nobody waits for that.
+        if not locks.take(lock, "replace", BUSY_TIMEOUT, what, there) or there():
             raise DatabaseExistsError(f"there is already a database at '{folder}'.")
-        if locked:
-            return
-        time.sleep(0.02)  # another process is making one
+        yield
+    finally:
+        locks.give_back(lock, pid)
 
 
 @contextmanager
-def opening(folder: Path) -> Iterator[Path]:
+def opening(
+    folder: Path, timeout: float = BUSY_TIMEOUT, *, read_only: bool = False
+) -> Iterator[Path]:
     """The generation that `CURRENT` names, as a path; it stays in its place while this lasts.
+
+    Args:
+        folder: the database's.
+        timeout: seconds to wait for one that is just replacing it.
+        read_only: do without the lock on a medium where it cannot be made.
 
     Raises:
         NotADatabaseError: the folder is missing or is no database; nothing is made in it.
         StorageError: it cannot be locked.
+        BusyError: it is being replaced, and that is not done in time.
     """
     current_generation(folder)  # or there is nothing to lock
-    with _locked(folder, fcntl.LOCK_SH):
+    with _locked(folder, "share", timeout, needed=not read_only):
         generation = current_generation(folder)  # it may have changed meanwhile
         yield generation
 
@@ -177,6 +186,7 @@ def new_generation(folder: Path, *, locked: bool = False) -> Iterator[Path]:
 
     Raises:
         StorageError: the disk refuses.
+        BusyError: somebody is opening the old one, and is not done in time.
     """
     try:
         old = current_generation(folder)
@@ -187,7 +197,7 @@ def new_generation(folder: Path, *, locked: bool = False) -> Iterator[Path]:
             yield generation
             sync(generation)
             sync(folder)
-            with nullcontext() if locked else _locked(folder, fcntl.LOCK_EX):
+            with nullcontext() if locked else _locked(folder, "replace"):
                 _write_current(folder, generation.name)
                 _remove_others(folder, generation)
         except BaseException:
@@ -198,37 +208,84 @@ def new_generation(folder: Path, *, locked: bool = False) -> Iterator[Path]:
         raise StorageError(f"cannot write a new generation in '{folder}': {error}") from error
 
 
-@contextmanager
-def only_writer(generation: Path) -> Iterator[None]:
-    """Keep all other writers of a generation out, in whichever process, while this lasts.
+def only_writer(
+    generation: Path, timeout: float = BUSY_TIMEOUT, purpose: Purpose = "write"
+) -> locks.Writing:
+    """Keep all other writers of a generation out, in whichever process, from now on to the end of a
+    `with` statement.
 
-    LMDB's own lock does so for a transaction; this one also for as long as a compaction copies,
-    when others may still open the database and read.
+    LMDB's own lock does so for a transaction, but waits without end; and this one also keeps them
+    out for as long as a compaction copies, when others may still open the database and read.
 
     Raises:
         FileNotFoundError: the generation is gone.
+        StorageError: this thread is in the middle of a write already.
+        BusyError: another writer is not done in time.
     """
-    lock = os.open(generation / _WRITERS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
+    lock = os.open(f"{generation}/{_WRITERS}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    return locks.Writing(lock, purpose, timeout, lambda: f"cannot write to '{generation.parent}'")
+
+
+def is_writing(generation: Path) -> bool:
+    """Whether this thread is in the middle of a write to a generation."""
+    return locks.is_writing(generation, _WRITERS)
+
+
+def writers_are_kept_out(generation: Path) -> bool:
+    """Whether somebody keeps all writers out, for longer than a write takes."""
+    return locks.is_alone(generation / _WRITERS)
 
 
 @contextmanager
-def sole_writer(folder: Path) -> Iterator[Path]:
+def no_writer(
+    generation: Path, timeout: float, *, but_one_that_replaces: bool = False
+) -> Iterator[None]:
+    """Keep writers of a generation out while this lasts; several may do so at once. Where the file
+    of the lock is not there nobody writes, as far as it can be known on a medium where it cannot be
+    made.
+
+    Args:
+        generation: its folder.
+        timeout: seconds to wait for a writer that is at work.
+        but_one_that_replaces: do not wait for who keeps writers out, without a write of its own.
+
+    Raises:
+        BusyError: a writer is not done in time.
+    """
+    try:
+        lock = os.open(generation / _WRITERS, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    pid = os.getpid()
+    try:
+        replaced = partial(locks.is_signed, lock, "alone")
+        passes = replaced if but_one_that_replaces else _never
+        what = partial("cannot read '{}'".format, generation.parent)
+        locks.take(lock, "share", timeout, what, passes)
+        yield
+    finally:
+        locks.give_back(lock, pid)
+
+
+def _never() -> bool:
+    return False
+
+
+@contextmanager
+def sole_writer(folder: Path, timeout: float = BUSY_TIMEOUT) -> Iterator[Path]:
     """Keep writers out of the current generation, and yield it.
 
     Raises:
-        StorageError: the medium cannot be written.
+        StorageError: the medium cannot be written, or this thread is in the middle of a write.
+        BusyError: a writer is not done in time.
     """
     with ExitStack() as stack:
         while True:
             generation = current_generation(folder)
             try:
                 writing = stack.enter_context(ExitStack())
-                writing.enter_context(only_writer(generation))
+                writing.enter_context(only_writer(generation, timeout, "alone"))
             except OSError as error:
                 if current_generation(folder) == generation:
                     raise StorageError(f"cannot write to '{folder}': {error}") from error
@@ -246,11 +303,11 @@ def exclusively(folder: Path) -> Iterator[None]:
     Raises:
         StorageError: a process of a release of format version 1 has it open, or one opens it now.
     """
+    lock = _locked(folder, "replace", 0.0)
     try:
-        lock = _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         lock.__enter__()
-    except StorageError as error:
-        raise StorageError(
+    except BusyError as error:
+        raise BusyError(
             f"'{folder}' is open in another process; close it there, and try again"
         ) from error
     try:
@@ -266,19 +323,33 @@ def _remove_others(folder: Path, generation: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, how: int) -> Iterator[None]:
+def _locked(
+    folder: Path, purpose: Purpose, timeout: float = BUSY_TIMEOUT, *, needed: bool = True
+) -> Iterator[None]:
+    """The folder's lock; not `needed`: on a medium where it cannot be made it is done without."""
     try:
-        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock = _lock_file(folder, to_read=purpose == "share")
     except OSError as error:
-        raise StorageError(f"cannot lock '{folder}': {error}") from error
+        if needed:
+            raise StorageError(f"cannot lock '{folder}': {error}") from error
+        yield
+        return
+    pid = os.getpid()
     try:
         try:
-            fcntl.flock(lock, how)
+            locks.take(lock, purpose, timeout, lambda: f"cannot open '{folder}'")
         except OSError as error:
             raise StorageError(f"cannot lock '{folder}': {error}") from error
         yield
     finally:
-        os.close(lock)
+        locks.give_back(lock, pid)
+
+
+def _lock_file(folder: Path, *, to_read: bool) -> int:
+    if to_read:  # who may not write there may lock it together with others
+        with suppress(FileNotFoundError):
+            return os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    return os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
 
 class Place:
@@ -292,8 +363,12 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()  # the process may change its folder
         self._current = str(self.folder / CURRENT)
+        # On a medium that cannot be written `LOCK` may be missing: then the folder stands for it.
+        self._mark = self.folder / LOCK
+        if not self._mark.exists():
+            self._mark = self.folder
         try:
-            self._lock = os.open(self.folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+            self._lock = os.open(self._mark, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise StorageError(f"cannot open '{folder}': {error}") from error
 
@@ -309,7 +384,7 @@ class Place:
         """Raise `StorageError` if another folder lies in this one's place. `LOCK` is never removed,
         and while it is open no other file has its number."""
         try:
-            there, ours = (self.folder / LOCK).stat(), os.fstat(self._lock)
+            there, ours = self._mark.stat(), os.fstat(self._lock)
         except OSError:
             raise self.gone() from None
         if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):

@@ -10,47 +10,75 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from math import inf
+from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import lmdb
 
-from memdb.errors import CorruptRecordError, InvalidInputError, StorageError
+from memdb.errors import BusyError, CorruptRecordError, InvalidInputError, StorageError
 from memdb.storage import record_layout
-from memdb.storage.environment import (
-    Durability,
-    Environment,
-    open_lmdb,
-    open_tables,
+from memdb.storage.environment import Durability, Environment
+from memdb.storage.folder import (
+    Place,
+    is_writing,
+    new_database,
+    only_writer,
+    opening,
+    writers_are_kept_out,
 )
-from memdb.storage.folder import Place, new_database, only_writer, opening
+from memdb.storage.lmdb_file import lmdb_file, open_tables
+from memdb.storage.locks import BUSY_TIMEOUT
 from memdb.storage.transaction import Transaction
 
 
 class Store:
     """An open database's records. Threads of a process may share it; another process opens its own.
 
+    Args:
+        folder: the database's.
+        durability: what a write has survived when it is acknowledged; None: as it is open in this
+            process, or else `full`.
+        read_only: refuse to write; then the medium may be one that cannot be written.
+        busy_timeout: seconds that a transaction waits for others.
+
     Attributes:
         folder: the database's folder.
         id: 32 hexadecimal digits, drawn at creation: a file derived from a database (an index)
             names it, and so is not taken for that of one made anew in the same place.
         durability: as it was asked for; see `MemDB.open`.
+        read_only: whether it refuses to write.
+        busy_timeout: as given.
     """
 
-    def __init__(self, folder: Path, durability: Durability | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        durability: Durability | None = None,
+        *,
+        read_only: bool = False,
+        busy_timeout: float = BUSY_TIMEOUT,
+    ) -> None:
         if durability not in (None, "full", "normal", "off"):
             raise InvalidInputError(
                 f"durability is {durability!r}; there are 'full', 'normal' and 'off'"
             )
         self.folder = folder
         self.durability = durability
+        self.read_only = read_only
+        self.busy_timeout = _checked_timeout(busy_timeout)
         self._guard = threading.Lock()
         self._closed = False
-        with opening(folder) as generation:
-            self._environment = Environment.acquire(generation, durability)
+        busy_timeout = self.busy_timeout
+        with opening(folder, busy_timeout, read_only=read_only) as generation:
+            self._environment = Environment.acquire(
+                generation, durability, writable=not read_only, timeout=busy_timeout
+            )
             try:
                 self._place = Place(folder)
                 self._stamp = self._place.stamp()
@@ -77,8 +105,32 @@ class Store:
         """The folder of the generation in use, absolute."""
         return self._environment.generation
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether this thread is in the middle of a write to the database, through whichever
+        handle: another one, begun now, would wait for itself, and is refused."""
+        return is_writing(self.generation)
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is a child of the process that opened it, which has to open its own."""
+        return self._environment.is_forked
+
+    def require_unforked(self) -> None:
+        """Raise `ForkedProcessError` in a child of the process that opened it."""
+        self._environment.require_unforked()
+
+    def writers_are_kept_out(self) -> bool:
+        """Whether nothing can be written for now, and for longer than a write takes: since a
+        compaction is under way, say, or this thread is in the middle of a write, or since it is
+        open to be read alone."""
+        return self.read_only or self.is_writing or writers_are_kept_out(self.generation)
+
     def close(self) -> None:
         """Give the store back. Transactions that are still open in other threads are finished."""
+        if self.is_forked:  # a thread of the parent may have the guard
+            self._closed = True
+            return
         with self._guard:
             if self._closed:
                 return
@@ -88,31 +140,65 @@ class Store:
 
     def read(self) -> ReadTransaction:
         """A consistent view of this moment, in a `with` statement. Records come out as copies and
-        outlive it."""
+        outlive it.
+
+        Raises:
+            StorageError: it is closed, or LMDB refuses.
+            BusyError: as many read at once as there is room for.
+            ForkedProcessError: this is a child of the process that opened it.
+        """
         return ReadTransaction(self)
 
+    def require_writable(self) -> None:
+        """Raise `StorageError` if it was opened to be read alone."""
+        if self.read_only:
+            raise StorageError(
+                f"'{self.folder}' was opened with read_only=True; open it without to write"
+            )
+
     @contextmanager
-    def write(self) -> Iterator[Transaction]:
+    def write(self, busy_timeout: float | None = None) -> Iterator[Transaction]:
         """All or nothing: on an exception nothing of it happened; after it, it is on the disk.
 
         One writer at a time, over all processes; others wait.
-        """
-        with ExitStack() as stack:
-            environment = self._take_for_writing(stack)
-            stack.push(self._raise_as_ours)
-            inner = stack.enter_context(environment.begin(write=True))
-            transaction = Transaction(inner, environment.tables, environment)
-            yield transaction
-            transaction.finish()
 
-    def _take_for_writing(self, stack: ExitStack) -> Environment:
+        Args:
+            busy_timeout: seconds to wait for others; default: the store's.
+
+        Raises:
+            StorageError: it is read-only, or closed; this thread is in the middle of a write to it
+                already; the disk refuses.
+            BusyError: another writer is not done in time.
+            ForkedProcessError: this is a child of the process that opened it.
+        """
+        self.require_writable()
+        timeout = self.busy_timeout if busy_timeout is None else busy_timeout
+        with ExitStack() as stack:
+            environment = self._take_for_writing(stack, timeout)
+            stack.push(self._raise_as_ours)
+            inner = environment.begin_writing(timeout)
+            try:
+                transaction = Transaction(inner, environment.tables, environment)
+                yield transaction
+                transaction.finish()
+            except BaseException:
+                environment.end_writing(inner, commit=False)
+                raise
+            environment.end_writing(inner, commit=True)
+
+    def _take_for_writing(self, stack: ExitStack, timeout: float) -> Environment:
         """The current generation's environment, and nobody else writes while the stack lasts."""
+        end = time.monotonic() + timeout
         while True:
             environment = self.take()
             with ExitStack() as unless_kept:
                 unless_kept.callback(environment.release)
+                if not is_writing(environment.generation):  # else it is refused below
+                    _take_turn(environment, end, timeout)
+                    unless_kept.callback(environment.turn.release)
                 try:
-                    unless_kept.enter_context(only_writer(environment.generation))
+                    left = max(0.0, end - time.monotonic())
+                    unless_kept.enter_context(only_writer(environment.generation, left))
                 except OSError as error:
                     if self._place.stamp() == self._stamp:
                         self._place.require_same()
@@ -127,21 +213,39 @@ class Store:
 
     def take(self) -> Environment:
         """The current generation's environment, counted as used."""
+        self._environment.require_unforked()
         with self._guard:
-            if self._closed:
-                raise StorageError(f"'{self.folder}' is closed")
-            self._environment.require_unforked()
-            if self._place.stamp() != self._stamp:
-                self._follow()
+            self._look()
             self._environment.use()
             return self._environment
+
+    def begin_reading(self) -> tuple[Environment, Any]:
+        """The current generation's environment, and a transaction of LMDB to be ended with
+        `Environment.end_reading`."""
+        self._environment.require_unforked()
+        with self._guard:
+            if self._closed or self._place.stamp() != self._stamp:
+                self._look()
+            environment = self._environment
+            environment.enter()
+        return environment, environment.begin_reading(self.busy_timeout)
+
+    def _look(self) -> None:
+        """Go over to another generation if there is one."""
+        if self._closed:
+            raise StorageError(f"'{self.folder}' is closed")
+        if self._place.stamp() != self._stamp:
+            self._follow()
 
     def _follow(self) -> None:
         """Go over to the generation that `CURRENT` names now."""
         self._place.require_same()
-        with opening(self._place.folder) as generation:
+        folder, alone = self._place.folder, self.read_only
+        with opening(folder, self.busy_timeout, read_only=alone) as generation:
             stamp = self._place.stamp()
-            new = Environment.acquire(generation, self.durability)
+            new = Environment.acquire(
+                generation, self.durability, writable=not alone, timeout=self.busy_timeout
+            )
         if new.id != self.id:
             new.release()
             raise self._place.gone()
@@ -151,9 +255,11 @@ class Store:
     def _raise_as_ours(self, _: object, error: BaseException | None, __: object) -> None:
         """Raise what LMDB raised as an error of memdb."""
         if isinstance(error, lmdb.MapFullError):
+            self._environment.map_was_full()
             raise StorageError(
-                f"'{self.folder}' has outgrown the address space that this process may take "
-                f"({error}); raise its limit (`ulimit -v`) and open the database again"
+                f"'{self.folder}' had too little address space in this process for this write "
+                f"({error}); nothing was written. Run it again: it gets more. If that does not "
+                "help, raise the process's limit (`ulimit -v`), and open the database again"
             ) from error
         if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError)):
             raise CorruptRecordError("?", "?", f"LMDB: {error}") from error
@@ -171,20 +277,16 @@ class ReadTransaction:
         self._store = store
 
     def __enter__(self) -> Transaction:
-        environment = self._environment = self._store.take()
         try:
-            self._inner = environment.begin(write=False)
+            environment, self._inner = self._store.begin_reading()
         except lmdb.Error as error:
-            environment.release()
             self._store._raise_as_ours(None, error, None)
             raise
+        self._environment = environment
         return Transaction(self._inner, environment.tables, environment)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            self._inner.abort()
-        finally:
-            self._environment.release()
+        self._environment.end_reading(self._inner)
         if error is not None:
             self._store._raise_as_ours(kind, error, trace)
 
@@ -199,8 +301,7 @@ def fill_generation(
     """Write all tables, and the settings of a new database, into an empty generation."""
     try:
         with ExitStack() as stack:
-            environment = open_lmdb(generation)
-            stack.callback(environment.close)
+            environment = stack.enter_context(lmdb_file(generation))
             tables = open_tables(environment, record_layout.TABLES, create=True)
             transaction = Transaction(stack.enter_context(environment.begin(write=True)), tables)
             transaction.put_setting(
@@ -217,3 +318,19 @@ def fill_generation(
                 transaction.put_codec_parameters(name, parameters)
     except lmdb.Error as error:
         raise StorageError(f"cannot make a database at '{generation.parent}': {error}") from error
+
+
+def _checked_timeout(seconds: float) -> float:
+    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not 0 <= seconds < inf:
+        raise InvalidInputError(
+            f"busy_timeout must be a number of seconds, 0 or more, got {seconds!r}"
+        )
+    return min(float(seconds), threading.TIMEOUT_MAX)
+
+
+def _take_turn(environment: Environment, end: float, timeout: float) -> None:
+    if not environment.turn.acquire(timeout=max(0.0, end - time.monotonic())):
+        raise BusyError(
+            f"cannot write to '{environment.generation.parent}': another thread of this process is "
+            f"writing, and was not done after {timeout:g} s"
+        )

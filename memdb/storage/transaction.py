@@ -89,6 +89,10 @@ class Transaction:
         """Bytes of the generation's records on the disk."""
         return self._within_a_store().size()
 
+    def pages_size(self) -> int:
+        """Bytes of the pages of all tables."""
+        return sum(self.size(name) for name in self._tables)
+
     def copy_file(self, folder: Path) -> None:
         """Copy the records of this moment into another generation's empty folder, as they are."""
         self._within_a_store().copy(folder)

@@ -7,7 +7,6 @@ anything else.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 import time
@@ -19,20 +18,29 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from memdb.errors import BusyError
+from memdb.storage import locks
+
 FILE = "usage"
 _MAGIC = b"memdbuse"
 _ENTRY = np.dtype([("reference", "<i8"), ("count", "<u8")])
 _MOST = 2**64 - 1
 _FLUSH_EVERY = 30.0  # seconds
 _FLUSH_AT = 100_000  # uses
+_WAIT = 0.5  # seconds for another process that flushes
 
 Entries = NDArray[np.void]
 
 
 class Usage:
-    """The counts of one open database."""
+    """The counts of one open database.
 
-    def __init__(self) -> None:
+    Args:
+        keep: whether uses are counted; not in one that is open to be read alone.
+    """
+
+    def __init__(self, *, keep: bool = True) -> None:
+        self._keep = keep
         self._new: list[int] = []
         self._flushed = time.monotonic()
         self._guard = threading.Lock()
@@ -41,6 +49,8 @@ class Usage:
     def count(self, references: Iterable[int], folder: Path) -> None:
         """Count a use of each; `folder` is the generation they are in. It never waits for the
         disk."""
+        if not self._keep:
+            return
         with self._guard:
             self._new.extend(references)
             late = time.monotonic() - self._flushed > _FLUSH_EVERY
@@ -67,6 +77,9 @@ class Usage:
             new, self._new = self._new, []
         try:
             _add(folder, np.array(new, np.int64))
+        except BusyError:  # another process adds, or was stopped while it did
+            with self._guard:
+                self._new = new + self._new
         except OSError:
             return
 
@@ -113,12 +126,13 @@ def _write(folder: Path, entries: Entries) -> None:
 
 
 def _add(folder: Path, used: NDArray[np.int64]) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    handle, pid = os.open(folder, os.O_RDONLY | os.O_CLOEXEC), os.getpid()
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # among processes that add; nobody else locks it
+        # Among processes that add; nobody else locks it.
+        locks.take(handle, "write", _WAIT, lambda: f"cannot count uses in '{folder}'")
         _write(folder, _sum(_entries(folder), used))
     finally:
-        os.close(handle)
+        locks.give_back(handle, pid)
 
 
 def _sum(entries: Entries, used: NDArray[np.int64]) -> Entries:

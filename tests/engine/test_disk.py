@@ -328,11 +328,9 @@ def test_no_database_is_made_on_a_full_disk(disk: Path) -> None:
 
 READ_ONLY: dict[str, Callable[[Path], object]] = {
     "open": MemDB.open,
-    "verify": memdb.verify,
     "repair": memdb.repair,
     "compact": memdb.compact,
     "migrate": memdb.migrate,
-    "backup": lambda path: memdb.backup(path, path.parents[1] / "copy"),
     "restore": lambda path: memdb.restore(path.parents[1] / "other", path),
     "create": lambda path: MemDB.create(path / "new", shape=SHAPE, dimension=2),
     "backup to it": lambda path: memdb.backup(path.parents[1] / "other", path.parent / "new"),

@@ -89,9 +89,9 @@ def test_the_lock_is_held_while_a_generation_is_opened_and_no_longer(
     seen = []
     acquire = Environment.acquire
 
-    def watch(*arguments: Any) -> Environment:
+    def watch(*arguments: Any, **options: Any) -> Environment:
         seen.append((is_locked(path), is_locked(path, fcntl.LOCK_SH)))
-        return acquire(*arguments)
+        return acquire(*arguments, **options)
 
     monkeypatch.setattr(Environment, "acquire", watch)
     with MemDB.open(path):

@@ -278,7 +278,7 @@ def content(path: Path) -> dict[str, bytes]:
     return {
         str(file.relative_to(path)): file.read_bytes()
         for file in path.rglob("*")
-        if file.is_file() and not file.name.endswith((".lock", "lock.mdb"))
+        if file.is_file() and not file.name.endswith((".lock", "lock.mdb", "LOCK"))
     }
 
 
