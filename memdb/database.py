@@ -713,7 +713,7 @@ class MemDB(Readable):
             MissingPartError: this Python's SQLite has no full-text search.
             StorageError: another process has been writing that index for half a minute.
         """
-        self._require_open()
+        self._require_writable()
         with self._store.read() as transaction:
             self._keywords.build(transaction, progress)
 

@@ -239,16 +239,17 @@ class Keywords:
                 f"keyword search needs SQLite, and this Python has none ({error}). Use another "
                 "Python, or search by vectors."
             ) from error
-        try:
-            return WordIndex(path)
-        except CorruptRecordError as error:
-            _log.warning("the keyword index is damaged, and is built anew: %s", error)
-            with suppress(OSError):
-                _remove(path, None)
+        if not self._store.read_only:
+            try:
                 return WordIndex(path)
-            return None
-        except Refused as refused:
-            self._tell(refused)
+            except CorruptRecordError as error:
+                _log.warning("the keyword index is damaged, and is built anew: %s", error)
+                with suppress(OSError):
+                    _remove(path, None)
+                    return WordIndex(path)
+                return None
+            except Refused as refused:
+                self._tell(refused)
         if path.exists() and not path.with_name(path.name + "-wal").exists():
             with suppress(Refused, CorruptRecordError):
                 return WordIndex(path, frozen=True)

@@ -26,6 +26,7 @@ from memdb import (
     InvalidInputError,
     MemDB,
     MissingPartError,
+    StorageError,
     compact,
     repair,
     verify,
@@ -33,7 +34,7 @@ from memdb import (
 from memdb.keywords import Keywords, word_index
 from memdb.keywords.words import query_words, words_of
 from memdb.storage.store import Store
-from tests.engine.helpers import TokenWriter, WordEmbedder, child, command, unit
+from tests.engine.helpers import TokenWriter, WordEmbedder, child, command, make_shape, unit
 
 WORDS = ["harbour", "whale", "storm", "bridge", "light", "book", "ink", "town", "river", "keeper"]
 
@@ -784,3 +785,17 @@ def test_it_works_without_an_open_database(bare_template: Path, tmp_path: Path) 
     assert not len(matched.ids)
     keywords.close()
     store.close()
+
+
+def test_a_database_that_is_only_read_keeps_its_words_in_ram(tmp_path: Path) -> None:
+    path = tmp_path / "db"
+    with MemDB.create(path, shape=make_shape(), dimension=2, codec="exact") as database:
+        database.insert("the harbour of Veldmoor", id="a", embeddings=unit(1, 1))
+    before = sorted(file.name for file in path.rglob("*"))
+    with MemDB.open(path, read_only=True) as database:
+        for _ in range(2):
+            (hit,) = database.query("harbour", mode="keyword").hits
+            assert hit.reference.document_id == "a"
+        with pytest.raises(StorageError, match="read_only"):
+            database.build_keywords()
+    assert sorted(file.name for file in path.rglob("*")) == before
