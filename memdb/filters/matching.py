@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from threading import Lock
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from memdb.filters.declared import declared_keys
 from memdb.filters.language import Filter
 from memdb.filters.postings import Postings
+from memdb.storage.record_layout import DocumentEntry
 from memdb.storage.transaction import Transaction
 
 Ids = NDArray[np.int64]
@@ -39,6 +41,23 @@ def matching(transaction: Transaction, where: Filter) -> Ids:
     if found is None:
         return _scan(transaction, where)
     return found if certain else _checked(transaction, where, found)
+
+
+def matching_documents(
+    transaction: Transaction, where: Filter, after: str = ""
+) -> Iterator[tuple[str, DocumentEntry]]:
+    """The documents that a filter means, in the order of their ids' bytes, those behind `after`;
+    where one of its keys is indexed, of no others is anything read."""
+    if not where.conditions.keys() & set(declared_keys(transaction)):
+        for name, entry in transaction.documents(after):
+            if where.matches(transaction.metadata(name, entry.version)):
+                yield name, entry
+        return
+    names = {transaction.owner(number) for number in matching(transaction, where).tolist()}
+    for name in sorted(names, key=str.encode):
+        found = transaction.document(name) if name.encode() > after.encode() else None
+        if found is not None:
+            yield name, found
 
 
 def _scan(transaction: Transaction, where: Filter) -> Ids:
