@@ -221,6 +221,9 @@ class Snapshot(Readable):
         self._memory_store = memory_store
         self._retriever = retriever
 
+    def __repr__(self) -> str:
+        return f"Snapshot(change={self.change})"
+
     @property
     def change(self) -> int:
         """Number of the newest change that it sees; it grows with every change of a reference."""

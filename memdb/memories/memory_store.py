@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from memdb.codecs import Codec, Coded, encode_batch, encode_memory, read_payload, require_whole
-from memdb.errors import InvalidInputError, MismatchError
+from memdb.errors import InvalidInputError, MismatchError, MissingPartError
 from memdb.memories.attached import Attached
 from memdb.memories.cache import MemoryCache
 from memdb.memories.codec_choice import CodecChoice
@@ -34,7 +34,7 @@ class StoredMemory:
 
     def __init__(
         self,
-        memory_store: MemoryStore,
+        memory_store: MemoryStore | None,
         number: int,
         record: bytes,
         memory: ExplicitMemory | None = None,
@@ -43,6 +43,13 @@ class StoredMemory:
         self._number = number
         self._record = record
         self._memory = memory
+
+    def __repr__(self) -> str:
+        return f"StoredMemory(of reference {self._number}, {len(self._record)} bytes)"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Where it goes there may be no database, so it goes decoded.
+        return StoredMemory, (None, self._number, self._record, self.memory)
 
     @property
     def payload(self) -> memoryview:
@@ -54,7 +61,7 @@ class StoredMemory:
         """It, decoded."""
         if self._memory is None:
             payload = self.payload
-            self.keep(self._read(payload, self._memory_store.decode))
+            self.keep(self._read(payload, self._of.decode))
         assert self._memory is not None
         return self._memory
 
@@ -66,22 +73,33 @@ class StoredMemory:
 
     def coded(self) -> Coded:
         """Its sections, checked as `payload` is."""
-        return self._read(self.payload, self._memory_store.read)
+        return self._read(self.payload, self._of.read)
 
     @property
     def is_kept(self) -> bool:
         """Whether there is a cache for it once it is decoded."""
-        return self._memory_store.cache.capacity > 0
+        return self._memory_store is not None and self._memory_store.cache.capacity > 0
 
     def keep(self, memory: ExplicitMemory) -> None:
         """Remember it decoded, here and in the cache."""
         self._memory = memory
-        self._memory_store.cache.put((self._number, self._record[:16]), memory)
+        if self._memory_store is not None:
+            self._memory_store.cache.put((self._number, self._record[:16]), memory)
 
     @property
     def codecs(self) -> Mapping[str, Codec]:
         """What it may be decoded with."""
-        return self._memory_store.codec_choice.codecs
+        return self._of.codec_choice.codecs
+
+    @property
+    def _of(self) -> MemoryStore:
+        """The open database that it came from."""
+        if self._memory_store is None:
+            raise MissingPartError(
+                "a memory that was pickled is away from its database's codecs; it is decoded: "
+                "`memory` has it"
+            )
+        return self._memory_store
 
     def _read(self, payload: memoryview, read: Callable[[memoryview], _T]) -> _T:
         key = integer_key(self._number)

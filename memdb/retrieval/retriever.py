@@ -122,7 +122,7 @@ class Retriever:
                 near = permitted(near, k, wanted.min_score, search, may)
             else:
                 near = near_enough(near, wanted.min_score)
-            if wanted.diversity is not None:
+            if wanted.diversity is not None and near[0]:
                 near = diverse(near, transaction.embeddings_of(near[0]), wanted.k, wanted.diversity)
             elif wanted.rerank is not None:
                 hits = [

@@ -62,6 +62,12 @@ class Wanted:
                     "give `diversity` or `rerank`, not both: a reranker sees all candidates and "
                     "can spread them itself"
                 )
+        if self.rerank is not None and not callable(self.rerank):
+            raise InvalidInputError(
+                f"rerank is a function of a query and hits, got {self.rerank!r:.60}"
+            )
+        if not isinstance(self.exact, (bool, np.bool_)):
+            raise InvalidInputError(f"exact is true or false, got {self.exact!r:.60}")
         if isinstance(self.exclude, str) or not isinstance(self.exclude, Iterable):
             raise InvalidInputError(
                 f"'exclude' is a list of document ids, got {self.exclude!r:.60}"

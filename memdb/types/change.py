@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from memdb.types.shown import shown
+
 #: What happens to a reference: it comes, it goes, it gets a memory, it loses that.
 What = Literal["inserted", "deleted", "remembered", "forgotten"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Change:
     """One thing that happened to a reference.
 
@@ -26,3 +28,7 @@ class Change:
     what: What
     reference: int
     document_id: str | None
+
+    def __repr__(self) -> str:
+        document = shown(self.document_id, 40)
+        return f"Change({self.number}, {self.what!r}, reference={self.reference}, of {document})"

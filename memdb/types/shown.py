@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 
-def shown(text: object, most: int) -> str:
+def shown(text: str | None, most: int) -> str:
     """The `repr` of a text, cut where it is longer than so many characters."""
-    said = repr(text) if len(str(text)) <= most else repr(str(text)[:most])
-    return said if len(said) <= most + 2 else f"{said[: most + 1]}…{said[0]}"
+    if text is None:
+        return "None"
+    said = repr(text[: most + 1])
+    if len(text) <= most and len(said) <= most + 2:
+        return said
+    return f"{said[: most + 1]}…{said[0]}"
