@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.ingest.chunking import Chunker, Piece
+from memdb.ingest.chunking import Chunker
 from memdb.ingest.recording import Prepared, prepared, unit_vectors
 from memdb.memories.attached import Attached
 from memdb.memories.memory_store import MemoryStore
@@ -68,10 +68,6 @@ class Preparer:
             ready.append(prepared(name, document, parts, vectors[at:end], own))
             at = end
         return ready
-
-    def split(self, text: str) -> list[Piece]:
-        """What a text is cut into."""
-        return self._chunker.split(text)
 
     def _vectors(
         self, texts: Sequence[str], given: NDArray[Any] | None, progress: Progress

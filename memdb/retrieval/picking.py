@@ -22,7 +22,10 @@ _WIDER = 4  # each time that too few of those that are near may be hits
 
 def near_enough(found: Found, least: float | None) -> Found:
     """Those that are there, with at least this score."""
-    least = -math.inf if least is None else least
+    if least is None:
+        if found[0] and found[0][-1] >= 0:  # those that are missing come last
+            return found
+        least = -math.inf
     kept = [
         (number, score)
         for number, score in zip(*found, strict=True)

@@ -111,11 +111,10 @@ class Retriever:
         rows, ids = compare(vectors, k, allowed)
         found: list[Found] = list(zip(ids.tolist(), rows.tolist(), strict=True))
         for n, near in enumerate(found):
-            vector = vectors[n : n + 1]
             if excluded or wanted.accept is not None:
 
-                def search(width: int, vector: NDArray[np.float32] = vector) -> Found:
-                    scores, ids = compare(vector, width, allowed)
+                def search(width: int, n: int = n) -> Found:
+                    scores, ids = compare(vectors[n : n + 1], width, allowed)
                     return ids[0].tolist(), scores[0].tolist()
 
                 may = partial(_may, transaction, excluded, wanted, n)

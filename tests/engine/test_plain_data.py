@@ -1,4 +1,4 @@
-"""What comes out of a database is plain data: it is pickled, iterated, shown on a line, and typed."""
+"""What comes out of a database is plain data: pickled, iterated, shown on a line, and typed."""
 
 from __future__ import annotations
 

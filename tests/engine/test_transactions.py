@@ -110,10 +110,15 @@ def test_a_block_sees_what_it_wrote(full: MemDB) -> None:
 def test_a_block_reads_one_moment(full: MemDB) -> None:
     full.insert("The old harbour.", id="a")
     full.insert("A whale.", id="b")
-    with MemDB.open(full.path) as other, pytest.raises(ConflictError), full.transaction() as t:
-        other.delete("b")
-        assert t.get("b").text == "A whale."
-        t.delete("a")
+
+    def block(other: MemDB) -> None:
+        with full.transaction() as t:
+            other.delete("b")
+            assert t.get("b").text == "A whale."
+            t.delete("a")
+
+    with MemDB.open(full.path) as other, pytest.raises(ConflictError):
+        block(other)
     assert "a" in full
 
 
@@ -121,11 +126,16 @@ def test_a_block_reads_one_moment(full: MemDB) -> None:
 def test_an_exception_in_the_middle_writes_nothing(full: MemDB, error: type[BaseException]) -> None:
     full.insert("The old harbour.", id="a", metadata={"n": 1})
     before = content(full), full.stats()["changes"]
-    with pytest.raises(error), full.transaction() as t:
-        t.insert("A whale.", id="b")
-        t.update("a", text="The new harbour.")
-        t.delete("a")
-        raise error
+
+    def block() -> None:
+        with full.transaction() as t:
+            t.insert("A whale.", id="b")
+            t.update("a", text="The new harbour.")
+            t.delete("a")
+            raise error
+
+    with pytest.raises(error):
+        block()
     assert (content(full), full.stats()["changes"]) == before
     full.insert("A whale.", id="b")  # and the database goes on
 
@@ -159,14 +169,18 @@ def test_a_call_that_fails_leaves_nothing_and_the_block_goes_on(full: MemDB) -> 
 )
 def test_what_another_changed_meanwhile_is_a_conflict(full: MemDB, meanwhile: Any) -> None:
     full.insert("The old harbour.", id="a", metadata={"n": 1})
+
+    def block(other: MemDB) -> None:
+        with full.transaction() as t:
+            assert "b" not in t
+            t.insert(t.get("a").text, id="c")
+            meanwhile(other)
+
     with (
         MemDB.open(full.path, embedder=WordEmbedder()) as other,
-        pytest.raises(ConflictError, match=r"changed document '[ab]'.*[Rr]un it again"),
-        full.transaction() as t,
+        pytest.raises(ConflictError, match=r"changed document '[ab]'.*Run it again"),
     ):
-        assert "b" not in t
-        t.insert(t.get("a").text, id="c")
-        meanwhile(other)
+        block(other)
     assert "c" not in full
 
 
@@ -267,9 +281,14 @@ def test_a_database_that_is_closed_in_the_block_takes_nothing(
 ) -> None:
     path = shutil.copytree(full_template, tmp_path / "db")
     database = MemDB.open(path, embedder=WordEmbedder())
-    with pytest.raises(StorageError, match="closed"), database.transaction() as t:
-        t.insert("A whale.")
-        database.close()
+
+    def block() -> None:
+        with database.transaction() as t:
+            t.insert("A whale.")
+            database.close()
+
+    with pytest.raises(StorageError, match="closed"):
+        block()
     with MemDB.open(path) as again:
         assert len(again) == 0
     with pytest.raises(StorageError, match="closed"):
