@@ -69,7 +69,7 @@ class WriteTransaction(Writable):
         self._rests_on: dict[str, DocumentEntry | None] = {}  # what it saw of the database
 
     def __repr__(self) -> str:
-        return f"WriteTransaction({self._state}, {len(self._outcomes)} documents changed)"
+        return f"WriteTransaction({self._state}, {len(self._steps)} steps)"
 
     # --- the block ---
 
@@ -96,8 +96,11 @@ class WriteTransaction(Writable):
         self._state = "over"
         _AROUND.set(tuple(one for one in _AROUND.get() if one.is_open))
         self._reading.__exit__(None, None, None)
-        if error is None and self._steps:
-            self._commit(self._steps, self._require_unchanged)
+        try:
+            if error is None and self._steps:
+                self._commit(self._steps, self._require_unchanged)
+        finally:  # whoever keeps the transaction keeps no documents
+            self._steps, self._outcomes, self._rests_on = [], {}, {}
 
     def _require_unchanged(self, transaction: Transaction) -> None:
         """Raise `ConflictError` if the database is not what the block rests on."""
