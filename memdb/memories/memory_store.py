@@ -30,16 +30,16 @@ _T = TypeVar("_T")
 class StoredMemory:
     """A memory as it came from the store; checked, and decoded, when it is first asked for."""
 
-    __slots__ = ("_memory", "_memory_store", "_number", "_record")
+    __slots__ = ("_memory", "_number", "_record", "_source")
 
     def __init__(
         self,
-        memory_store: MemoryStore | None,
+        source: MemoryStore | MemoryShape,  # what it came from; pickled, that one's shape alone
         number: int,
         record: bytes,
         memory: ExplicitMemory | None = None,
     ) -> None:
-        self._memory_store = memory_store
+        self._source = source
         self._number = number
         self._record = record
         self._memory = memory
@@ -49,7 +49,7 @@ class StoredMemory:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Where it goes there may be no database, so it goes decoded.
-        return StoredMemory, (None, self._number, self._record, self.memory)
+        return StoredMemory, (self.shape, self._number, self._record, self.memory)
 
     @property
     def payload(self) -> memoryview:
@@ -78,13 +78,13 @@ class StoredMemory:
     @property
     def is_kept(self) -> bool:
         """Whether there is a cache for it once it is decoded."""
-        return self._memory_store is not None and self._memory_store.cache.capacity > 0
+        return isinstance(self._source, MemoryStore) and self._source.cache.capacity > 0
 
     def keep(self, memory: ExplicitMemory) -> None:
         """Remember it decoded, here and in the cache."""
         self._memory = memory
-        if self._memory_store is not None:
-            self._memory_store.cache.put((self._number, self._record[:16]), memory)
+        if isinstance(self._source, MemoryStore):
+            self._source.cache.put((self._number, self._record[:16]), memory)
 
     @property
     def codecs(self) -> Mapping[str, Codec]:
@@ -92,14 +92,19 @@ class StoredMemory:
         return self._of.codec_choice.codecs
 
     @property
+    def shape(self) -> MemoryShape:
+        """Of its database."""
+        return self._source._shape if isinstance(self._source, MemoryStore) else self._source
+
+    @property
     def _of(self) -> MemoryStore:
         """The open database that it came from."""
-        if self._memory_store is None:
+        if not isinstance(self._source, MemoryStore):
             raise MissingPartError(
                 "a memory that was pickled is away from its database's codecs; it is decoded: "
                 "`memory` has it"
             )
-        return self._memory_store
+        return self._source
 
     def _read(self, payload: memoryview, read: Callable[[memoryview], _T]) -> _T:
         key = integer_key(self._number)
