@@ -11,7 +11,15 @@ from memdb.errors import ConflictError, StorageError, UnknownDocumentError
 from memdb.filters.language import Filter
 from memdb.filters.matching import matching_documents
 from memdb.ingest.preparing import Preparer
-from memdb.ingest.steps import Delete, Step, entry_for, entry_of, unknown
+from memdb.ingest.steps import (
+    Delete,
+    Step,
+    entry_for,
+    entry_of,
+    require_there,
+    require_version,
+    unknown,
+)
 from memdb.memories.memory_store import MemoryStore
 from memdb.readable import known, stored_document
 from memdb.storage.record_layout import DocumentEntry
@@ -169,13 +177,21 @@ class WriteTransaction(Writable):
     def _run(
         self, steps: Sequence[Step], outcomes: Sequence[StoredDocument] = ()
     ) -> tuple[int, list[StoredDocument]]:
-        self._steps += steps
         for step in steps:
             if isinstance(step, Delete):
+                self._require_deletable(step)
                 self._outcomes.update(dict.fromkeys(step.names))
+        self._steps += steps
         self._outcomes.update({document.id: document for document in outcomes})
         deleted = sum(len(step.names) for step in steps if isinstance(step, Delete))
         return deleted or len(steps), list(outcomes)
+
+    def _require_deletable(self, step: Delete) -> None:
+        seen = self._look(step.names)
+        require_there({name: None if one is None else one.entry for name, one in seen.items()})
+        for name, one in seen.items():
+            if one is not None:
+                require_version(name, one.entry.version, step.version)
 
 
 def require_no_transaction(owner: object) -> None:

@@ -21,7 +21,6 @@ from memdb.ingest.steps import (
     Step,
     entry_for,
     require_new,
-    require_there,
     require_version,
 )
 from memdb.memories.memory_store import MemoryStore
@@ -259,18 +258,11 @@ class Writable(ABC):
         """
         self._require_writable()
         if where is None:
-            names = list(dict.fromkeys(map(known, ids)))
-            seen = self._look(names)
-            require_there(_entries(seen))
-            step = Delete(names, if_version)
+            step = Delete(list(dict.fromkeys(map(known, ids))), if_version)
+        elif ids:
+            raise InvalidInputError("delete by ids or by `where`, not by both")
         else:
-            if ids:
-                raise InvalidInputError("delete by ids or by `where`, not by both")
             step = self._deletion(where, if_version)
-            seen = self._look(step.names)
-        for name, one in seen.items():
-            if one is not None:
-                require_version(name, one.entry.version, if_version)
         return self._run([step])[0] if step.names else 0
 
     def _deletion(self, where: Where, if_version: int | None) -> Delete:
