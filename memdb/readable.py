@@ -197,7 +197,7 @@ class Readable(Searchable):
                             number, CHANGE_NAMES[what], reference, _owner(transaction, reference)
                         )
                         for what, reference in changes.tolist()
-                        if what in CHANGE_NAMES  # else it is of a later release
+                        if what in CHANGE_NAMES  # others are of no reference, or of a later release
                     ]
             if not pages:
                 return
