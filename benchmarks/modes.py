@@ -136,7 +136,9 @@ def times(asked: Sequence[Asked], count: int, embedder: SentenceEmbedder, folder
         start = time.perf_counter()
         made.build_keywords()
         figures["build_s"] = time.perf_counter() - start
-        figures["bytes_per_reference"] = made.stats()["keywords"]["bytes"] / count
+        state = made.stats()["keywords"]
+        assert state is not None
+        figures["bytes_per_reference"] = state["bytes"] / count
         start = time.perf_counter()
         for n in range(20):
             vector = vectors[n : n + 1]

@@ -19,6 +19,7 @@ from memdb.care import (
     verify,
 )
 from memdb.care.recode import RecodeReport
+from memdb.care.statistics import IndexStats, MemoryBytes, Stats
 from memdb.codecs import CODEC_NAMES, CODECS, Codec
 from memdb.database import DEFAULT_CODEC, MemDB
 from memdb.errors import (
@@ -57,12 +58,15 @@ from memdb.namespaces import (
 )
 from memdb.protocols import Embedder, MemoryWriter, Progress, Warmer, no_progress
 from memdb.readable import Readable, Snapshot
-from memdb.retrieval import Hit, Mode, Query, Retrieval
+from memdb.retrieval import Hit, Mode, Query, Rerank, Retrieval
 from memdb.storage.environment import Durability
+from memdb.transaction import WriteTransaction
+from memdb.types.change import Change
 from memdb.types.document import Document, Reference, StoredDocument
 from memdb.types.memory import ExplicitMemory, from_float32, to_float32
 from memdb.types.memory_batch import MemoryBatch
 from memdb.types.shape import DType, Framing, MemoryShape, Rope
+from memdb.writable import Writable
 
 __version__ = "0.1.0"
 
@@ -75,6 +79,7 @@ __all__ = [
     "Batch",
     "BusyError",
     "CacheStats",
+    "Change",
     "Chunker",
     "Codec",
     "ConflictError",
@@ -94,12 +99,14 @@ __all__ = [
     "Hit",
     "IndexInfo",
     "IndexKind",
+    "IndexStats",
     "IngestReport",
     "InvalidInputError",
     "LoadReport",
     "MemDB",
     "MemDBError",
     "MemoryBatch",
+    "MemoryBytes",
     "MemoryShape",
     "MemoryWriter",
     "MismatchError",
@@ -116,10 +123,12 @@ __all__ = [
     "RecodeReport",
     "Reference",
     "Repair",
+    "Rerank",
     "Retrieval",
     "RewriteReport",
     "Rope",
     "Snapshot",
+    "Stats",
     "StorageError",
     "StoredDocument",
     "StoredMemory",
@@ -127,6 +136,8 @@ __all__ = [
     "UnknownNamespaceError",
     "UnsupportedModelError",
     "Warmer",
+    "Writable",
+    "WriteTransaction",
     "backup",
     "compact",
     "create_namespace",

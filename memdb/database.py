@@ -1,47 +1,37 @@
 """`MemDB`: a database of explicit memories in six verbs.
 
-    insert, update, delete   documents in, changed, out
-    get                      a document by its id
-    query, retrieve          the references nearest to a text, to tokens, to a vector
+    insert, update, delete   documents in, changed, out: `Writable`, which a `transaction` is, too
+    get                      a document by its id: `Readable`, which a `snapshot` is, too
+    query, retrieve          the references nearest to a text, to tokens, to a vector: likewise
 
-The last three are `Readable`'s: a `snapshot` has them, too. All may be called from several threads;
-a database may be open in several processes, each of which opens it for itself.
+What takes long, `ingest` and its like, is in `Maintainable`. All may be called from several
+threads; a database may be open in several processes, each of which opens it for itself.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
-from memdb.care.recode import RecodeReport, recode
 from memdb.care.rewrite import PENDING
-from memdb.care.statistics import statistics
+from memdb.care.statistics import Stats, statistics
 from memdb.codecs import codec_named
-from memdb.errors import (
-    BusyError,
-    ConflictError,
-    DocumentExistsError,
-    InvalidInputError,
-    MismatchError,
-    StorageError,
-    UnknownDocumentError,
-)
-from memdb.exchange.export import export
-from memdb.filters.declared import checked_keys, declare_keys
-from memdb.index import IndexInfo, IndexKind, IndexPolicy, Searcher
-from memdb.ingest import recording
+from memdb.errors import InvalidInputError, StorageError
+from memdb.filters.declared import checked_keys
+from memdb.filters.language import Filter
+from memdb.filters.matching import matching_documents
+from memdb.index import IndexKind, IndexPolicy, Searcher
 from memdb.ingest.chunking import Chunker, Piece, text_tokenizer
-from memdb.ingest.corpus_run import IngestReport, ingest
-from memdb.ingest.load import DocumentBatch, LoadReport, load
+from memdb.ingest.preparing import Preparer
+from memdb.ingest.steps import Put, Step, entry_of, run
 from memdb.keywords import Keywords
+from memdb.maintainable import Maintainable
 from memdb.memories.attached import Attached
 from memdb.memories.cache import CacheStats, MemoryCache
 from memdb.memories.codec_choice import CodecChoice
@@ -52,27 +42,37 @@ from memdb.namespaces import (
     existing_namespace,
     list_namespaces,
 )
-from memdb.protocols import Embedder, MemoryWriter, Progress, Warmer, no_progress
-from memdb.readable import Readable, Snapshot, entry_of, known, unknown
+from memdb.protocols import Embedder, MemoryWriter, no_progress
+from memdb.readable import Readable, Snapshot
 from memdb.retrieval import Retriever
 from memdb.storage.environment import Durability
 from memdb.storage.locks import BUSY_TIMEOUT
-from memdb.storage.record_layout import CALIBRATION, checked_setting
+from memdb.storage.record_layout import CALIBRATION
 from memdb.storage.store import ReadTransaction, Store
 from memdb.storage.transaction import Transaction
 from memdb.storage.usage import Usage
-from memdb.types import checks as rules
-from memdb.types.document import Document, StoredDocument
-from memdb.types.memory import ExplicitMemory
+from memdb.transaction import WriteTransaction, require_no_transaction
+from memdb.types.checks import check_text
+from memdb.types.document import StoredDocument
 from memdb.types.shape import MemoryShape
+from memdb.writable import Seen, Writable
 
 DEFAULT_CODEC = "klt8"
 _CACHE = 256 << 20  # bytes
 
 
-class MemDB(Readable):
+class MemDB(Readable, Writable, Maintainable):
     """A database of references and their explicit memories. Make one with `create` or `open`;
-    close it with `close`, or use it in a `with` statement. `Readable` has what reads it.
+    close it with `close`, or use it in a `with` statement.
+
+        with MemDB.open("facts.memdb", embedder=embedder) as db:
+            db.insert("The blue heron is a bird.", id="heron", metadata={"year": 2021})
+            print(len(db), "heron" in db, list(db))
+            for hit in db.query("Which bird is blue?", where={"year": {"$gte": 1990}}):
+                print(hit.score, hit.document_id, hit.text)
+
+    As a collection it is one of ids: `len`, `in` and iteration count, know and give documents' ids.
+    `documents` gives the documents.
 
     Attributes:
         path: the database's folder.
@@ -110,6 +110,7 @@ class MemDB(Readable):
         self._memory_store = MemoryStore(
             store, self._attached, self.shape, self._codec_choice, self._cache
         )
+        self._preparer = Preparer(self._chunker, self._attached, self._memory_store, dimension)
         self._searcher = Searcher(store, dimension)
         self._keywords = Keywords(store)
         self._retriever = Retriever(
@@ -308,17 +309,16 @@ class MemDB(Readable):
         Raises:
             UnknownNamespaceError: it is not there.
         """
-        self._require_writable()
+        self._require_open()
         drop_namespace(self.path, name)
+
+    def __repr__(self) -> str:
+        return f"MemDB({str(self.path)!r}{', closed' if self._closed else ''})"
 
     def _require_open(self) -> None:
         if self._closed:
             raise StorageError(f"the database '{self.path}' is closed")
         self._store.require_unforked()
-
-    def _require_writable(self) -> None:
-        self._require_open()
-        self._store.require_writable()
 
     def __enter__(self) -> Self:
         self._require_open()
@@ -334,435 +334,60 @@ class MemDB(Readable):
 
     # --- write ------------------------------------------------------------------------------------
 
-    def insert(
-        self,
-        text: str,
-        *,
-        id: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        cold: bool = False,
-        embeddings: NDArray[np.float32] | None = None,
-        memories: Sequence[ExplicitMemory] | None = None,
-    ) -> StoredDocument:
-        """Add a document; when this returns, it is on the disk.
+    def transaction(self) -> WriteTransaction:
+        """Several writes that happen together, or not at all, in a `with` statement:
 
-        Args:
-            text: split into references of at most `shape.reference_length` tokens.
-            id: default: derived from the text.
-            metadata: JSON values by name.
-            cold: leave its memories to their first use, or to `warm`.
-            embeddings: (references, dimension); default: the embedder's. `split` shows the
-                references.
-            memories: one for each reference; default: the writer's, unless `cold`.
+            with db.transaction() as t:
+                t.insert("The blue heron is a bird.", id="heron")
+                t.delete("crane")
 
-        Raises:
-            DocumentExistsError: the id is taken.
-            InvalidInputError: naming the argument.
+        See `WriteTransaction`. Within the block, this thread writes documents through `t` alone.
         """
         self._require_writable()
-        name, document = rules.checked(Document(text, id, {} if metadata is None else metadata))
-        with self._store.read() as transaction:
-            self._require_new(transaction, name)
-        prepared = self._prepare(name, document, cold, embeddings, memories)
-        with self._store.write() as transaction:
-            self._require_new(transaction, name)
-            self._memory_store.require_shape(transaction)
-            recording.put(transaction, prepared)
-            stored = self._stored(transaction, name, entry_of(transaction, name))
-        self._recode_if_fitted(no_progress)
-        return stored
-
-    def update(
-        self,
-        id: str,
-        *,
-        text: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        cold: bool = False,
-        if_version: int | None = None,
-        embeddings: NDArray[np.float32] | None = None,
-        memories: Sequence[ExplicitMemory] | None = None,
-    ) -> StoredDocument:
-        """Replace a document's text, its metadata, or both; what is None stays.
-
-        A new text has new references. New metadata alone keeps them and their memories. The same
-        content again changes nothing.
-
-        Args and errors: as `insert`, and
-
-        Args:
-            if_version: change it only if this is its version (as `get` returned it).
-
-        Raises:
-            UnknownDocumentError: no document has this id.
-            ConflictError: it is at another version, or another writer changed it meanwhile.
-        """
-        self._require_writable()
-        old = self.get(id)
-        _require_version(id, old.version, if_version)
-        name, document = rules.checked(
-            Document(
-                old.text if text is None else text,
-                id,
-                old.metadata if metadata is None else metadata,
-            )
-        )
-        given = embeddings is not None or memories is not None
-        if document.text != old.text or given:
-            prepared = self._prepare(name, document, cold, embeddings, memories)
-            with self._store.write() as transaction:
-                entry = entry_of(transaction, name)
-                if (entry.version, entry.references) != (old.version, old.references):
-                    raise ConflictError(
-                        f"another writer changed document '{name}' while it was updated; run it "
-                        "again"
-                    )
-                self._memory_store.require_shape(transaction)
-                recording.put(transaction, prepared)
-                stored = self._stored(transaction, name, entry_of(transaction, name))
-            self._recode_if_fitted(no_progress)
-            return stored
-        if rules.content_hash(document) != rules.content_hash(Document(old.text, id, old.metadata)):
-            with self._store.write() as transaction:
-                _require_version(name, entry_of(transaction, name).version, if_version)
-                recording.put_metadata(transaction, name, document)
-                return self._stored(transaction, name, entry_of(transaction, name))
-        return old
-
-    def delete(self, *ids: str, if_version: int | None = None) -> None:
-        """Remove documents with their references and memories, all or none.
-
-        Args:
-            ids: of the documents.
-            if_version: remove them only if this is the version of each.
-
-        Raises:
-            UnknownDocumentError: naming the ids that are not there.
-            ConflictError: one is at another version.
-        """
-        self._require_writable()
-        with self._store.write() as transaction:
-            entries = {name: transaction.document(name) for name in map(known, ids)}
-            missing = [name for name, entry in entries.items() if entry is None]
-            if missing:
-                raise UnknownDocumentError(unknown(*missing) + "; nothing was deleted")
-            for name, entry in entries.items():
-                if entry is not None:
-                    _require_version(name, entry.version, if_version)
-                    recording.delete(transaction, name, entry)
-
-    def ingest(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        cold: bool = False,
-        prune: bool = False,
-        progress: Progress = no_progress,
-        name: str | None = None,
-    ) -> IngestReport:
-        """Bring the documents of a JSONL file in: new ones are inserted, changed ones updated.
-
-        The whole file is read for errors before anything is written. The same file again changes
-        nothing; an interrupted ingest goes on where it stopped when it is called again.
-
-        Args:
-            path: JSON lines of `id` (optional), `text`, `metadata` (optional).
-            cold: leave memories to their first use, or to `warm`.
-            prune: delete the documents that the file does not have, once its own are in.
-            progress: told of the work.
-            name: what to call the file in errors.
-
-        Raises:
-            CorpusError: naming file and line; nothing was written.
-        """
-        self._require_writable()
-        report = ingest(
-            Path(path),
-            name=name,
-            store=self._store,
-            chunker=self._chunker,
-            embedder=self._attached.embedder(),
-            memory_store=self._memory_store,
-            cold=cold or not self._memory_store.can_write,
-            prune=prune,
-            progress=progress,
-        )
-        self._recode_if_fitted(progress)
-        self.index_if_due(progress)
-        return report
-
-    def load(
-        self, batches: Iterable[DocumentBatch], *, progress: Progress = no_progress
-    ) -> LoadReport:
-        """Bring in documents whose embeddings and memories are computed already, fast: about 64 MiB
-        to a transaction, and no more than two of these in RAM.
-
-        A document that is there with the same content stays, with other content it is replaced:
-        so an interrupted load goes on where it stopped when it is called again. The index is not
-        built (`build_index` does that).
-
-        Args:
-            batches: taken one by one; documents in the order of their ids are fastest.
-            progress: told of the work.
-
-        Raises:
-            InvalidInputError: naming the document; batches before it are written.
-            MismatchError: memories of another shape.
-        """
-        self._require_writable()
-        report = load(
-            batches,
-            store=self._store,
-            chunker=self._chunker,
-            memory_store=self._memory_store,
-            dimension=self.settings["embedder"]["dimension"],
-            progress=progress,
-        )
-        self._recode_if_fitted(progress)
-        return report
-
-    def warm(
-        self,
-        ids: Sequence[str] | None = None,
-        *,
-        top: int | None = None,
-        progress: Progress = no_progress,
-        warmer: Warmer | None = None,
-    ) -> int:
-        """Write the memories of cold references, and return how many.
-
-        The longest come first, so that those of a batch have about one length. Committed batch by
-        batch (`MemoryWriter`): an interruption loses no more, and the next call goes on.
-
-        Args:
-            ids: documents to warm; default: all.
-            top: only so many references: those that were retrieved most often.
-            progress: told of the work.
-            warmer: has other processes write them; default: this one's writer does.
-
-        Raises:
-            MismatchError: a rewrite for another model is not finished.
-        """
-        self._require_writable()
-        if top is not None and (isinstance(top, bool) or top < 1):
-            raise InvalidInputError(f"top must be a whole number of at least 1, got {top!r}")
-        self._require_no_rewrite()
-        with self._store.read() as transaction:
-            entries = (
-                (entry for _, entry in transaction.documents())
-                if ids is None
-                else (entry_of(transaction, name) for name in map(known, ids))
-            )
-            cold = self._memory_store.cold(transaction, entries)
-        if top is not None:
-            used = self._usage.counts(self._store.generation)
-            most = set(sorted((n for n in cold if used[n]), key=lambda n: (-used[n], n))[:top])
-            cold = [number for number in cold if number in most]
-        if warmer is None:
-            written = self._memory_store.warm(cold, progress)
-        else:
-            written = warmer(cold, self._fitting(progress))
-        self._recode_if_fitted(progress)
-        return written
-
-    def warm_batches(
-        self, batches: Iterable[Sequence[int]], *, progress: Progress = no_progress
-    ) -> int:
-        """Write the memories of the cold among these references, and return how many: what each of
-        the processes does that a `Warmer` has. The codec is left to the `warm` that it works for.
-
-        Args:
-            batches: reference ids. A batch is one call of the writer and one transaction; the next
-                is taken when the model is ready for it, while the one before is still stored.
-            progress: told after each transaction; it knows no total.
-
-        Raises:
-            MismatchError: a rewrite for another model is not finished.
-        """
-        self._require_no_rewrite()
-        self._memory_store.require_writer()
-        return self._memory_store.warm_batches(
-            batches, lambda done: progress("writing memories", done, 0), fit=False
+        return WriteTransaction(
+            self, self._store.read, self._preparer, self._memory_store, self._commit
         )
 
-    def _require_no_rewrite(self) -> None:
-        self._require_writable()
-        if self._rewriting:
-            raise MismatchError(
-                f"'{self.path}' is being rewritten for another model; finish that first (`memdb "
-                "rewrite` goes on)"
-            )
-
-    def _fitting(self, progress: Progress) -> Progress:
-        """A `Progress` that also fits the codec, once enough memories are there: one process for
-        all that write."""
-
-        def told(stage: str, done: int, total: int) -> None:
-            progress(stage, done, total)
-            self._codec_choice.fit_if_due(progress)
-
-        return told
-
-    def recode(
-        self, codec: str | None = None, *, refit: bool = False, progress: Progress = no_progress
-    ) -> RecodeReport:
-        """Keep all memories under another codec from now on: those that are there are written anew,
-        from what is stored, without the model. What an earlier codec lost does not come back.
-
-        Committed every few memories, and readable throughout, also by other processes. Interrupted,
-        the same call goes on.
-
-        Args:
-            codec: its name (`memdb.CODEC_NAMES`); default: the one that is recorded.
-            refit: fit the codec anew, to the memories of now.
-            progress: told of the work.
-
-        Raises:
-            InvalidInputError: no codec has that name, or it has to be fitted and there are not
-                enough memories. Nothing was changed.
-        """
-        self._require_writable()
-        self._codec_choice.use(codec, refit, progress)
-        return recode(self._store, self.shape, self._codec_choice, progress)
-
-    def _recode_if_fitted(self, progress: Progress) -> None:
-        """Fit the codec if that is due; then what was written before under the stand-in is written
-        anew."""
-        self._codec_choice.fit_if_due(progress)
-        if self._codec_choice.took_over:
-            recode(self._store, self.shape, self._codec_choice, progress)
-            self._codec_choice.took_over = False
-
-    def declare_keys(self, *names: str, progress: Progress = no_progress) -> None:
-        """Index metadata keys: filters that ask for them need not read all metadata.
-
-        What is there is indexed in one transaction. A key that is indexed already stays so.
-
-        Raises:
-            InvalidInputError: a name of more than 64 bytes of UTF-8, or an empty one.
-        """
-        self._require_writable()
-        declare_keys(self._store, checked_keys(names), progress)
-
-    def record_calibration(self, calibration: Mapping[str, Any] | None) -> None:
-        """Record how the memories are best read, as it was measured. What its constants mean knows
-        only who reads memories; here they are kept, in `settings`, in copies and in exports, until
-        a `rewrite` for another model or adapter.
-
-        Args:
-            calibration: `adapter` (a fingerprint or None), `date` (a string), `model` (a
-                fingerprint), `questions` (a number) and `weighing` (numbers by name); None: what is
-                recorded is removed.
-
-        Raises:
-            InvalidInputError: naming the field.
-            MismatchError: the database was rewritten for another model meanwhile.
-        """
-        self._require_writable()
-        if calibration is not None:
-            try:
-                checked_setting(CALIBRATION, dict(calibration))
-            except ValueError as error:
-                raise InvalidInputError(f"a calibration: {error}") from error
-        with self._store.write() as transaction:
-            self._memory_store.require_shape(transaction)
-            if calibration is None:
-                transaction.delete_setting(CALIBRATION)
-            else:
-                transaction.put_setting(CALIBRATION, dict(calibration))
-        if calibration is None:
-            self.settings.pop(CALIBRATION, None)
-        else:
-            self.settings[CALIBRATION] = dict(calibration)
-
-    def build_index(
-        self,
-        *,
-        kind: IndexKind | None = None,
-        recall: float | None = None,
-        progress: Progress = no_progress,
-    ) -> IndexInfo | None:
-        """Build the ANN index anew; searches go on meanwhile. What is due is built by itself, in
-        the background and after `ingest`; this is for after `load`, or to choose another kind.
-
-        Args:
-            kind: see `create`; recorded. Default: as recorded.
-            recall: likewise.
-            progress: told of the work.
-
-        Returns:
-            What was built; None where search is exact.
-        """
-        self._require_writable()
-        if kind is not None or recall is not None:
-            with self._store.write() as transaction:
-                old = IndexPolicy.of(transaction)
-                rule = IndexPolicy(
-                    kind or old.kind, old.recall if recall is None else recall, old.keys
-                )
-                transaction.put_setting(
-                    "index", {**transaction.required_setting("index"), **rule.to_json()}
-                )
-        return self._searcher.build(progress, anew=True)
-
-    def build_keywords(self, *, progress: Progress = no_progress) -> None:
-        """Index the words of all references now, or bring their index in step. Searches with mode
-        `keyword` or `hybrid` do so themselves; this is for a large database, to be told of it.
-
-        Raises:
-            MissingPartError: this Python's SQLite has no full-text search.
-            StorageError: another process has been writing that index for half a minute.
-        """
-        self._require_writable()
-        with self._store.read() as transaction:
-            self._keywords.build(transaction, progress)
-
-    def index_if_due(self, progress: Progress = no_progress) -> None:
-        """Build the ANN index if so much changed since the last one that it is due, and index new
-        words, if any were asked for; not if another process is at it."""
-        self._require_writable()
-        with suppress(BusyError):
-            self._searcher.build(progress, if_due=True)
-            with self._store.read() as transaction:
-                if self._keywords.exists(transaction):
-                    self._keywords.build(transaction, progress)
-
-    def export(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        arrays: bool = False,
-        progress: Progress = no_progress,
-    ) -> int:
-        """Write everything, as it is at this moment, as files that other programs can read:
-        documents as JSON lines, embeddings and memories as safetensors (`memdb.exchange`).
-
-        `memdb.import_database` makes the same database of it.
-
-        Args:
-            folder: missing or empty.
-            arrays: memories as keys and values; default: as they are stored, which loses nothing.
-            progress: told of the work.
-
-        Returns:
-            How many documents.
-
-        Raises:
-            InvalidInputError: the folder is not empty.
-            StorageError: the disk refuses; nothing is left.
-        """
+    def _require_writable(self) -> None:
         self._require_open()
+        self._store.require_writable()
+        require_no_transaction(self)
+
+    def _look(self, names: Iterable[str]) -> dict[str, Seen | None]:
         with self._store.read() as transaction:
-            return export(
-                transaction,
-                Path(folder),
-                shape=self.shape,
-                memory_store=MemoryStore(
-                    self._store, self._attached, self.shape, self._codec_choice, MemoryCache(0)
-                ),
-                arrays=arrays,
-                progress=progress,
-            )
+            return {name: Seen.of(transaction, self._memory_store, name) for name in names}
+
+    def _meant(self, where: Filter) -> list[str]:
+        with self._store.read() as transaction:
+            return [name for name, _ in matching_documents(transaction, where)]
+
+    def _run(
+        self, steps: Sequence[Step], outcomes: Sequence[StoredDocument] = ()
+    ) -> tuple[int, list[StoredDocument]]:
+        with self._writing(steps) as transaction:
+            changed = run(transaction, steps)
+            entries = [entry_of(transaction, outcome.id) for outcome in outcomes]
+        return changed, [
+            replace(outcome, version=entry.version, references=entry.references)
+            for outcome, entry in zip(outcomes, entries, strict=True)
+        ]
+
+    def _commit(self, steps: Sequence[Step], check: Callable[[Transaction], None]) -> None:
+        """Write what a `transaction` prepared."""
+        self._require_open()
+        with self._writing(steps) as transaction:
+            check(transaction)
+            run(transaction, steps)
+
+    @contextmanager
+    def _writing(self, steps: Sequence[Step]) -> Iterator[Transaction]:
+        puts = any(isinstance(step, Put) for step in steps)
+        with self._store.write() as transaction:
+            if puts:
+                self._memory_store.require_shape(transaction)
+            yield transaction
+        if puts:
+            self._recode_if_fitted(no_progress)
 
     # --- read -------------------------------------------------------------------------------------
 
@@ -782,15 +407,15 @@ class MemDB(Readable):
 
     def split(self, text: str) -> list[Piece]:
         """The references that a text would become, in order."""
-        rules.check_text(text)
+        check_text(text)
         return self._chunker.split(text)
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Stats:
         """Counts, bytes on disk by table, how much memories are compressed, why their codec is not
         fitted (`unfitted`), the states of index and cache, and what the database records, as JSON
-        values."""
+        values: a dictionary whose fields `memdb.Stats` names."""
         self._require_open()
-        return {
+        found: dict[str, Any] = {
             "path": str(self.path),
             "id": self._store.id,
             CALIBRATION: None,
@@ -801,6 +426,7 @@ class MemDB(Readable):
             "index": self._searcher.state(),
             "keywords": self._keywords_state(),
         }
+        return cast(Stats, found)
 
     def _keywords_state(self) -> dict[str, object] | None:
         with self._store.read() as transaction:
@@ -825,40 +451,8 @@ class MemDB(Readable):
         """The memory writer, loaded if it was not; `MissingPartError` if there is none."""
         return self._attached.writer()
 
-    # --- plumbing ---------------------------------------------------------------------------------
-
-    def _prepare(
-        self,
-        name: str,
-        document: Document,
-        cold: bool,
-        embeddings: NDArray[np.float32] | None,
-        memories: Sequence[ExplicitMemory] | None,
-    ) -> recording.Prepared:
-        pieces = self._chunker.split(document.text)
-        texts = [piece.text.strip() for piece in pieces]
-        if embeddings is None:
-            embeddings = self._attached.embedder().embed(texts)
-        vectors = recording.unit_vectors(
-            embeddings, len(pieces), self.settings["embedder"]["dimension"]
-        )
-        if memories is None and not cold and self._memory_store.can_write:
-            memories = self._memory_store.write(texts)
-        encoded = None if memories is None else self._memory_store.encode(memories, len(pieces))
-        return recording.prepared(name, document, pieces, vectors, encoded)
-
-    @staticmethod
-    def _require_new(transaction: Transaction, name: str) -> None:
-        if transaction.document(name) is not None:
-            raise DocumentExistsError(f"there is already a document '{name}'; `update` replaces it")
-
 
 def _folder(path: str | os.PathLike[str]) -> Path:
     if "\0" in os.fspath(path):
         raise InvalidInputError("the database's path contains a zero character")
     return Path(path)
-
-
-def _require_version(name: str, version: int, wanted: int | None) -> None:
-    if wanted is not None and version != wanted:
-        raise ConflictError(f"document '{name}' is at version {version}, not {wanted}")

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
-from typing import Any
 
-from memdb.errors import InvalidInputError, UnknownDocumentError
-from memdb.filters.language import Filter, Where, parse
+from memdb.errors import CorruptRecordError, InvalidInputError, UnknownDocumentError
+from memdb.filters.language import Filter, Where
+from memdb.filters.matching import matching_documents
 from memdb.index import Pinned
+from memdb.ingest.steps import entry_of, unknown
 from memdb.memories.memory_store import MemoryStore, StoredMemory
-from memdb.retrieval import Mode, Query, Retrieval, Retriever
-from memdb.storage.record_layout import DocumentEntry
+from memdb.retrieval import Retriever
+from memdb.searchable import Searchable, filter_of
+from memdb.storage.record_layout import CHANGE_NAMES, CHANGES, DOCUMENTS, DocumentEntry
 from memdb.storage.transaction import Transaction
-from memdb.types import checks as rules
+from memdb.types.change import Change
+from memdb.types.checks import check_id, check_whole, is_id
 from memdb.types.document import Reference, StoredDocument
 
-_PAGE = 256  # documents read in one transaction by a walk over all
+_PAGE = 256  # documents, or changes, read in one transaction by a walk
 
 
-class Readable(ABC):
-    """What can be read of a database."""
+class Readable(Searchable):
+    """What can be read of a database: its documents and its changes; and `Searchable`."""
 
     _memory_store: MemoryStore
-    _retriever: Retriever
 
     @abstractmethod
     def _reading(self) -> AbstractContextManager[Transaction]:
         """A transaction to read documents in."""
-
-    @abstractmethod
-    def _pinning(self) -> AbstractContextManager[Pinned] | None:
-        """A transaction and its view to search in; None: those of the moment of the search."""
 
     def get(self, id: str) -> StoredDocument:
         """A document by its id.
@@ -59,110 +57,155 @@ class Readable(ABC):
                 for number in entry_of(transaction, known(id)).references
             ]
 
-    def documents(self, where: Where | None = None) -> Iterator[StoredDocument]:
-        """All documents in the order of their ids' bytes; `where` keeps those whose metadata it
-        means (see `retrieve`). Each page of the walk sees the database as it is then; a
-        `snapshot`'s is of one moment."""
+    def get_many(self, ids: Iterable[str]) -> list[StoredDocument]:
+        """Documents by their ids, in the order of these, all of one moment.
+
+        Raises:
+            UnknownDocumentError: naming the ids that are not there.
+        """
+        if isinstance(ids, str):
+            raise InvalidInputError(f"'ids' is a list of ids, got the text {ids!r:.60}")
+        names = [known(id) for id in ids]
+        with self._reading() as transaction:
+            entries = {name: transaction.document(name) for name in names}
+            missing = [name for name, entry in entries.items() if entry is None]
+            if missing:
+                raise UnknownDocumentError(unknown(*missing))
+            return [
+                self._stored(transaction, name, entry)
+                for name in names
+                if (entry := entries[name]) is not None
+            ]
+
+    def documents(
+        self, where: Where | None = None, *, after: str | None = None, limit: int | None = None
+    ) -> Iterator[StoredDocument]:
+        """Documents in the order of their ids' bytes. Each page of the walk sees the database as it
+        is then; a `snapshot`'s is of one moment.
+
+            for document in db.documents({"year": {"$gte": 1990}}, limit=100): ...
+            more = db.documents(after=document.id, limit=100)
+
+        Args:
+            where: those whose metadata it means (see `retrieve`), found by the index where its keys
+                are declared; else all metadata is read.
+            after: those behind this id; it need not be there.
+            limit: at most so many.
+
+        Raises:
+            InvalidInputError: naming the argument.
+        """
         chosen = filter_of(where)
+        if after is not None:
+            check_id(after)
+        if limit is not None:
+            check_whole("limit", limit, least=0)
+        return self._walk(chosen, after or "", limit)
+
+    def _walk(
+        self, chosen: Filter | None, after: str, limit: int | None
+    ) -> Iterator[StoredDocument]:
+        size = _PAGE
+        while limit is None or limit > 0:
+            if limit is not None:
+                size = min(size, limit)
+            with self._reading() as transaction:
+                page = list(islice(_entries(transaction, chosen, after), size))
+                state = transaction.state
+            for start in range(0, len(page), _PAGE):
+                with self._reading() as transaction:
+                    part = page[start : start + _PAGE]
+                    if transaction.state != state:  # somebody wrote
+                        part = _still_meant(transaction, chosen, part)
+                    found = [self._stored(transaction, name, entry) for name, entry in part]
+                yield from found
+                limit = None if limit is None else limit - len(found)
+            if len(page) < size:
+                return
+            after = page[-1][0]
+            # An indexed filter finds all that it means anew for each page: so there are few.
+            size *= 2
+
+    def count(self, where: Where | None = None) -> int:
+        """How many documents there are; with a filter, how many it means (see `documents`)."""
+        chosen = filter_of(where)
+        with self._reading() as transaction:
+            if chosen is None:
+                return transaction.count(DOCUMENTS)
+            return sum(1 for _ in matching_documents(transaction, chosen))
+
+    def __len__(self) -> int:
+        """How many documents there are."""
+        return self.count()
+
+    def __bool__(self) -> bool:
+        """True, also without documents: `if db` asks whether there is a database."""
+        return True
+
+    def __contains__(self, id: object) -> bool:
+        """Whether there is a document of this id."""
+        with self._reading() as transaction:
+            return isinstance(id, str) and is_id(id) and transaction.document(id) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        """The documents' ids in the order of their bytes, as `documents` walks; no text is read."""
         after = ""
         while True:
             with self._reading() as transaction:
-                page = list(islice(transaction.documents(after), _PAGE))
-                found = [  # texts are read of those alone that are wanted
-                    self._stored(transaction, name, entry)
-                    for name, entry in page
-                    if chosen is None or chosen.matches(transaction.metadata(name, entry.version))
-                ]
-            yield from found
+                page = [name for name, _ in islice(transaction.documents(after), _PAGE)]
+            yield from page
             if not page:
                 return
-            after = page[-1][0]
+            after = page[-1]
 
-    def query(
-        self, text: str, k: int = 5, *, where: Where | None = None, mode: Mode = "vector"
-    ) -> Retrieval:
-        """The k references nearest to a text, best first, without their memories.
+    def changes(self, since: int = 0) -> Iterator[Change]:
+        """What happened to references behind change number `since`, oldest first: for who follows a
+        database. Metadata that changes alone is not in it.
 
-        Args and errors: as of `retrieve`.
-        """
-        return self.retrieve_batch([text], k, where=where, memories=False, mode=mode)[0]
+            with db.snapshot() as s:
+                index_all(s.documents())
+                seen = s.change
+            for change in db.changes(since=seen): ...
 
-    def retrieve(
-        self,
-        tokens: Query,
-        k: int = 5,
-        *,
-        where: Where | None = None,
-        accept: Callable[[Reference], bool] | None = None,
-        mode: Mode = "vector",
-    ) -> Retrieval:
-        """The k references nearest to a query, best first, with their memories (paper, 3.1: 5 for
-        every 64 tokens). The memory of a cold reference is written and stored first; where writers
-        are kept out, by a compaction say, it stays cold.
+        What one write did has one number; a follower has seen a number when it has seen the next
+        one, or the end.
 
         Args:
-            tokens: token ids of the model (decoded with the tokenizer in the database), a text, or
-                an embedding, (dimension,) float.
-            k: at least 1; fewer come back where there are fewer.
-            where: only references of documents with this metadata: a value, or an object of
-                `$eq`, `$in`, `$gt`, `$gte`, `$lt`, `$lte`, for each key that it names. The k
-                nearest of those are found, however few they are.
-            accept: whether a reference may be a hit. The k nearest that may are found: it is asked
-                about each once, from the nearest on, until it has accepted k or refused the rest.
-                The memories of those that it refuses are neither read nor written, and these do not
-                count as used. (The paper's evaluation refuses references that overlap the question
-                too much.)
-            mode: `vector`: by the similarity of embeddings. `keyword`: by the words that query and
-                reference share (BM25), without an embedder. `hybrid`: by both; hits come in the
-                order of the two together, with their cosines as scores. Words are indexed when they
-                are first asked for, 100,000 references in 5 s of a core
-                (`MemDB.build_keywords` tells of it), and what came since with each search.
+            since: a number that `Change.number` or `Snapshot.change` said; 0: from the beginning.
 
         Raises:
-            InvalidInputError: the query is empty or of the wrong shape, k is less than 1, the
-                filter or the mode is wrong, or an embedding is to be found by its words.
-            MissingPartError: the query needs an embedder or a tokenizer, and there is none; or
-                words, and this Python's SQLite has no full-text search.
-            StorageError: another process has been indexing words for half a minute.
-            CorruptRecordError: a reference to be asked about is damaged.
+            InvalidInputError: changes behind `since` are no longer kept (`compact`, `migrate` and
+                `repair` forget them), or `since` is newer than the newest (a backup of before was
+                restored): read the documents of a `snapshot`, and go on from its `change`.
         """
-        only = None if accept is None else lambda _, reference: accept(reference)
-        return self.retrieve_batch([tokens], k, where=where, accept=only, mode=mode)[0]
+        check_whole("since", since, least=0)
+        with self._reading() as transaction:
+            _require_kept(transaction, since)
+        return self._changes(int(since))
 
-    def retrieve_batch(
-        self,
-        queries: Sequence[Query],
-        k: int = 5,
-        *,
-        where: Where | None = None,
-        memories: bool = True,
-        accept: Callable[[int, Reference], bool] | None = None,
-        mode: Mode = "vector",
-    ) -> list[Retrieval]:
-        """`retrieve` for several queries at once: embedded together, searched together.
-
-        Args:
-            queries: each as for `retrieve`.
-            k: for each query.
-            where: for all of them.
-            memories: whether to read (and, where cold, to write) the memories.
-            accept: as for `retrieve`; it is told the query's number, too: from 0, in the order of
-                `queries`. It is called while the database is read, and sees references of that
-                state.
-            mode: for all of them.
-        """
-        chosen = filter_of(where)
-        return self._retriever.retrieve(queries, k, memories, chosen, self._pinning(), accept, mode)
+    def _changes(self, since: int) -> Iterator[Change]:
+        while True:
+            found: list[Change] = []
+            with self._reading() as transaction:
+                _require_kept(transaction, since)
+                pages = list(islice(transaction.changes(since), _PAGE))
+                if not pages and since < transaction.last_change():
+                    raise CorruptRecordError(CHANGES, str(since + 1), "it is missing")
+                for number, changes in enumerate(pages, since + 1):
+                    found += [
+                        Change(
+                            number, CHANGE_NAMES[what], reference, _owner(transaction, reference)
+                        )
+                        for what, reference in changes.tolist()
+                        if what in CHANGE_NAMES  # others are of no reference, or of a later release
+                    ]
+            if not pages:
+                return
+            since += len(pages)
+            yield from found
 
     def _stored(self, transaction: Transaction, name: str, entry: DocumentEntry) -> StoredDocument:
-        return StoredDocument(
-            id=name,
-            version=entry.version,
-            text="".join(transaction.reference(number).text for number in entry.references),
-            metadata=transaction.metadata(name, entry.version),
-            references=entry.references,
-            warm=sum(self._memory_store.is_warm(transaction, n) for n in entry.references),
-        )
+        return stored_document(transaction, self._memory_store, name, entry)
 
 
 class Snapshot(Readable):
@@ -178,6 +221,9 @@ class Snapshot(Readable):
         self._memory_store = memory_store
         self._retriever = retriever
 
+    def __repr__(self) -> str:
+        return f"Snapshot(change={self.change})"
+
     @property
     def change(self) -> int:
         """Number of the newest change that it sees; it grows with every change of a reference."""
@@ -191,29 +237,65 @@ class Snapshot(Readable):
         return nullcontext(self._pinned)
 
 
-def filter_of(where: Mapping[str, Any] | None) -> Filter | None:
-    """A filter that says something, or None."""
-    return parse(where) if where else None
-
-
-def entry_of(transaction: Transaction, name: str) -> DocumentEntry:
-    """The map's entry of a document; `UnknownDocumentError` if it is not there."""
-    entry = transaction.document(name)
-    if entry is None:
-        raise UnknownDocumentError(unknown(name))
-    return entry
+def stored_document(
+    transaction: Transaction, memory_store: MemoryStore, name: str, entry: DocumentEntry
+) -> StoredDocument:
+    """A document that is there, with its text."""
+    return StoredDocument(
+        id=name,
+        version=entry.version,
+        text="".join(transaction.reference(number).text for number in entry.references),
+        metadata=transaction.metadata(name, entry.version),
+        references=entry.references,
+        warm=sum(memory_store.is_warm(transaction, n) for n in entry.references),
+    )
 
 
 def known(name: str) -> str:
     """A document id that could be there; one that cannot is unknown, not an LMDB error."""
     try:
-        rules.check_id(name)
+        check_id(name)
     except InvalidInputError as error:
         raise UnknownDocumentError(f"no document can have the id {name!r}: {error}") from error
     return name
 
 
-def unknown(*names: str) -> str:
-    """What to say of ids that are not there."""
-    listed = ", ".join(f"'{name}'" for name in names)
-    return f"there is no document {listed}"
+def _entries(
+    transaction: Transaction, chosen: Filter | None, after: str
+) -> Iterator[tuple[str, DocumentEntry]]:
+    if chosen is None:
+        return transaction.documents(after)
+    return matching_documents(transaction, chosen, after)
+
+
+def _still_meant(
+    transaction: Transaction, chosen: Filter | None, page: Sequence[tuple[str, DocumentEntry]]
+) -> list[tuple[str, DocumentEntry]]:
+    """Of documents that were meant in an earlier state, those that are meant now."""
+    now = ((name, transaction.document(name)) for name, _ in page)
+    return [
+        (name, entry)
+        for name, entry in now
+        if entry is not None
+        and (chosen is None or chosen.matches(transaction.metadata(name, entry.version)))
+    ]
+
+
+def _owner(transaction: Transaction, reference: int) -> str | None:
+    return transaction.owner(reference) if transaction.has_reference(reference) else None
+
+
+def _require_kept(transaction: Transaction, since: int) -> None:
+    """Raise `InvalidInputError` unless the change log holds all behind this number."""
+    counters = transaction.required_setting("counters")
+    oldest, newest = counters["trimmed"], counters["last_change"]
+    if not oldest <= since <= newest:
+        why = (
+            f"changes up to number {oldest} are no longer kept"
+            if since < oldest
+            else f"the newest change has number {newest}"
+        )
+        raise InvalidInputError(
+            f"changes since {since} cannot be told: {why}. Read the documents of a `snapshot`, and "
+            "follow from its `change` on"
+        )

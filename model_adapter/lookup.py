@@ -135,19 +135,13 @@ class Lookup:
             where=self._options.where,
             memories=memories,
             accept=self._acceptance([queries[number].text for number, *_ in asked]),
+            min_score=self._options.min_score,
         )
         for (number, _, counts), retrieval in zip(asked, retrievals, strict=True):
-            found[number].append(_counted(self._near(retrieval), counts))
+            found[number].append(_counted(retrieval, counts))
         return [
             merged(of_query, self._options.memories) if of_query else None for of_query in found
         ]
-
-    def _near(self, retrieval: Retrieval) -> Retrieval:
-        """A retrieval without hits whose score is too low."""
-        least = self._options.min_score
-        if least is None:
-            return retrieval
-        return replace(retrieval, hits=[hit for hit in retrieval.hits if hit.score >= least])
 
     def _asked(self, query: Query) -> list[tuple[str | Sequence[int], float]]:
         """What a query asks the database for, nothing, one thing, or two, and how much the scores

@@ -12,7 +12,8 @@ import pytest
 
 import memdb
 from cli.commands import COMMANDS
-from memdb import __version__
+from memdb import MemDB, __version__
+from tests.engine.helpers import TokenWriter, WordEmbedder
 
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
@@ -53,7 +54,10 @@ FLOORS = (
     {"memories", "filters", "index", "keywords"},
     {"ingest"},
     {"retrieval", "care", "exchange"},
+    {"searchable"},
     {"readable", "namespaces"},
+    {"writable", "maintainable"},
+    {"transaction"},
     {"database"},
     {"importing"},
     {"__init__"},
@@ -112,6 +116,19 @@ def test_the_readmes_examples_run(tmp_path: Path) -> None:
     assert "Marrowgate" not in without
     assert "Tillyport" in updated
     assert "pellonia" in hit
+
+
+def test_the_engines_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "engine.md").read_text()
+    code = page.partition("## In a program")[2].partition("```python\n")[2].partition("```")[0]
+    writer = TokenWriter(reference_length=64)
+    with MemDB.create(tmp_path / "db", embedder=WordEmbedder(), writer=writer) as db:
+        exec(code, {"db": db})
+    counts, filtered, found, changes = capsys.readouterr().out.splitlines()
+    assert counts == "2 True heron"
+    assert filtered == "1 ['heron']"
+    assert found.endswith("heron The blue heron stands in the reeds.")
+    assert changes == "[(4, 'deleted')]"
 
 
 def test_the_readme_names_every_command() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 
 import click
@@ -32,7 +31,7 @@ from memdb import MemDB
 def list_documents(path: Path, where: tuple[str, ...], limit: int | None, as_json: bool) -> None:
     """The documents in the order of their ids: id, references, how many are warm, text."""
     with MemDB.open(path) as database:
-        for document in islice(database.documents(parse_where(where)), limit):
+        for document in database.documents(parse_where(where), limit=limit):
             if as_json:
                 print_json(document_json(document))
             else:

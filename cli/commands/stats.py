@@ -9,7 +9,7 @@ import click
 
 from cli.commands.calibrate import constants
 from cli.common import counted, db_option, example, json_option, print_json
-from memdb import MemDB
+from memdb import MemDB, Stats
 
 
 @click.command(
@@ -68,7 +68,7 @@ def stats(path: Path, as_json: bool) -> None:
     click.echo("bytes      " + ", ".join(f"{n} {b:,}" for n, b in values["bytes"].items()))
 
 
-def _weighing(values: dict[str, Any]) -> str:
+def _weighing(values: Stats) -> str:
     """Which constants say how much memories count."""
     recorded = values["calibration"]
     by_model = "the model's constants, or safe ones (`memdb calibrate` measures others)"

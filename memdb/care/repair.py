@@ -43,7 +43,7 @@ _OF_REFERENCES = (REFERENCES, EMBEDDINGS, MEMORIES)
 _ROUNDS = 4
 
 
-@dataclass
+@dataclass(repr=False)
 class Repair:
     """What a repair did.
 
@@ -60,6 +60,10 @@ class Repair:
     left: list[Problem] = field(default_factory=list)
     put_aside: list[str] = field(default_factory=list)
     aside: list[Path] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        counts = f"mended={len(self.mended)}, dropped={len(self.dropped)}, left={len(self.left)}"
+        return f"Repair({counts})"
 
 
 def repair(

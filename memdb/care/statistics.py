@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -14,6 +14,86 @@ from memdb.storage.transaction import Transaction, decoded
 from memdb.types.shape import MemoryShape
 
 _SAMPLE = 200  # memories
+
+
+class MemoryBytes(TypedDict, total=False):
+    """Of up to 200 memories, spread over all; without fields where there are none.
+
+    Attributes:
+        stored: mean bytes of a memory as it is stored.
+        exact: mean bytes of its vectors as the model computed them.
+        compression: how many times smaller its vectors are as they are stored.
+        codecs: how many each codec wrote.
+    """
+
+    stored: float
+    exact: float
+    compression: float
+    codecs: dict[str, int]
+
+
+class IndexStats(TypedDict, total=False):
+    """The state of the index; where search is exact, `kind` and `keys` alone.
+
+    Attributes:
+        kind: `exact` or `ivf`.
+        keys: metadata keys that are indexed for filters.
+        references: how many it was built of.
+        lists: into how many clusters.
+        nprobe: how many of these are looked at.
+        recall: as measured when it was built.
+        changed: how many references came or went since.
+        bytes: of its file.
+    """
+
+    kind: str
+    keys: list[str]
+    references: int
+    lists: int
+    nprobe: int
+    recall: float
+    changed: int
+    bytes: int
+
+
+class Stats(TypedDict):
+    """What `MemDB.stats` gives: a dictionary of JSON values.
+
+    Attributes:
+        path: the database's folder.
+        id: drawn when it was made.
+        documents, references, memories: how many there are.
+        cold: references without a memory.
+        changes: number of the newest change.
+        bytes: on disk, by table; `file` is all of it.
+        memory_bytes: how much memories are compressed.
+        cache: of decoded memories: what it holds, hits and misses.
+        index: its state.
+        keywords: the state of the index of words; None: nobody asked for one.
+        unfitted: why the codec of new memories is not fitted, though there are enough; or None.
+        shape: what all memories share, as JSON.
+        model, embedder, memory: what the database records of them.
+        calibration: how memories are best read, if that was measured.
+    """
+
+    path: str
+    id: str
+    calibration: dict[str, Any] | None
+    embedder: dict[str, Any]
+    model: dict[str, Any]
+    memory: dict[str, Any]
+    documents: int
+    references: int
+    memories: int
+    changes: int
+    cold: int
+    keywords: dict[str, Any] | None
+    unfitted: dict[str, Any] | None
+    bytes: dict[str, int]
+    memory_bytes: MemoryBytes
+    cache: dict[str, int]
+    shape: dict[str, Any]
+    index: IndexStats
 
 
 def statistics(store: Store, shape: MemoryShape) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from memdb.filters.declared import declared_keys
 from memdb.filters.language import Filter
 from memdb.filters.postings import Postings
-from memdb.storage.record_layout import DOCUMENTS
+from memdb.storage.record_layout import DOCUMENTS, DocumentEntry
 from memdb.storage.transaction import Transaction
 
 Ids = NDArray[np.int64]
@@ -139,6 +140,23 @@ def _candidates(transaction: Transaction, where: Filter) -> tuple[Ids | None, bo
         both = np.union1d(sure, unsure) if len(unsure) else sure
         found = both if found is None else np.intersect1d(found, both, assume_unique=True)
     return found, certain
+
+
+def matching_documents(
+    transaction: Transaction, where: Filter, after: str = ""
+) -> Iterator[tuple[str, DocumentEntry]]:
+    """The documents that a filter means, in the order of their ids' bytes, those behind `after`;
+    where one of its keys is indexed, of no others is anything read."""
+    if not where.conditions.keys() & set(declared_keys(transaction)):
+        for name, entry in transaction.documents(after):
+            if where.matches(transaction.metadata(name, entry.version)):
+                yield name, entry
+        return
+    names = {transaction.owner(number) for number in matching(transaction, where).tolist()}
+    for name in sorted(names, key=str.encode):
+        found = transaction.document(name) if name.encode() > after.encode() else None
+        if found is not None:
+            yield name, found
 
 
 def _checked(transaction: Transaction, where: Filter, candidates: Ids) -> Ids:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from memdb.errors import InvalidInputError, MissingPartError
 from memdb.types.canonical import read_json
+from memdb.types.shown import shown
 
 # What ends a sentence: a stop with closing quotes and white space behind it, a full-width stop, an
 # empty line.
@@ -20,7 +21,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+|(?<=[。！？])|
 _WORD_END = re.compile(r"\s+")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Piece:
     """A slice of a document that becomes a reference.
 
@@ -31,6 +32,9 @@ class Piece:
 
     text: str
     tokens: int
+
+    def __repr__(self) -> str:
+        return f"Piece({shown(self.text, 60)}, tokens={self.tokens})"
 
 
 def text_tokenizer(tokenizer: str) -> Tokenizer:

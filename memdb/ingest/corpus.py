@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ def read_corpus(path: Path, name: str | None = None) -> Iterator[tuple[int, str,
                 if not line.strip():
                     continue
                 try:
-                    document = _document(line)
-                    key, document = checked(document)
+                    fields = json_object(line, '{"id": "a", "text": "…"}')
+                    key, document = checked(document_of(fields))
                 except InvalidInputError as error:
                     raise CorpusError(name, number, str(error)) from error
                 content = content_hash(document)
@@ -75,18 +75,32 @@ def json_object(line: bytes, like: str) -> dict[str, Any]:
     return fields
 
 
-def _document(line: bytes) -> Document:
-    fields = json_object(line, '{"id": "a", "text": "…"}')
-    if "text" not in fields:
+def document_of(given: object) -> Document:
+    """A document of what stands for one: a `Document`, a mapping as a line of a corpus, or a text
+    alone. Its fields are not checked.
+
+    Raises:
+        InvalidInputError: it is none of these, or a mapping with other fields.
+    """
+    if isinstance(given, Document):
+        return given
+    if isinstance(given, str):
+        return Document(given)
+    if not isinstance(given, Mapping):
+        raise InvalidInputError(
+            "a document is a `Document`, an object like {'id': 'a', 'text': '…'} or a text, got "
+            f"{type(given).__name__}"
+        )
+    if "text" not in given:
         raise InvalidInputError("the field 'text' is missing")
-    unknown = sorted(set(fields) - set(_FIELDS))
+    unknown = [name for name in given if name not in _FIELDS]
     if unknown:
         raise InvalidInputError(
-            f"unknown field {unknown[0]!r}; fields are {', '.join(_FIELDS)}. Put what else you "
-            "want to keep into 'metadata'"
+            f"unknown field {min(map(str, unknown))!r}; fields are {', '.join(_FIELDS)}. Put what "
+            "else you want to keep into 'metadata'"
         )
-    metadata = fields.get("metadata")
-    return Document(fields["text"], fields.get("id"), {} if metadata is None else metadata)
+    metadata = given.get("metadata")
+    return Document(given["text"], given.get("id"), {} if metadata is None else metadata)
 
 
 def _duplicate(document: Document, first: int) -> str:

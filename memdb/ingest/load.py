@@ -28,7 +28,7 @@ from memdb.types.memory_batch import MemoryBatch
 _BYTES = 64 << 20  # of a transaction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DocumentBatch:
     """Some documents with what was computed for them.
 
@@ -46,6 +46,9 @@ class DocumentBatch:
     memories: MemoryBatch | Sequence[ExplicitMemory | bytes | None] | None = None
     pieces: Sequence[Sequence[Piece]] | None = None
     versions: Sequence[int] | None = None
+
+    def __repr__(self) -> str:
+        return f"DocumentBatch(documents={len(self.documents)}, embeddings={len(self.embeddings)})"
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from memdb.codecs import Codec, Coded, encode_batch, encode_memory, read_payload, require_whole
-from memdb.errors import BusyError, InvalidInputError, MismatchError
+from memdb.errors import BusyError, InvalidInputError, MismatchError, MissingPartError
 from memdb.memories.attached import Attached
 from memdb.memories.cache import MemoryCache
 from memdb.memories.codec_choice import CodecChoice
@@ -33,19 +33,26 @@ _T = TypeVar("_T")
 class StoredMemory:
     """A memory as it came from the store; checked, and decoded, when it is first asked for."""
 
-    __slots__ = ("_memory", "_memory_store", "_number", "_record")
+    __slots__ = ("_memory", "_number", "_record", "_source")
 
     def __init__(
         self,
-        memory_store: MemoryStore,
+        source: MemoryStore | MemoryShape,  # what it came from; pickled, that one's shape alone
         number: int,
         record: bytes,
         memory: ExplicitMemory | None = None,
     ) -> None:
-        self._memory_store = memory_store
+        self._source = source
         self._number = number
         self._record = record
         self._memory = memory
+
+    def __repr__(self) -> str:
+        return f"StoredMemory(of reference {self._number}, {len(self._record)} bytes)"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Where it goes there may be no database, so it goes decoded.
+        return StoredMemory, (self.shape, self._number, self._record, self.memory)
 
     @property
     def payload(self) -> memoryview:
@@ -57,7 +64,7 @@ class StoredMemory:
         """It, decoded."""
         if self._memory is None:
             payload = self.payload
-            self.keep(self._read(payload, self._memory_store.decode))
+            self.keep(self._read(payload, self._of.decode))
         assert self._memory is not None
         return self._memory
 
@@ -69,22 +76,38 @@ class StoredMemory:
 
     def coded(self) -> Coded:
         """Its sections, checked as `payload` is."""
-        return self._read(self.payload, self._memory_store.read)
+        return self._read(self.payload, self._of.read)
 
     @property
     def is_kept(self) -> bool:
         """Whether there is a cache for it once it is decoded."""
-        return self._memory_store.cache.capacity > 0
+        return isinstance(self._source, MemoryStore) and self._source.cache.capacity > 0
 
     def keep(self, memory: ExplicitMemory) -> None:
         """Remember it decoded, here and in the cache."""
         self._memory = memory
-        self._memory_store.cache.put((self._number, self._record[:16]), memory)
+        if isinstance(self._source, MemoryStore):
+            self._source.cache.put((self._number, self._record[:16]), memory)
 
     @property
     def codecs(self) -> Mapping[str, Codec]:
         """What it may be decoded with."""
-        return self._memory_store.codec_choice.codecs
+        return self._of.codec_choice.codecs
+
+    @property
+    def shape(self) -> MemoryShape:
+        """Of its database."""
+        return self._source._shape if isinstance(self._source, MemoryStore) else self._source
+
+    @property
+    def _of(self) -> MemoryStore:
+        """The open database that it came from."""
+        if not isinstance(self._source, MemoryStore):
+            raise MissingPartError(
+                "a memory that was pickled is away from its database's codecs; it is decoded: "
+                "`memory` has it"
+            )
+        return self._source
 
     def _read(self, payload: memoryview, read: Callable[[memoryview], _T]) -> _T:
         key = integer_key(self._number)

@@ -17,7 +17,7 @@ from memdb.types.memory import ExplicitMemory, read_only
 from memdb.types.shape import MemoryShape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PackedLayer:
     """The memories' key-values of one memory layer, padded to the longest kv head.
 
@@ -38,13 +38,17 @@ class PackedLayer:
     memory: NDArray[np.signedinteger[Any]]
     positions: NDArray[np.signedinteger[Any]]
 
+    def __repr__(self) -> str:
+        heads, width, dim = self.keys.shape
+        return f"PackedLayer(kv_heads={heads}, width={width}, head_dim={dim}, {self.keys.dtype})"
+
     @property
     def visible(self) -> NDArray[np.bool_]:
         """(kv_heads, width); False where padded."""
         return np.isfinite(self.mask)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PackedMemories:
     """All memories of one retrieval, in the order given, layer by layer. The arrays are made for
     this call and are the caller's own, to write into.
@@ -55,6 +59,10 @@ class PackedMemories:
     """
 
     layers: dict[int, PackedLayer]
+
+    def __repr__(self) -> str:
+        pairs = sum(int(np.count_nonzero(layer.visible)) for layer in self.layers.values())
+        return f"PackedMemories(layers={len(self.layers)}, pairs={pairs})"
 
 
 def pack(

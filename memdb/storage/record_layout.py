@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from memdb.errors import CorruptRecordError
 from memdb.types.canonical import read_json
+from memdb.types.change import What
 from memdb.types.checks import TEXT_LIMIT
 from memdb.types.document import Reference
 from memdb.types.native import of_the_machine
@@ -49,6 +50,13 @@ TABLES = (SETTINGS, DOCUMENTS, METADATA, REFERENCES, EMBEDDINGS, MEMORIES, CHANG
 INSERTED, DELETED, REMEMBERED, FORGOTTEN = 1, 2, 3, 4
 #: Of no reference: random bits, so that the record's seal names this very change.
 NAMED = 5
+#: The same in words, as `MemDB.changes` says them.
+CHANGE_NAMES: dict[int, What] = {
+    INSERTED: "inserted",
+    DELETED: "deleted",
+    REMEMBERED: "remembered",
+    FORGOTTEN: "forgotten",
+}
 
 _SEAL = struct.Struct("<QII")  # checksum, version, payload length
 _REST = struct.Struct("<II")  # what the checksum is of, with the payload

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
+import numpy as np
+
 from memdb.errors import InvalidInputError
 from memdb.types.canonical import json_payload
 from memdb.types.document import Document
@@ -41,6 +43,15 @@ def check_id(name: object) -> None:
         raise InvalidInputError("'id' contains a zero character")
 
 
+def is_id(name: object) -> bool:
+    """Whether this can be a document's id."""
+    try:
+        check_id(name)
+    except InvalidInputError:
+        return False
+    return True
+
+
 def check_text(text: object) -> None:
     """Raise `InvalidInputError` unless this can be a document's text."""
     if not isinstance(text, str):
@@ -63,6 +74,13 @@ def check_metadata(metadata: object) -> None:
         json_payload(dict(metadata))
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"'metadata' cannot be kept as JSON: {error}") from error
+
+
+def check_whole(name: str, value: object, *, least: int) -> None:
+    """Raise `InvalidInputError` unless an argument is a whole number of at least `least`."""
+    is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_whole or value < least:  # type: ignore[operator]
+        raise InvalidInputError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def text_hash(text: str) -> bytes:

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from memdb.types.shown import shown
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Document:
     """What a user ingests: one line of `corpus.jsonl`.
 
@@ -23,8 +25,11 @@ class Document:
     id: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Document({shown(self.text, 40)}, id={shown(self.id, 40)})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class StoredDocument:
     """A document as `MemDB.get` returns it.
 
@@ -44,8 +49,14 @@ class StoredDocument:
     references: tuple[int, ...]
     warm: int
 
+    def __repr__(self) -> str:
+        return (
+            f"StoredDocument({shown(self.id, 30)}, version={self.version}, "
+            f"text={shown(self.text, 30)}, references={len(self.references)}, warm={self.warm})"
+        )
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Reference:
     """A piece of a document, short enough to become one memory (paper, 3.1: at most 128 tokens).
 
@@ -64,6 +75,12 @@ class Reference:
     ordinal: int
     tokens: int
     text: str
+
+    def __repr__(self) -> str:
+        return (
+            f"Reference({self.id}, version={self.version}, of {shown(self.document_id, 30)}, "
+            f"ordinal={self.ordinal}, text={shown(self.text, 30)})"
+        )
 
     @property
     def content(self) -> str:

@@ -14,7 +14,7 @@ from memdb.types.shape import DType, MemoryShape
 _LARGEST = {"float16": np.float32(65504), "bfloat16": np.float32(2.0**128 - 2.0**120)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExplicitMemory:
     """The sparse key-values of one reference for one model. Ragged: every (layer, kv head) keeps
     its own number of tokens. Held as CSR over the rows of `MemoryShape` (paper, 3.1 and 3.2).
@@ -34,6 +34,10 @@ class ExplicitMemory:
     positions: NDArray[np.unsignedinteger[Any]]
     keys: NDArray[Any]
     values: NDArray[Any]
+
+    def __repr__(self) -> str:
+        rows, dim = len(self.offsets) - 1, self.keys.shape[-1]
+        return f"ExplicitMemory(pairs={self.pairs}, rows={rows}, head_dim={dim}, {self.keys.dtype})"
 
     @property
     def pairs(self) -> int:

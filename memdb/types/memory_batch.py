@@ -15,7 +15,7 @@ from memdb.types.memory import ExplicitMemory, read_only
 from memdb.types.shape import MemoryShape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MemoryBatch:
     """The memories of n references: CSR of CSR. The pairs come reference after reference, and
     within a reference row after row, as in `ExplicitMemory`.
@@ -35,6 +35,10 @@ class MemoryBatch:
     keys: NDArray[Any]
     values: NDArray[Any]
     warm: NDArray[np.bool_] | None = None
+
+    def __repr__(self) -> str:
+        cold = 0 if self.warm is None else len(self) - int(np.count_nonzero(self.warm))
+        return f"MemoryBatch(references={len(self)}, cold={cold}, pairs={len(self.positions)})"
 
     def __len__(self) -> int:
         """How many references, cold ones included."""

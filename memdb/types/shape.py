@@ -13,6 +13,7 @@ import xxhash
 
 from memdb.errors import FormatError, InvalidInputError, MismatchError
 from memdb.types.canonical import json_payload
+from memdb.types.shown import shown
 
 DType = Literal["float32", "float16", "bfloat16"]
 Framing = Literal["plain", "chat"]
@@ -25,7 +26,7 @@ STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Rope:
     """Rotary position embedding of one layer (the model's own parameters; None where a layer has
     no position encoding)."""
@@ -34,8 +35,12 @@ class Rope:
     kind: str = "default"
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        more = f", parameters={len(self.parameters)}" if self.parameters else ""
+        return f"Rope(base={self.base}, kind={self.kind!r}{more})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class MemoryShape:
     """What all memories of one database share; a memory of another shape is refused.
 
@@ -62,6 +67,13 @@ class MemoryShape:
     reference_length: int = 128
     rope: tuple[Rope | None, ...] = ()
     adapter: str | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"MemoryShape({shown(self.model, 16)}, layers={len(self.layers)}, "
+            f"kv_heads={self.kv_heads}, head_dim={self.head_dim}, dtype={self.dtype!r}, "
+            f"framing={self.framing!r})"
+        )
 
     def __post_init__(self) -> None:
         problems = []
