@@ -61,7 +61,7 @@ def test_the_document_names_every_codec_and_change() -> None:
 
 def test_the_document_names_every_field_of_the_index_file() -> None:
     stated = names("Index file", columns=3)
-    assert stated == [*(field.name for field in fields(IndexInfo)), "checksum"]
+    assert stated == [*(field.name for field in fields(IndexInfo)), "head", "checksum"]
 
 
 def test_the_links_of_the_document_lead_somewhere() -> None:
