@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,28 @@ def pages_of(path: Path) -> Pages:
     return {n: data[n * PAGE : (n + 1) * PAGE] for n in range(-(-len(data) // PAGE))}
 
 
+class _Write:
+    """A write transaction of LMDB's, which tells of its commit."""
+
+    def __init__(self, inner: Any, committed: Callable[[], None]) -> None:
+        self._inner, self._committed = inner, committed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __enter__(self) -> Any:
+        return self._inner.__enter__()
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._inner.__exit__(kind, error, trace)
+        if kind is None:
+            self._committed()
+
+    def commit(self) -> None:
+        self._inner.commit()
+        self._committed()
+
+
 class _Environment:
     """LMDB's, and a recorder is told of its commits and waits."""
 
@@ -236,13 +259,9 @@ class _Environment:
 
     def begin(self, *args: Any, **options: Any) -> Any:
         inner = self._inner.begin(*args, **options)
-        return self._telling(inner) if options.get("write") else inner
-
-    @contextmanager
-    def _telling(self, inner: Any) -> Iterator[Any]:
-        with inner:
-            yield inner
-        self._recorder.committed(self._path, self._options)
+        if not options.get("write"):
+            return inner
+        return _Write(inner, partial(self._recorder.committed, self._path, self._options))
 
     def sync(self, force: bool = False) -> None:
         self._inner.sync(force)
