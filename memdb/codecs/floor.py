@@ -44,6 +44,7 @@ _SHARES: dict[str, tuple[float, float]] = {
     "rotated3": (0.07, 0.07),
     "rotated2": (0.25, 0.25),
 }
+_SAME = 1e-6  # of a row's squared length: its vectors are the same but for so much
 #: The step of each dtype's numbers next to 0.
 _STEPS: dict[DType, float] = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
 
@@ -131,7 +132,8 @@ def keeps_rows(
     """Of each memory, (memories,), whether it loses no more than that share, both as it is and with
     each row over its scale: a row of large numbers must not hide what others lose. Over its scale a
     row counts as no longer than it is, than it is about its row's mean (which costs nothing to
-    keep), and than the rows were that the codec was fitted to.
+    keep), and than the rows were that the codec was fitted to; but as no less than a millionth of
+    what it is, where its vectors are the same but for rounding.
 
     Args:
         most: the share.
@@ -143,8 +145,10 @@ def keeps_rows(
     lost = losses.lost + np.where(losses.own > 0, _rounding(shape), 0.0)
     whole = _of_memories(lost, layout) <= most * _of_memories(losses.own, layout)
     unit = np.square(scales.astype(np.float64))
-    limit = np.minimum(_of_rows(losses.own, layout), _of_rows(losses.about, layout)) / unit
-    limit = np.minimum(limit, layout.counts * float(shape.head_dim)).sum(axis=1)
+    own = _of_rows(losses.own, layout) / unit
+    limit = np.minimum(own, _of_rows(losses.about, layout) / unit)
+    limit = np.minimum(limit, layout.counts * float(shape.head_dim))
+    limit = np.maximum(limit, _SAME * own).sum(axis=1)
     kept: NDArray[np.bool_] = whole & ((_of_rows(lost, layout) / unit).sum(axis=1) <= most * limit)
     return kept
 

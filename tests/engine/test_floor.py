@@ -35,7 +35,7 @@ from memdb.codecs import (
 from memdb.codecs.rotated import rotation
 from memdb.storage.record_layout import UNFITTED
 from memdb.types.memory_batch import MemoryBatch
-from tests.engine.fitted import DTYPES, NAMES, codec_for, make_like, roped_shape, with_stand_in
+from tests.engine.fitted import DTYPES, NAMES, codec_for, fit, make_like, roped_shape, with_stand_in
 from tests.engine.helpers import make_memory, make_shape, same_memory
 
 PARTS: tuple[Part, Part] = ("keys", "values")
@@ -182,6 +182,21 @@ def test_long_vectors_of_one_large_number_are_not_lost_by_int8() -> None:
         x[:, 0] = 127  # each of the others is rounded to 0
     payload = encode_memory(memory, shape, CODECS["int8"])
     assert codec_of(payload) == "exact"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_vectors_that_are_all_the_same_are_kept_by_a_codec_fitted_to_them(name: str) -> None:
+    shape = make_shape(head_dim=8)
+    several = [
+        changed(make_memory(shape, seed, 30), shape, STRANGE["all the same"]) for seed in range(12)
+    ]
+    codec = fit(FAMILIES[name], several, shape)
+    for memory in several:
+        payload = encode_memory(memory, shape, codec)
+        assert codec_of(payload) == codec.name
+        found = decode_memory(payload, shape, with_stand_in(codec))
+        for part in PARTS:
+            assert lost(memory, found, shape, part) < 1e-6
 
 
 # --- what is not fitted ---------------------------------------------------------------------------
