@@ -35,7 +35,7 @@ from memdb.errors import (
     UnknownDocumentError,
 )
 from memdb.exchange.export import export
-from memdb.filters.declared import checked_keys, declare_keys
+from memdb.filters.declared import checked_keys, declare_keys, undeclare_keys
 from memdb.index import IndexInfo, IndexKind, IndexPolicy, Searcher
 from memdb.ingest import recording
 from memdb.ingest.chunking import Chunker, Piece, text_tokenizer
@@ -643,6 +643,16 @@ class MemDB(Readable):
         """
         self._require_writable()
         declare_keys(self._store, checked_keys(names), progress)
+
+    def undeclare_keys(self, *names: str) -> None:
+        """Index these metadata keys no longer: filters that ask for them read all metadata again.
+        A key that is not indexed stays so.
+
+        Raises:
+            InvalidInputError: a name that no indexed key can have.
+        """
+        self._require_open()
+        undeclare_keys(self._store, checked_keys(names))
 
     def record_calibration(self, calibration: Mapping[str, Any] | None) -> None:
         """Record how the memories are best read, as it was measured. What its constants mean knows

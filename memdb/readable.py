@@ -104,9 +104,9 @@ class Readable(ABC):
             tokens: token ids of the model (decoded with the tokenizer in the database), a text, or
                 an embedding, (dimension,) float.
             k: at least 1; fewer come back where there are fewer.
-            where: only references of documents with this metadata: a value, or an object of
-                `$eq`, `$in`, `$gt`, `$gte`, `$lt`, `$lte`, for each key that it names. The k
-                nearest of those are found, however few they are.
+            where: only references of documents with this metadata, e.g. `{"lang": "en", "year":
+                {"$gte": 1990}}`; `memdb.filters.language` says what a filter may ask. The k nearest
+                of those are found, however few they are. None and `{}`: of all documents.
             accept: whether a reference may be a hit. The k nearest that may are found: it is asked
                 about each once, from the nearest on, until it has accepted k or refused the rest.
                 The memories of those that it refuses are neither read nor written, and these do not
@@ -192,8 +192,10 @@ class Snapshot(Readable):
 
 
 def filter_of(where: Mapping[str, Any] | None) -> Filter | None:
-    """A filter that says something, or None."""
-    return parse(where) if where else None
+    """A filter that asks something; None: all documents are meant. `InvalidInputError` if it is
+    none."""
+    chosen = None if where is None else parse(where)
+    return None if chosen is None or chosen.means_all else chosen
 
 
 def entry_of(transaction: Transaction, name: str) -> DocumentEntry:

@@ -82,12 +82,17 @@ def means(where: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
 
 
 def holds(test: str, value: Any, given: Any) -> bool:
+    """An array is meant as a whole, or by one of its elements."""
+    return any(meets(test, one, given) for one in [value, *(value if type(value) is list else [])])
+
+
+def meets(test: str, value: Any, given: Any) -> bool:
     compare = {"$gt": operator.gt, "$gte": operator.ge, "$lt": operator.lt, "$lte": operator.le}
     match test:
         case "$eq":
             return kind(value) == kind(given) and value == given
         case "$in":
-            return any(holds("$eq", value, item) for item in given)
+            return any(meets("$eq", value, item) for item in given)
         case _:
             comparable = kind(value) == kind(given) and kind(value) in ("number", "string")
             return comparable and compare[test](value, given)
