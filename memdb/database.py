@@ -498,15 +498,18 @@ class MemDB(Readable):
         to a transaction, and no more than two of these in RAM.
 
         A document that is there with the same content stays, with other content it is replaced:
-        so an interrupted load goes on where it stopped when it is called again. The index is not
-        built (`build_index` does that).
+        so an interrupted load goes on where it stopped when it is called again. Of one that stays,
+        embeddings and memories that differ from those that are there take their place; a memory
+        that is None leaves what is there. The index is not built (`build_index` does that).
 
         Args:
-            batches: taken one by one; documents in the order of their ids are fastest.
+            batches: taken one by one, in this thread; documents in the order of their ids are
+                fastest.
             progress: told of the work.
 
         Raises:
-            InvalidInputError: naming the document; batches before it are written.
+            InvalidInputError: naming the document; batches before it are written. So they are
+                where `batches` itself raises.
             MismatchError: memories of another shape.
         """
         self._require_writable()

@@ -52,6 +52,10 @@ class ExplicitMemory:
             raise MismatchError(f"explicit memory: {problem}")
 
     def _problem(self, shape: MemoryShape) -> str | None:
+        for name in ("offsets", "positions", "keys", "values"):
+            array = getattr(self, name)
+            if not isinstance(array, np.ndarray) or not array.ndim:
+                return f"{name} must be an array, got {array!r:.60}"
         n = self.pairs
         if self.offsets.shape != (shape.rows + 1,) or self.offsets.dtype != np.int32:
             return (

@@ -294,6 +294,7 @@ class Machine(RuleBasedStateMachine):
     def _load(self, *contents: list[tuple[str, str, dict[str, Any], bool]]) -> None:
         batches = []
         due = [0, 0, 0]
+        renewed = 0
         for content in contents:
             if not content:
                 continue
@@ -312,14 +313,15 @@ class Machine(RuleBasedStateMachine):
                 if old is None:
                     due[0] += 1
                 elif old.text == text and same_json(old.metadata, metadata):
-                    due[2] += 1
-                    continue
+                    renewed += 1  # its embedding is another; a memory that did not come stays
+                    memory = old.memory if memory is None else memory
                 else:
                     due[1] += 1
                 version = 1 if old is None else old.version + 1
                 self.model[name] = Known(version, text, metadata, embedding, memory)
         report = self.database.load(batches)
         assert [report.inserted, report.updated, report.unchanged] == due
+        assert report.renewed == renewed
         assert report.references == due[0] + due[1]
 
     # --- care ---
