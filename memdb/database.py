@@ -14,9 +14,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ from memdb.errors import (
     BusyError,
     ConflictError,
     DocumentExistsError,
+    FormatError,
     InvalidInputError,
     MismatchError,
     StorageError,
@@ -42,7 +42,7 @@ from memdb.ingest.chunking import Chunker, Piece, text_tokenizer
 from memdb.ingest.corpus_run import IngestReport, ingest
 from memdb.ingest.load import DocumentBatch, LoadReport, load
 from memdb.keywords import Keywords
-from memdb.memories.attached import Attached
+from memdb.memories.attached import Attached, require_part
 from memdb.memories.cache import CacheStats, MemoryCache
 from memdb.memories.codec_choice import CodecChoice
 from memdb.memories.memory_store import MemoryStore
@@ -61,13 +61,20 @@ from memdb.storage.record_layout import CALIBRATION, checked_setting
 from memdb.storage.store import ReadTransaction, Store
 from memdb.storage.transaction import Transaction
 from memdb.storage.usage import Usage
+from memdb.types import arguments
 from memdb.types import checks as rules
+from memdb.types.canonical import json_payload, read_json
 from memdb.types.document import Document, StoredDocument
 from memdb.types.memory import ExplicitMemory
 from memdb.types.shape import MemoryShape
 
 DEFAULT_CODEC = "klt8"
 _CACHE = 256 << 20  # bytes
+_WIDEST = 1 << 31  # numbers of an embedding
+_NEEDS = (
+    "a database needs a memory shape and an embedding dimension: pass a writer or a shape, and an "
+    "embedder or a dimension of at least 1"
+)
 
 
 class MemDB(Readable):
@@ -169,17 +176,13 @@ class MemDB(Readable):
             DatabaseExistsError: there is one already.
             StorageError: the folder holds something else, or cannot be written.
         """
+        folder = arguments.path(path, "the database's path")
         codec_named(codec)
         rule = IndexPolicy(index, recall, checked_keys(keys))
-        if writer is not None:
-            text_tokenizer(writer.tokenizer)  # loads, or is refused
-        shape = writer.shape if writer is not None else shape
-        dimension = embedder.dimension if embedder is not None else dimension
-        if shape is None or dimension is None or dimension < 1:
-            raise InvalidInputError(
-                "a database needs a memory shape and an embedding dimension: pass a writer or a "
-                "shape, and an embedder or a dimension of at least 1"
-            )
+        arguments.one_of(durability, "durability", get_args(Durability))
+        arguments.whole_number(cache_bytes, "cache_bytes", 0)
+        shape = _shape_for(writer, shape)
+        dimension = _dimension_for(embedder, dimension)
         settings = {
             "shape": shape.to_json(),
             "embedder": {
@@ -191,7 +194,13 @@ class MemDB(Readable):
             "memory": {"codec": codec, **(writer.settings if writer else {})},
             "index": rule.to_json(),
         }
-        Store.create(_folder(path), settings, writer.tokenizer if writer else None)
+        try:  # what could not be read again is not written
+            for name, setting in settings.items():
+                checked_setting(name, read_json(json_payload(setting)))
+            MemoryShape.from_json(read_json(json_payload(settings["shape"])))
+        except (TypeError, ValueError, FormatError) as error:
+            raise InvalidInputError(f"a database cannot keep these settings: {error}") from error
+        Store.create(folder, settings, writer.tokenizer if writer else None)
         return cls.open(
             path,
             embedder=embedder,
@@ -247,11 +256,11 @@ class MemDB(Readable):
             BusyError: a writer is not done in time; or as many read at once as there is room for.
             StorageError: the medium cannot be written, and `read_only` was not asked for.
         """
-        if isinstance(cache_bytes, bool) or not isinstance(cache_bytes, int) or cache_bytes < 0:
-            raise InvalidInputError(f"cache_bytes must be 0 or more, got {cache_bytes!r}")
-        if not isinstance(read_only, bool):
-            raise InvalidInputError(f"read_only must be true or false, got {read_only!r}")
-        store = Store(_folder(path), durability, read_only=read_only, busy_timeout=busy_timeout)
+        cache_bytes = arguments.whole_number(cache_bytes, "cache_bytes", 0)
+        arguments.one_of(durability, "durability", get_args(Durability))
+        read_only = arguments.flag(read_only, "read_only")
+        folder = arguments.path(path, "the database's path")
+        store = Store(folder, durability, read_only=read_only, busy_timeout=busy_timeout)
         try:
             return cls(store, embedder, writer, cache_bytes)
         except BaseException:
@@ -398,6 +407,7 @@ class MemDB(Readable):
             ConflictError: it is at another version, or another writer changed it meanwhile.
         """
         self._require_writable()
+        _check_version(if_version)
         old = self.get(id)
         _require_version(id, old.version, if_version)
         name, document = rules.checked(
@@ -441,8 +451,10 @@ class MemDB(Readable):
             ConflictError: one is at another version.
         """
         self._require_writable()
+        _check_version(if_version)
+        names = list(map(known, ids))
         with self._store.write() as transaction:
-            entries = {name: transaction.document(name) for name in map(known, ids)}
+            entries = {name: transaction.document(name) for name in names}
             missing = [name for name, entry in entries.items() if entry is None]
             if missing:
                 raise UnknownDocumentError(unknown(*missing) + "; nothing was deleted")
@@ -476,14 +488,18 @@ class MemDB(Readable):
             CorpusError: naming file and line; nothing was written.
         """
         self._require_writable()
+        arguments.function(progress, "progress")
+        prune = arguments.flag(prune, "prune")
+        if name is not None:
+            arguments.a(str, name, "name")
         report = ingest(
-            Path(path),
+            arguments.path(path, "the corpus"),
             name=name,
             store=self._store,
             chunker=self._chunker,
             embedder=self._attached.embedder(),
             memory_store=self._memory_store,
-            cold=cold or not self._memory_store.can_write,
+            cold=arguments.flag(cold, "cold") or not self._memory_store.can_write,
             prune=prune,
             progress=progress,
         )
@@ -513,6 +529,7 @@ class MemDB(Readable):
             MismatchError: memories of another shape.
         """
         self._require_writable()
+        arguments.function(progress, "progress")
         report = load(
             batches,
             store=self._store,
@@ -547,14 +564,19 @@ class MemDB(Readable):
             MismatchError: a rewrite for another model is not finished.
         """
         self._require_writable()
-        if top is not None and (isinstance(top, bool) or top < 1):
-            raise InvalidInputError(f"top must be a whole number of at least 1, got {top!r}")
+        if top is not None:
+            top = arguments.whole_number(top, "top", 1)
+        if ids is not None:
+            ids = list(map(known, arguments.some(ids, "ids", "document ids")))
+        arguments.function(progress, "progress")
+        if warmer is not None:
+            arguments.function(warmer, "warmer")
         self._require_no_rewrite()
         with self._store.read() as transaction:
             entries = (
                 (entry for _, entry in transaction.documents())
                 if ids is None
-                else (entry_of(transaction, name) for name in map(known, ids))
+                else (entry_of(transaction, name) for name in ids)
             )
             cold = self._memory_store.cold(transaction, entries)
         if top is not None:
@@ -583,9 +605,11 @@ class MemDB(Readable):
             MismatchError: a rewrite for another model is not finished.
         """
         self._require_no_rewrite()
+        arguments.function(progress, "progress")
+        some = arguments.some(batches, "batches", "lists of reference ids")
         self._memory_store.require_writer()
         return self._memory_store.warm_batches(
-            batches, lambda done: progress("writing memories", done, 0), fit=False
+            map(_reference_ids, some), lambda done: progress("writing memories", done, 0), fit=False
         )
 
     def _require_no_rewrite(self) -> None:
@@ -625,6 +649,8 @@ class MemDB(Readable):
                 enough memories. Nothing was changed.
         """
         self._require_writable()
+        arguments.function(progress, "progress")
+        refit = arguments.flag(refit, "refit")
         self._codec_choice.use(codec, refit, progress)
         return recode(self._store, self.shape, self._codec_choice, progress)
 
@@ -645,6 +671,7 @@ class MemDB(Readable):
             InvalidInputError: a name of more than 64 bytes of UTF-8, or an empty one.
         """
         self._require_writable()
+        arguments.function(progress, "progress")
         declare_keys(self._store, checked_keys(names), progress)
 
     def undeclare_keys(self, *names: str) -> None:
@@ -673,9 +700,11 @@ class MemDB(Readable):
         """
         self._require_writable()
         if calibration is not None:
+            arguments.a(Mapping, calibration, "a calibration")  # type: ignore[type-abstract]
             try:
-                checked_setting(CALIBRATION, dict(calibration))
-            except ValueError as error:
+                calibration = read_json(json_payload(dict(calibration)))
+                checked_setting(CALIBRATION, calibration)
+            except (TypeError, ValueError) as error:
                 raise InvalidInputError(f"a calibration: {error}") from error
         with self._store.write() as transaction:
             self._memory_store.require_shape(transaction)
@@ -707,11 +736,15 @@ class MemDB(Readable):
             What was built; None where search is exact.
         """
         self._require_writable()
+        arguments.function(progress, "progress")
         if kind is not None or recall is not None:
+            _ = IndexPolicy("auto" if kind is None else kind, 1 if recall is None else recall)
             with self._store.write() as transaction:
                 old = IndexPolicy.of(transaction)
                 rule = IndexPolicy(
-                    kind or old.kind, old.recall if recall is None else recall, old.keys
+                    old.kind if kind is None else kind,
+                    old.recall if recall is None else recall,
+                    old.keys,
                 )
                 transaction.put_setting(
                     "index", {**transaction.required_setting("index"), **rule.to_json()}
@@ -734,6 +767,7 @@ class MemDB(Readable):
         """Build the ANN index if so much changed since the last one that it is due, and index new
         words, if any were asked for; not if another process is at it."""
         self._require_writable()
+        arguments.function(progress, "progress")
         with suppress(BusyError):
             self._searcher.build(progress, if_due=True)
             with self._store.read() as transaction:
@@ -765,10 +799,13 @@ class MemDB(Readable):
             StorageError: the disk refuses; nothing is left.
         """
         self._require_open()
+        arguments.function(progress, "progress")
+        arrays = arguments.flag(arrays, "arrays")
+        target = arguments.path(folder, "the export's folder")
         with self._store.read() as transaction:
             return export(
                 transaction,
-                Path(folder),
+                target,
                 shape=self.shape,
                 memory_store=MemoryStore(
                     self._store, self._attached, self.shape, self._codec_choice, MemoryCache(0)
@@ -848,6 +885,7 @@ class MemDB(Readable):
         embeddings: NDArray[np.float32] | None,
         memories: Sequence[ExplicitMemory] | None,
     ) -> recording.Prepared:
+        cold = arguments.flag(cold, "cold")
         pieces = self._chunker.split(document.text)
         texts = [piece.text.strip() for piece in pieces]
         if embeddings is None:
@@ -866,10 +904,46 @@ class MemDB(Readable):
             raise DocumentExistsError(f"there is already a document '{name}'; `update` replaces it")
 
 
-def _folder(path: str | os.PathLike[str]) -> Path:
-    if "\0" in os.fspath(path):
-        raise InvalidInputError("the database's path contains a zero character")
-    return Path(path)
+def _shape_for(writer: MemoryWriter | None, given: MemoryShape | None) -> MemoryShape:
+    if given is not None:
+        arguments.a(MemoryShape, given, "shape")
+    if writer is None:
+        if given is None:
+            raise InvalidInputError(_NEEDS)
+        return given
+    require_part(writer, MemoryWriter)
+    text_tokenizer(writer.tokenizer)  # loads, or is refused
+    shape = arguments.a(MemoryShape, writer.shape, "the writer's shape")
+    if given is not None and given != shape:
+        raise InvalidInputError("shape is not the writer's: leave it out where there is a writer")
+    return shape
+
+
+def _dimension_for(embedder: Embedder | None, given: int | None) -> int:
+    if given is not None:
+        _ = arguments.whole_number(given, _NEEDS + "; dimension", 1, _WIDEST)
+    if embedder is None:
+        if given is None:
+            raise InvalidInputError(_NEEDS)
+        return int(given)
+    require_part(embedder, Embedder)
+    dimension = arguments.whole_number(embedder.dimension, "the embedder's dimension", 1, _WIDEST)
+    if given is not None and given != dimension:
+        raise InvalidInputError(
+            f"dimension is {given}, the embedder's {dimension}: leave it out where there is an "
+            "embedder"
+        )
+    return dimension
+
+
+def _reference_ids(numbers: object) -> list[int]:
+    some = arguments.some(numbers, "each of the batches", "reference ids")
+    return [arguments.whole_number(number, "a reference id", 1, (1 << 63) - 1) for number in some]
+
+
+def _check_version(wanted: int | None) -> None:
+    if wanted is not None:
+        arguments.whole_number(wanted, "if_version", 1)
 
 
 def _require_version(name: str, version: int, wanted: int | None) -> None:

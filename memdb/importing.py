@@ -18,6 +18,7 @@ from memdb.protocols import Progress, no_progress
 from memdb.storage.folder import exists
 from memdb.storage.record_layout import CALIBRATION
 from memdb.storage.store import Store
+from memdb.types import arguments
 
 
 def import_database(
@@ -42,7 +43,9 @@ def import_database(
         InvalidInputError: the export is wrong; file, line or tensor is named.
         MismatchError: the database is for another model or embedder.
     """
-    folder, target = Path(source), Path(path)
+    folder = arguments.path(source, "the export's folder")
+    target = arguments.path(path, "the database's path")
+    arguments.function(progress, "progress")
     manifest, _ = read_export(folder)
     if not exists(target):
         _create(target, manifest, folder)

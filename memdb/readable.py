@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
+from numpy.typing import NDArray
+
 from memdb.errors import InvalidInputError, UnknownDocumentError
 from memdb.filters.language import Filter, Where, parse
 from memdb.index import Pinned
@@ -15,6 +17,7 @@ from memdb.memories.memory_store import MemoryStore, StoredMemory
 from memdb.retrieval import Mode, Query, Retrieval, Retriever
 from memdb.storage.record_layout import DocumentEntry
 from memdb.storage.transaction import Transaction
+from memdb.types import arguments
 from memdb.types import checks as rules
 from memdb.types.document import Reference, StoredDocument
 
@@ -89,9 +92,10 @@ class Readable(ABC):
 
     def retrieve(
         self,
-        tokens: Query,
+        tokens: Query | None = None,
         k: int = 5,
         *,
+        embedding: NDArray[Any] | Sequence[float] | None = None,
         where: Where | None = None,
         accept: Callable[[Reference], bool] | None = None,
         mode: Mode = "vector",
@@ -102,8 +106,10 @@ class Readable(ABC):
 
         Args:
             tokens: token ids of the model (decoded with the tokenizer in the database), a text, or
-                an embedding, (dimension,) float.
+                an embedding, (dimension,) float. Whole numbers are token ids.
             k: at least 1; fewer come back where there are fewer.
+            embedding: in the place of `tokens`: (dimension,), real numbers of any dtype, whole
+                ones too.
             where: only references of documents with this metadata, e.g. `{"lang": "en", "year":
                 {"$gte": 1990}}`; `memdb.filters.language` says what a filter may ask. The k nearest
                 of those are found, however few they are. None and `{}`: of all documents.
@@ -126,8 +132,13 @@ class Readable(ABC):
             StorageError: another process has been indexing words for half a minute.
             CorruptRecordError: a reference to be asked about is damaged.
         """
+        if (tokens is None) is (embedding is None):
+            raise InvalidInputError("give a query or an embedding, one of the two")
+        if accept is not None:
+            arguments.function(accept, "accept")
+        query: Any = tokens if embedding is None else self._retriever.embedding(embedding)
         only = None if accept is None else lambda _, reference: accept(reference)
-        return self.retrieve_batch([tokens], k, where=where, accept=only, mode=mode)[0]
+        return self.retrieve_batch([query], k, where=where, accept=only, mode=mode)[0]
 
     def retrieve_batch(
         self,
@@ -152,6 +163,9 @@ class Readable(ABC):
             mode: for all of them.
         """
         chosen = filter_of(where)
+        if accept is not None:
+            arguments.function(accept, "accept")
+        memories = arguments.flag(memories, "memories")
         return self._retriever.retrieve(queries, k, memories, chosen, self._pinning(), accept, mode)
 
     def _stored(self, transaction: Transaction, name: str, entry: DocumentEntry) -> StoredDocument:
@@ -207,7 +221,9 @@ def entry_of(transaction: Transaction, name: str) -> DocumentEntry:
 
 
 def known(name: str) -> str:
-    """A document id that could be there; one that cannot is unknown, not an LMDB error."""
+    """A document id that could be there; one that cannot is unknown, not an LMDB error. What is no
+    text is an `InvalidInputError`."""
+    arguments.a(str, name, "a document's id")
     try:
         rules.check_id(name)
     except InvalidInputError as error:

@@ -30,6 +30,7 @@ from memdb.storage.record_layout import (
 )
 from memdb.storage.transaction import Transaction, decoded
 from memdb.storage.usage import Usage
+from memdb.types import arguments
 from memdb.types.checks import check_text
 from memdb.types.document import Reference
 from memdb.types.memory import ExplicitMemory
@@ -166,10 +167,13 @@ class Retriever:
         mode: Mode = "vector",
     ) -> list[Retrieval]:
         """See `Readable.retrieve_batch`; in a state that is pinned, or in that of this moment."""
-        if mode not in MODES:
-            raise InvalidInputError(f"mode is {mode!r}; there are 'vector', 'keyword' and 'hybrid'")
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-            raise InvalidInputError(f"k must be a whole number of at least 1, got {k!r}")
+        if not isinstance(mode, str) or mode not in MODES:
+            raise InvalidInputError(
+                f"mode is {mode!r:.60}; there are 'vector', 'keyword' and 'hybrid'"
+            )
+        k = arguments.whole_number(k, "k", 1)
+        if not isinstance(queries, np.ndarray) or queries.ndim == 0:
+            queries = list(arguments.some(queries, "queries", "queries"))
         if len(queries) == 0:
             return []
         texts: list[str | None] = [self._text(query) for query in queries]
@@ -181,6 +185,7 @@ class Retriever:
         vectors = None if mode == "keyword" else self._vectors(queries, texts)
         with self._searcher.pin() if pinned is None else pinned as state:
             transaction = state.transaction
+            k = min(k, max(1, transaction.count(REFERENCES)))
             allowed = None if where is None else self._matching(transaction, where)
             matched: list[Matched | None] = [None] * len(texts)
             if mode != "vector":
@@ -192,15 +197,15 @@ class Retriever:
                 for n, one in enumerate(matched)
             ]
             if mode == "vector" and vectors is not None:
-                scores, ids = state.search(vectors, int(k), allowed)
+                scores, ids = state.search(vectors, k, allowed)
                 rows = list(zip(ids.tolist(), scores.tolist(), strict=True))
             else:
-                rows = [search(int(k)) for search in searches]
+                rows = [search(k) for search in searches]
             found = [(text, *row) for text, row in zip(texts, rows, strict=True)]
             if accept is not None:
                 for n, (text, *nearest) in enumerate(found):
                     asked = partial(accept, n)
-                    found[n] = text, *_accepted(transaction, searches[n], int(k), nearest, asked)
+                    found[n] = text, *_accepted(transaction, searches[n], k, nearest, asked)
             # A reference that several queries find is read once.
             once = dict.fromkeys(number for _, numbers, _ in found for number in numbers)
             once.pop(-1, None)
@@ -255,6 +260,8 @@ class Retriever:
         if isinstance(query, np.ndarray) and query.dtype.kind == "f" and query.size:
             return None
         if not isinstance(query, str):
+            if isinstance(query, (list, tuple)) and {bool, int} <= set(map(type, query)):
+                raise InvalidInputError("token ids are whole numbers, and some here are booleans")
             try:
                 tokens = np.asarray(query)
             except ValueError as error:
@@ -287,6 +294,19 @@ class Retriever:
             embedded = self._attached.embedder().embed(list(worded.values()), query=True)
             vectors[list(worded)] = unit_vectors(embedded, len(worded), self._dimension)
         return vectors
+
+    def embedding(self, given: object) -> NDArray[np.float32]:
+        """A query that is an embedding, whatever its dtype: (dimension,), of length 1."""
+        try:
+            numbers = np.asarray(given)
+        except ValueError as error:
+            raise InvalidInputError(f"an embedding is one row of numbers: {error}") from error
+        if numbers.dtype.kind not in "fiu":
+            raise InvalidInputError(
+                f"an embedding has real numbers, got {numbers.dtype} of shape {numbers.shape}"
+            )
+        row: NDArray[np.float32] = self._vector(numbers)[0]
+        return row
 
     def _vector(self, query: Query) -> NDArray[np.float32]:
         """An embedding as (1, dimension) of length 1."""

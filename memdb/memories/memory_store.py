@@ -83,6 +83,11 @@ class StoredMemory:
         self._memory_store.cache.put((self._number, self._record[:16]), memory)
 
     @property
+    def shape(self) -> MemoryShape:
+        """Of its database."""
+        return self._memory_store.shape
+
+    @property
     def codecs(self) -> Mapping[str, Codec]:
         """What it may be decoded with."""
         return self._memory_store.codec_choice.codecs
@@ -108,7 +113,7 @@ class MemoryStore:
         self.cache = cache
         self._store = store
         self._attached = attached
-        self._shape = shape
+        self.shape = self._shape = shape
         self._shape_as_stored = json_payload(shape.to_json())
         self._fingerprint = shape.fingerprint.to_bytes(8, "little")
 
