@@ -63,7 +63,7 @@ from memdb.storage.transaction import Transaction
 from memdb.storage.usage import Usage
 from memdb.types import arguments
 from memdb.types import checks as rules
-from memdb.types.canonical import json_payload, read_json
+from memdb.types.canonical import as_json, json_payload, read_json
 from memdb.types.document import Document, StoredDocument
 from memdb.types.memory import ExplicitMemory
 from memdb.types.shape import MemoryShape
@@ -702,8 +702,8 @@ class MemDB(Readable):
         if calibration is not None:
             arguments.a(Mapping, calibration, "a calibration")  # type: ignore[type-abstract]
             try:
-                calibration = read_json(json_payload(dict(calibration)))
-                checked_setting(CALIBRATION, calibration)
+                calibration = as_json(dict(calibration))
+                json_payload(checked_setting(CALIBRATION, calibration))
             except (TypeError, ValueError) as error:
                 raise InvalidInputError(f"a calibration: {error}") from error
         with self._store.write() as transaction:

@@ -34,6 +34,12 @@ def json_payload(value: object) -> bytes:
     return _ENCODER.encode(value).encode()
 
 
+def as_json(value: object) -> Any:
+    """A copy with numbers of numpy as Python's; NaN and infinities stay. TypeError if JSON cannot
+    hold it."""
+    return json.loads(json.dumps(value, default=_of_numpy))
+
+
 def read_json(payload: bytes | memoryview) -> Any:
     """The inverse of `json_payload`; it takes any JSON.
 
