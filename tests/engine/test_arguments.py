@@ -183,6 +183,12 @@ def copied(place: Place) -> Path:
     return to
 
 
+def named(place: Place) -> str:
+    place.db.namespace("there").close()
+    return "there"
+
+
+NAMESPACES = [5, "", "a" * 81, None, b"a", "\ud800", ["a"], True]
 NEW = {"shape": make_shape(), "dimension": 2}
 CALIBRATION = {"adapter": None, "date": "2026", "model": "m", "questions": 3, "weighing": {"a": 1}}
 BATCH = DocumentBatch([memdb.Document("A text.", "new")], VECTOR, [None])
@@ -226,6 +232,12 @@ CALLS: dict[str, Call] = {
     "MemDB.index_if_due": lambda p: (p.db.index_if_due, {}),
     "MemDB.export": lambda p: (p.db.export, {"folder": p.folder / "out"}),
     "MemDB.split": lambda p: (p.db.split, {"text": "A text."}),
+    "MemDB.namespace": lambda p: (p.db.namespace, {"name": "new"}),
+    "MemDB.drop_namespace": lambda p: (p.db.drop_namespace, {"name": named(p)}),
+    "create_namespace": lambda p: (memdb.create_namespace, {"path": p.path, "name": "new"}),
+    "existing_namespace": lambda p: (memdb.existing_namespace, {"path": p.path, "name": named(p)}),
+    "drop_namespace": lambda p: (memdb.drop_namespace, {"path": p.path, "name": named(p)}),
+    "list_namespaces": lambda p: (memdb.list_namespaces, {"path": p.path}),
     "Readable.get": lambda p: (p.db.get, {"id": "a"}),
     "Readable.memories": lambda p: (p.db.memories, {"id": "a"}),
     "Readable.documents": lambda p: (listed(p.db.documents), {}),
@@ -361,6 +373,11 @@ WRONG_HERE: dict[tuple[str, str], list[Any]] = {
     ("pack", "memories"): [None, 5, "m", [5], [None], [make_memory(OTHER_SHAPE, 1)]],
     ("MemoryBatch.of", "memories"): [[5], ["m"], [make_memory(OTHER_SHAPE, 1)]],
     ("import_database", "source"): [*PATH, "nowhere"],
+    ("MemDB.namespace", "name"): NAMESPACES,
+    ("MemDB.drop_namespace", "name"): [*NAMESPACES, "never"],
+    ("create_namespace", "name"): NAMESPACES,
+    ("existing_namespace", "name"): [*NAMESPACES, "never"],
+    ("drop_namespace", "name"): [*NAMESPACES, "never"],
     ("Rope", "kind"): [None, 5, b"a"],
     ("repair", "embedder"): [5, "a", []],
     ("Chunker", "tokenizer"): [5, b"{}", []],  # others are refused at their first use
@@ -371,6 +388,7 @@ ALSO: dict[str, tuple[type[MemDBError], ...]] = {
     "ids": (UnknownDocumentError,),
     "path": (NotADatabaseError, StorageError),
     "memories": (MismatchError,),
+    "name": (memdb.UnknownNamespaceError,),
     "other": (MismatchError,),
     "values": (memdb.FormatError,),
 }
