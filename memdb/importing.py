@@ -88,8 +88,7 @@ def _create(path: Path, manifest: Manifest, source: Path) -> None:
     if CALIBRATION in manifest.settings:
         settings[CALIBRATION] = manifest.settings[CALIBRATION]
     Chunker(manifest.tokenizer, manifest.shape.reference_length).count("")  # loads, or is refused
-    Store.create(path, settings, manifest.tokenizer)
-    _add_codecs(path, manifest)
+    Store.create(path, settings, manifest.tokenizer, manifest.codecs)
 
 
 def _memory(manifest: Manifest) -> dict[str, Any]:
