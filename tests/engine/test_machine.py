@@ -322,7 +322,7 @@ class Machine(RuleBasedStateMachine):
         report = self.database.load(batches)
         assert [report.inserted, report.updated, report.unchanged] == due
         assert report.renewed == renewed
-        assert report.references == due[0] + due[1]
+        assert report.references == due[0] + due[1] + renewed
 
     # --- care ---
 
