@@ -103,6 +103,8 @@ def repair(
     drop = arguments.flag(drop, "drop")
     if embedder is not None:
         arguments.function(embedder, "embedder")
+    if aside is not None:
+        aside = arguments.path(aside, "aside")
     report = Repair()
     with opening(folder):
         pass

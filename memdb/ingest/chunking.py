@@ -49,6 +49,7 @@ def text_tokenizer(tokenizer: str) -> Tokenizer:
     Raises:
         InvalidInputError: it does not load.
     """
+    arguments.a(str, tokenizer, "tokenizer")
     try:
         parts = read_json(tokenizer.encode())
         if not isinstance(parts, dict):

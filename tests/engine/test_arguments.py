@@ -336,6 +336,7 @@ WRONG: dict[str, list[Any]] = {
     "accept": [5, "a", []],
     "queries": [None, *LIST, [None], ["a", ""], np.ones(64), np.float32(1)],
     "drop": FLAG,
+    "aside": [value for value in PATH if value is not None],
     "biases": [5, "a", [], [NAN], [INF], [1, 2], ["a"], [None], [1j]],
     "tokenizer": [5, "", "{}", b"{}", []],
     "max_tokens": COUNT,
