@@ -760,6 +760,7 @@ class MemDB(Readable):
             StorageError: another process has been writing that index for half a minute.
         """
         self._require_writable()
+        arguments.function(progress, "progress")
         with self._store.read() as transaction:
             self._keywords.build(transaction, progress)
 
