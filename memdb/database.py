@@ -58,7 +58,7 @@ from memdb.retrieval import Retriever
 from memdb.storage.environment import Durability
 from memdb.storage.locks import BUSY_TIMEOUT
 from memdb.storage.record_layout import CALIBRATION, checked_setting
-from memdb.storage.store import ReadTransaction, Store
+from memdb.storage.store import ReadTransaction, Store, checked_timeout
 from memdb.storage.transaction import Transaction
 from memdb.storage.usage import Usage
 from memdb.types import arguments
@@ -181,6 +181,7 @@ class MemDB(Readable):
         rule = IndexPolicy(index, recall, checked_keys(keys))
         arguments.one_of(durability, "durability", get_args(Durability))
         arguments.whole_number(cache_bytes, "cache_bytes", 0)
+        checked_timeout(busy_timeout)
         shape = _shape_for(writer, shape)
         dimension = _dimension_for(embedder, dimension)
         settings = {

@@ -303,6 +303,8 @@ WRONG: dict[str, list[Any]] = {
     "keys": [*LIST, ["a", 5], [""], ["a" * 65], ["\ud800"], [None]],
     "durability": ["", "fast", None, 5, True, ["full"]],
     "cache_bytes": [-1, 1.0, "1", None, True, NAN, [1]],
+    "busy_timeout": [-1, NAN, INF, "1", None, True, [1]],
+    "read_only": FLAG,
     "text": TEXT,
     "id": IDS,
     "ids": LIST,
