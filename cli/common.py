@@ -199,8 +199,16 @@ def one_line(text: str, width: int) -> str:
     return flat if len(flat) <= width else flat[: width - 1] + "…"
 
 
-_CONDITION = re.compile(r"(.+?)( in |>=|<=|=|>|<)(.*)", re.DOTALL)
-_OPERATORS = {"=": "$eq", " in ": "$in", ">=": "$gte", "<=": "$lte", ">": "$gt", "<": "$lt"}
+_CONDITION = re.compile(r"(.+?)( in |!=|>=|<=|=|>|<)(.*)", re.DOTALL)
+_OPERATORS = {
+    "=": "$eq",
+    "!=": "$ne",
+    " in ": "$in",
+    ">=": "$gte",
+    "<=": "$lte",
+    ">": "$gt",
+    "<": "$lt",
+}
 
 
 def parse_where(values: tuple[str, ...]) -> dict[str, Any]:
@@ -210,7 +218,7 @@ def parse_where(values: tuple[str, ...]) -> dict[str, Any]:
         found = _CONDITION.fullmatch(item)
         if found is None:
             raise click.BadParameter(
-                f"{item!r} is not of the form KEY=VALUE (or >=, <=, >, <, in)",
+                f"{item!r} is not of the form KEY=VALUE (or !=, >=, <=, >, <, in)",
                 param_hint="--where",
             )
         key, operator = found[1], _OPERATORS[found[2]]
@@ -259,7 +267,8 @@ where_option = click.option(
     "--where",
     multiple=True,
     metavar="CONDITION",
-    help="Documents whose metadata fits: KEY=VALUE, KEY>=VALUE (or <=, >, <), or 'KEY in [..]'; "
-    "given again, all must fit. A value is JSON where it reads as JSON, else text: year=2020 is a "
-    "number, year='\"2020\"' is text.",
+    help="Documents whose metadata fits: KEY=VALUE, KEY>=VALUE (or <=, >, <, !=), or "
+    "'KEY in [..]'; given again, all must fit. A value is JSON where it reads as JSON, else text: "
+    "year=2020 is a number, year='\"2020\"' is text. author.name is the key name "
+    "of the object under author.",
 )

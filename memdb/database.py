@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, cast, get_args
 
 from memdb.care.rewrite import PENDING
 from memdb.care.statistics import Stats, statistics
 from memdb.codecs import codec_named
-from memdb.errors import InvalidInputError, StorageError
+from memdb.errors import FormatError, InvalidInputError, StorageError
 from memdb.filters.declared import checked_keys
 from memdb.filters.language import Filter
 from memdb.filters.matching import matching_documents
@@ -32,7 +31,7 @@ from memdb.ingest.preparing import Preparer
 from memdb.ingest.steps import Put, Step, entry_of, run
 from memdb.keywords import Keywords
 from memdb.maintainable import Maintainable
-from memdb.memories.attached import Attached
+from memdb.memories.attached import Attached, require_part
 from memdb.memories.cache import CacheStats, MemoryCache
 from memdb.memories.codec_choice import CodecChoice
 from memdb.memories.memory_store import MemoryStore
@@ -47,11 +46,13 @@ from memdb.readable import Readable, Snapshot
 from memdb.retrieval import Retriever
 from memdb.storage.environment import Durability
 from memdb.storage.locks import BUSY_TIMEOUT
-from memdb.storage.record_layout import CALIBRATION
-from memdb.storage.store import ReadTransaction, Store
+from memdb.storage.record_layout import CALIBRATION, checked_setting
+from memdb.storage.store import ReadTransaction, Store, checked_timeout
 from memdb.storage.transaction import Transaction
 from memdb.storage.usage import Usage
 from memdb.transaction import WriteTransaction, require_no_transaction
+from memdb.types import arguments
+from memdb.types.canonical import json_payload, read_json
 from memdb.types.checks import check_text
 from memdb.types.document import StoredDocument
 from memdb.types.shape import MemoryShape
@@ -59,6 +60,11 @@ from memdb.writable import Seen, Writable
 
 DEFAULT_CODEC = "klt8"
 _CACHE = 256 << 20  # bytes
+_WIDEST = 1 << 31  # numbers of an embedding
+_NEEDS = (
+    "a database needs a memory shape and an embedding dimension: pass a writer or a shape, and an "
+    "embedder or a dimension of at least 1"
+)
 
 
 class MemDB(Readable, Writable, Maintainable):
@@ -170,17 +176,14 @@ class MemDB(Readable, Writable, Maintainable):
             DatabaseExistsError: there is one already.
             StorageError: the folder holds something else, or cannot be written.
         """
+        folder = arguments.path(path, "the database's path")
         codec_named(codec)
         rule = IndexPolicy(index, recall, checked_keys(keys))
-        if writer is not None:
-            text_tokenizer(writer.tokenizer)  # loads, or is refused
-        shape = writer.shape if writer is not None else shape
-        dimension = embedder.dimension if embedder is not None else dimension
-        if shape is None or dimension is None or dimension < 1:
-            raise InvalidInputError(
-                "a database needs a memory shape and an embedding dimension: pass a writer or a "
-                "shape, and an embedder or a dimension of at least 1"
-            )
+        arguments.one_of(durability, "durability", get_args(Durability))
+        arguments.whole_number(cache_bytes, "cache_bytes", 0)
+        checked_timeout(busy_timeout)
+        shape = _shape_for(writer, shape)
+        dimension = _dimension_for(embedder, dimension)
         settings = {
             "shape": shape.to_json(),
             "embedder": {
@@ -192,7 +195,13 @@ class MemDB(Readable, Writable, Maintainable):
             "memory": {"codec": codec, **(writer.settings if writer else {})},
             "index": rule.to_json(),
         }
-        Store.create(_folder(path), settings, writer.tokenizer if writer else None)
+        try:  # what could not be read again is not written
+            for name, setting in settings.items():
+                checked_setting(name, read_json(json_payload(setting)))
+            MemoryShape.from_json(read_json(json_payload(settings["shape"])))
+        except (TypeError, ValueError, FormatError) as error:
+            raise InvalidInputError(f"a database cannot keep these settings: {error}") from error
+        Store.create(folder, settings, writer.tokenizer if writer else None)
         return cls.open(
             path,
             embedder=embedder,
@@ -248,11 +257,11 @@ class MemDB(Readable, Writable, Maintainable):
             BusyError: a writer is not done in time; or as many read at once as there is room for.
             StorageError: the medium cannot be written, and `read_only` was not asked for.
         """
-        if isinstance(cache_bytes, bool) or not isinstance(cache_bytes, int) or cache_bytes < 0:
-            raise InvalidInputError(f"cache_bytes must be 0 or more, got {cache_bytes!r}")
-        if not isinstance(read_only, bool):
-            raise InvalidInputError(f"read_only must be true or false, got {read_only!r}")
-        store = Store(_folder(path), durability, read_only=read_only, busy_timeout=busy_timeout)
+        cache_bytes = arguments.whole_number(cache_bytes, "cache_bytes", 0)
+        arguments.one_of(durability, "durability", get_args(Durability))
+        read_only = arguments.flag(read_only, "read_only")
+        folder = arguments.path(path, "the database's path")
+        store = Store(folder, durability, read_only=read_only, busy_timeout=busy_timeout)
         try:
             return cls(store, embedder, writer, cache_bytes)
         except BaseException:
@@ -452,7 +461,33 @@ class MemDB(Readable, Writable, Maintainable):
         return self._attached.writer()
 
 
-def _folder(path: str | os.PathLike[str]) -> Path:
-    if "\0" in os.fspath(path):
-        raise InvalidInputError("the database's path contains a zero character")
-    return Path(path)
+def _shape_for(writer: MemoryWriter | None, given: MemoryShape | None) -> MemoryShape:
+    if given is not None:
+        arguments.a(MemoryShape, given, "shape")
+    if writer is None:
+        if given is None:
+            raise InvalidInputError(_NEEDS)
+        return given
+    require_part(writer, MemoryWriter)
+    text_tokenizer(writer.tokenizer)  # loads, or is refused
+    shape = arguments.a(MemoryShape, writer.shape, "the writer's shape")
+    if given is not None and given != shape:
+        raise InvalidInputError("shape is not the writer's: leave it out where there is a writer")
+    return shape
+
+
+def _dimension_for(embedder: Embedder | None, given: int | None) -> int:
+    if given is not None:
+        _ = arguments.whole_number(given, _NEEDS + "; dimension", 1, _WIDEST)
+    if embedder is None:
+        if given is None:
+            raise InvalidInputError(_NEEDS)
+        return int(given)
+    require_part(embedder, Embedder)
+    dimension = arguments.whole_number(embedder.dimension, "the embedder's dimension", 1, _WIDEST)
+    if given is not None and given != dimension:
+        raise InvalidInputError(
+            f"dimension is {given}, the embedder's {dimension}: leave it out where there is an "
+            "embedder"
+        )
+    return dimension

@@ -18,6 +18,7 @@ from memdb.protocols import Progress, no_progress
 from memdb.storage.folder import exists
 from memdb.storage.record_layout import CALIBRATION
 from memdb.storage.store import Store
+from memdb.types import arguments
 
 
 def import_database(
@@ -42,7 +43,9 @@ def import_database(
         InvalidInputError: the export is wrong; file, line or tensor is named.
         MismatchError: the database is for another model or embedder.
     """
-    folder, target = Path(source), Path(path)
+    folder = arguments.path(source, "the export's folder")
+    target = arguments.path(path, "the database's path")
+    arguments.function(progress, "progress")
     manifest, _ = read_export(folder)
     if not exists(target):
         _create(target, manifest, folder)
@@ -85,8 +88,7 @@ def _create(path: Path, manifest: Manifest, source: Path) -> None:
     if CALIBRATION in manifest.settings:
         settings[CALIBRATION] = manifest.settings[CALIBRATION]
     Chunker(manifest.tokenizer, manifest.shape.reference_length).count("")  # loads, or is refused
-    Store.create(path, settings, manifest.tokenizer)
-    _add_codecs(path, manifest)
+    Store.create(path, settings, manifest.tokenizer, manifest.codecs)
 
 
 def _memory(manifest: Manifest) -> dict[str, Any]:

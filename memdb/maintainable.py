@@ -13,7 +13,7 @@ from typing import Any
 from memdb.care.recode import RecodeReport, recode
 from memdb.errors import BusyError, InvalidInputError, MismatchError
 from memdb.exchange.export import export
-from memdb.filters.declared import checked_keys, declare_keys
+from memdb.filters.declared import checked_keys, declare_keys, undeclare_keys
 from memdb.index import IndexInfo, IndexKind, IndexPolicy, Searcher
 from memdb.ingest.chunking import Chunker
 from memdb.ingest.corpus_run import IngestReport, ingest
@@ -29,6 +29,8 @@ from memdb.readable import known
 from memdb.storage.record_layout import CALIBRATION, checked_setting
 from memdb.storage.store import Store
 from memdb.storage.usage import Usage
+from memdb.types import arguments
+from memdb.types.canonical import json_payload, read_json
 from memdb.types.shape import MemoryShape
 
 
@@ -81,14 +83,18 @@ class Maintainable(ABC):
             CorpusError: naming file and line; nothing was written.
         """
         self._require_writable()
+        arguments.function(progress, "progress")
+        prune = arguments.flag(prune, "prune")
+        if name is not None:
+            arguments.a(str, name, "name")
         report = ingest(
-            Path(path),
+            arguments.path(path, "the corpus"),
             name=name,
             store=self._store,
             chunker=self._chunker,
             embedder=self._attached.embedder(),
             memory_store=self._memory_store,
-            cold=cold or not self._memory_store.can_write,
+            cold=arguments.flag(cold, "cold") or not self._memory_store.can_write,
             prune=prune,
             progress=progress,
         )
@@ -103,18 +109,22 @@ class Maintainable(ABC):
         to a transaction, and no more than two of these in RAM.
 
         A document that is there with the same content stays, with other content it is replaced:
-        so an interrupted load goes on where it stopped when it is called again. The index is not
-        built (`build_index` does that).
+        so an interrupted load goes on where it stopped when it is called again. Of one that stays,
+        embeddings and memories that differ from those that are there take their place; a memory
+        that is None leaves what is there. The index is not built (`build_index` does that).
 
         Args:
-            batches: taken one by one; documents in the order of their ids are fastest.
+            batches: taken one by one, in this thread; documents in the order of their ids are
+                fastest.
             progress: told of the work.
 
         Raises:
-            InvalidInputError: naming the document; batches before it are written.
+            InvalidInputError: naming the document; batches before it are written. So they are
+                where `batches` itself raises.
             MismatchError: memories of another shape.
         """
         self._require_writable()
+        arguments.function(progress, "progress")
         report = load(
             batches,
             store=self._store,
@@ -148,14 +158,19 @@ class Maintainable(ABC):
         Raises:
             MismatchError: a rewrite for another model is not finished.
         """
-        if top is not None and (isinstance(top, bool) or top < 1):
-            raise InvalidInputError(f"top must be a whole number of at least 1, got {top!r}")
+        if top is not None:
+            top = arguments.whole_number(top, "top", 1)
+        if ids is not None:
+            ids = list(map(known, arguments.some(ids, "ids", "document ids")))
+        arguments.function(progress, "progress")
+        if warmer is not None:
+            arguments.function(warmer, "warmer")
         self._require_no_rewrite()
         with self._store.read() as transaction:
             entries = (
                 (entry for _, entry in transaction.documents())
                 if ids is None
-                else (entry_of(transaction, name) for name in map(known, ids))
+                else (entry_of(transaction, name) for name in ids)
             )
             cold = self._memory_store.cold(transaction, entries)
         if top is not None:
@@ -184,9 +199,11 @@ class Maintainable(ABC):
             MismatchError: a rewrite for another model is not finished.
         """
         self._require_no_rewrite()
+        arguments.function(progress, "progress")
+        some = arguments.some(batches, "batches", "lists of reference ids")
         self._memory_store.require_writer()
         return self._memory_store.warm_batches(
-            batches, lambda done: progress("writing memories", done, 0), fit=False
+            map(_reference_ids, some), lambda done: progress("writing memories", done, 0), fit=False
         )
 
     def _require_no_rewrite(self) -> None:
@@ -226,6 +243,8 @@ class Maintainable(ABC):
                 enough memories. Nothing was changed.
         """
         self._require_writable()
+        arguments.function(progress, "progress")
+        refit = arguments.flag(refit, "refit")
         self._codec_choice.use(codec, refit, progress)
         return recode(self._store, self.shape, self._codec_choice, progress)
 
@@ -246,7 +265,18 @@ class Maintainable(ABC):
             InvalidInputError: a name of more than 64 bytes of UTF-8, or an empty one.
         """
         self._require_writable()
+        arguments.function(progress, "progress")
         declare_keys(self._store, checked_keys(names), progress)
+
+    def undeclare_keys(self, *names: str) -> None:
+        """Index these metadata keys no longer: filters that ask for them read all metadata again.
+        A key that is not indexed stays so.
+
+        Raises:
+            InvalidInputError: a name that no indexed key can have.
+        """
+        self._require_writable()
+        undeclare_keys(self._store, checked_keys(names))
 
     def record_calibration(self, calibration: Mapping[str, Any] | None) -> None:
         """Record how the memories are best read, as it was measured. What its constants mean knows
@@ -264,9 +294,11 @@ class Maintainable(ABC):
         """
         self._require_writable()
         if calibration is not None:
+            arguments.a(Mapping, calibration, "a calibration")  # type: ignore[type-abstract]
             try:
-                checked_setting(CALIBRATION, dict(calibration))
-            except ValueError as error:
+                calibration = read_json(json_payload(dict(calibration)))
+                checked_setting(CALIBRATION, calibration)
+            except (TypeError, ValueError) as error:
                 raise InvalidInputError(f"a calibration: {error}") from error
         with self._store.write() as transaction:
             self._memory_store.require_shape(transaction)
@@ -298,11 +330,15 @@ class Maintainable(ABC):
             What was built; None where search is exact.
         """
         self._require_writable()
+        arguments.function(progress, "progress")
         if kind is not None or recall is not None:
+            _ = IndexPolicy("auto" if kind is None else kind, 1 if recall is None else recall)
             with self._store.write() as transaction:
                 old = IndexPolicy.of(transaction)
                 rule = IndexPolicy(
-                    kind or old.kind, old.recall if recall is None else recall, old.keys
+                    old.kind if kind is None else kind,
+                    old.recall if recall is None else recall,
+                    old.keys,
                 )
                 transaction.put_setting(
                     "index", {**transaction.required_setting("index"), **rule.to_json()}
@@ -318,6 +354,7 @@ class Maintainable(ABC):
             StorageError: another process has been writing that index for half a minute.
         """
         self._require_writable()
+        arguments.function(progress, "progress")
         with self._store.read() as transaction:
             self._keywords.build(transaction, progress)
 
@@ -325,6 +362,7 @@ class Maintainable(ABC):
         """Build the ANN index if so much changed since the last one that it is due, and index new
         words, if any were asked for; not if another process is at it."""
         self._require_writable()
+        arguments.function(progress, "progress")
         with suppress(BusyError):
             self._searcher.build(progress, if_due=True)
             with self._store.read() as transaction:
@@ -356,10 +394,13 @@ class Maintainable(ABC):
             StorageError: the disk refuses; nothing is left.
         """
         self._require_open()
+        arguments.function(progress, "progress")
+        arrays = arguments.flag(arrays, "arrays")
+        target = arguments.path(folder, "the export's folder")
         with self._store.read() as transaction:
             return export(
                 transaction,
-                Path(folder),
+                target,
                 shape=self.shape,
                 memory_store=MemoryStore(
                     self._store, self._attached, self.shape, self._codec_choice, MemoryCache(0)
@@ -367,3 +408,8 @@ class Maintainable(ABC):
                 arrays=arrays,
                 progress=progress,
             )
+
+
+def _reference_ids(numbers: object) -> list[int]:
+    some = arguments.some(numbers, "each of the batches", "reference ids")
+    return [arguments.whole_number(number, "a reference id", 1, (1 << 63) - 1) for number in some]

@@ -19,6 +19,7 @@ from memdb.storage.folder import current_generation, exists
 from memdb.storage.namespaces import namespace_folder, namespace_names, remove_namespace
 from memdb.storage.record_layout import CALIBRATION
 from memdb.storage.store import Store
+from memdb.types import arguments
 
 _SETTINGS = ("shape", "embedder", "model", "memory", "index")
 
@@ -30,8 +31,9 @@ def list_namespaces(path: str | os.PathLike[str]) -> list[str]:
         NotADatabaseError: there is no database.
         StorageError: they cannot be listed.
     """
-    current_generation(Path(path))
-    return namespace_names(Path(path))
+    database = arguments.path(path, "the database's path")
+    current_generation(database)
+    return namespace_names(database)
 
 
 def create_namespace(path: str | os.PathLike[str], name: str) -> Path:
@@ -43,7 +45,7 @@ def create_namespace(path: str | os.PathLike[str], name: str) -> Path:
         NotADatabaseError: there is no database.
         MismatchError: it is being rewritten for another model.
     """
-    database = Path(path)
+    database = arguments.path(path, "the database's path")
     folder = namespace_folder(database, name)
     store = Store(database)
     try:
@@ -76,10 +78,11 @@ def existing_namespace(path: str | os.PathLike[str], name: str) -> Path:
         InvalidInputError: no namespace can have this name, or `path` is one itself.
         UnknownNamespaceError: it is not there.
     """
-    folder = namespace_folder(Path(path), name)
-    current_generation(Path(path))
+    database = arguments.path(path, "the database's path")
+    folder = namespace_folder(database, name)
+    current_generation(database)
     if not exists(folder):
-        known = namespace_names(Path(path))
+        known = namespace_names(database)
         there = f"there are {', '.join(map(repr, known[:10]))}" if known else "there is none yet"
         raise UnknownNamespaceError(
             f"'{path}' has no namespace {name!r}; {there}. `memdb namespace create` makes one, and "

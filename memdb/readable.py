@@ -17,8 +17,9 @@ from memdb.retrieval import Retriever
 from memdb.searchable import Searchable, filter_of
 from memdb.storage.record_layout import CHANGE_NAMES, CHANGES, DOCUMENTS, DocumentEntry
 from memdb.storage.transaction import Transaction
+from memdb.types import arguments
 from memdb.types.change import Change
-from memdb.types.checks import check_id, check_whole, is_id
+from memdb.types.checks import check_id, is_id
 from memdb.types.document import Reference, StoredDocument
 
 _PAGE = 256  # documents, or changes, read in one transaction by a walk
@@ -63,9 +64,7 @@ class Readable(Searchable):
         Raises:
             UnknownDocumentError: naming the ids that are not there.
         """
-        if isinstance(ids, str):
-            raise InvalidInputError(f"'ids' is a list of ids, got the text {ids!r:.60}")
-        names = [known(id) for id in ids]
+        names = [known(id) for id in arguments.some(ids, "ids", "document ids")]
         with self._reading() as transaction:
             entries = {name: transaction.document(name) for name in names}
             missing = [name for name, entry in entries.items() if entry is None]
@@ -99,7 +98,7 @@ class Readable(Searchable):
         if after is not None:
             check_id(after)
         if limit is not None:
-            check_whole("limit", limit, least=0)
+            limit = arguments.whole_number(limit, "limit", 0)
         return self._walk(chosen, after or "", limit)
 
     def _walk(
@@ -178,10 +177,10 @@ class Readable(Searchable):
                 `repair` forget them), or `since` is newer than the newest (a backup of before was
                 restored): read the documents of a `snapshot`, and go on from its `change`.
         """
-        check_whole("since", since, least=0)
+        since = arguments.whole_number(since, "since", 0)
         with self._reading() as transaction:
             _require_kept(transaction, since)
-        return self._changes(int(since))
+        return self._changes(since)
 
     def _changes(self, since: int) -> Iterator[Change]:
         while True:
@@ -252,7 +251,9 @@ def stored_document(
 
 
 def known(name: str) -> str:
-    """A document id that could be there; one that cannot is unknown, not an LMDB error."""
+    """A document id that could be there; one that cannot is unknown, not an LMDB error. What is no
+    text is an `InvalidInputError`."""
+    arguments.a(str, name, "a document's id")
     try:
         check_id(name)
     except InvalidInputError as error:

@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from numpy.typing import NDArray
+
+from memdb.errors import InvalidInputError
 from memdb.filters.language import Filter, Where, parse
 from memdb.index import Pinned
 from memdb.retrieval import Mode, Query, Rerank, Retrieval, Retriever, Wanted
+from memdb.types import arguments
 from memdb.types.document import Reference
 
 
@@ -54,9 +58,10 @@ class Searchable(ABC):
 
     def retrieve(
         self,
-        tokens: Query,
+        tokens: Query | None = None,
         k: int = 5,
         *,
+        embedding: NDArray[Any] | Sequence[float] | None = None,
         where: Where | None = None,
         accept: Callable[[Reference], bool] | None = None,
         min_score: float | None = None,
@@ -75,11 +80,13 @@ class Searchable(ABC):
 
         Args:
             tokens: token ids of the model (decoded with the tokenizer in the database), a text, or
-                an embedding, (dimension,) float.
+                an embedding, (dimension,) float. Whole numbers are token ids.
             k: at least 1; fewer come back where there are fewer.
-            where: only references of documents with this metadata: a value, or an object of
-                `$eq`, `$in`, `$gt`, `$gte`, `$lt`, `$lte`, for each key that it names. The k
-                nearest of those are found, however few they are.
+            embedding: in the place of `tokens`: (dimension,), real numbers of any dtype, whole
+                ones too.
+            where: only references of documents with this metadata, e.g. `{"lang": "en", "year":
+                {"$gte": 1990}}`; `memdb.filters.language` says what a filter may ask. The k nearest
+                of those are found, however few they are. None and `{}`: of all documents.
             accept: whether a reference may be a hit. The k nearest that may are found: it is asked
                 about each once, from the nearest on, until it has accepted k or refused the rest.
                 The memories of those that it refuses are neither read nor written, and these do not
@@ -113,8 +120,11 @@ class Searchable(ABC):
             StorageError: another process has been indexing words for half a minute.
             CorruptRecordError: a reference to be asked about is damaged.
         """
+        if (tokens is None) is (embedding is None):
+            raise InvalidInputError("give a query or an embedding, one of the two")
+        query: Any = tokens if embedding is None else self._retriever.embedding(embedding)
         return self.retrieve_batch(
-            [tokens],
+            [query],
             k,
             where=where,
             accept=_of_any_query(accept),
@@ -170,11 +180,16 @@ class Searchable(ABC):
 
 
 def filter_of(where: Mapping[str, Any] | None) -> Filter | None:
-    """A filter that says something, or None."""
-    return parse(where) if where else None
+    """A filter that asks something; None: all documents are meant. `InvalidInputError` if it is
+    none."""
+    chosen = None if where is None else parse(where)
+    return None if chosen is None or chosen.means_all else chosen
 
 
 def _of_any_query(
     accept: Callable[[Reference], bool] | None,
 ) -> Callable[[int, Reference], bool] | None:
-    return None if accept is None else lambda _, reference: accept(reference)
+    if accept is None:
+        return None
+    arguments.function(accept, "accept")
+    return lambda _, reference: accept(reference)

@@ -29,6 +29,7 @@ from memdb.readable import known
 from memdb.searchable import filter_of
 from memdb.storage.record_layout import DocumentEntry
 from memdb.storage.transaction import Transaction
+from memdb.types import arguments
 from memdb.types import checks as rules
 from memdb.types.document import Document, StoredDocument
 from memdb.types.memory import ExplicitMemory
@@ -215,6 +216,7 @@ class Writable(ABC):
             ConflictError: it is at another version, or another writer changed it meanwhile.
         """
         self._require_writable()
+        _check_version(if_version)
         old = self.get(id)
         require_version(id, old.version, if_version)
         name, document = rules.checked(
@@ -257,6 +259,7 @@ class Writable(ABC):
             InvalidInputError: ids and a filter, or a filter that asks for nothing.
         """
         self._require_writable()
+        _check_version(if_version)
         if where is None:
             step = Delete(list(dict.fromkeys(map(known, ids))), if_version)
         elif ids:
@@ -339,6 +342,11 @@ class Writable(ABC):
         return list(outcomes.values())
 
 
+def _check_version(wanted: int | None) -> None:
+    if wanted is not None:
+        arguments.whole_number(wanted, "if_version", 1)
+
+
 def _entries(seen: Mapping[str, Seen | None]) -> dict[str, DocumentEntry | None]:
     return {name: None if one is None else one.entry for name, one in seen.items()}
 
@@ -352,11 +360,7 @@ def _named(
     documents: Iterable[Document | Mapping[str, Any] | str],
 ) -> dict[str, Document]:
     """Documents by id, checked."""
-    if isinstance(documents, (str, Mapping, Document)) or not isinstance(documents, Iterable):
-        raise InvalidInputError(
-            f"'documents' is a list of documents, got {type(documents).__name__}; `insert` takes "
-            "one"
-        )
+    documents = arguments.some(documents, "documents", "documents (`insert` takes one)")
     named: dict[str, Document] = {}
     several = not isinstance(documents, list) or len(documents) != 1
     for place, given in enumerate(documents):

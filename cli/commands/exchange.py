@@ -47,8 +47,10 @@ def import_export(source: Path, path: Path) -> None:
     goes_on()
     with progress_bar() as progress:
         report = import_database(source, path, progress=progress)
+    renewed = f", {report.renewed} with other embeddings or memories" if report.renewed else ""
     click.echo(
-        f"{report.inserted} inserted, {report.updated} updated, {report.unchanged} unchanged; "
+        f"{report.inserted} inserted, {report.updated} updated{renewed}, "
+        f"{report.unchanged} unchanged; "
         f"{counted(report.references, 'reference')} and "
         f"{counted(report.memories, 'memory', 'memories')} written"
     )

@@ -14,7 +14,11 @@ from memdb import MemDB
 
 @click.command(
     short_help="Build the search index; index metadata keys.",
-    epilog=example("memdb index", "memdb index --kind ivf --recall 0.995 --key year --key source"),
+    epilog=example(
+        "memdb index",
+        "memdb index --kind ivf --recall 0.995 --key year --key source",
+        "memdb index --no-key source",
+    ),
 )
 @db_option
 @click.option(
@@ -26,17 +30,31 @@ from memdb import MemDB
     "--recall", type=float, help="Share of the 5 nearest that an ANN index has to find. Recorded."
 )
 @key_option
-def index(path: Path, kind: Any, recall: float | None, keys: tuple[str, ...]) -> None:
+@click.option(
+    "--no-key",
+    "gone",
+    multiple=True,
+    metavar="NAME",
+    help="A metadata key to index no longer; may be given again.",
+)
+def index(
+    path: Path, kind: Any, recall: float | None, keys: tuple[str, ...], gone: tuple[str, ...]
+) -> None:
     """Build the index over the embeddings anew, and index metadata keys.
 
     What is due is built by itself, after `ingest` and while a program uses the database: this is to
-    have it now, or of another kind. With --key alone only these are indexed.
+    have it now, or of another kind. With --key or --no-key alone only these are indexed, or no
+    longer are.
     """
     with MemDB.open(path) as database, progress_bar() as progress:
+        database.undeclare_keys(*gone)
         if keys:
             database.declare_keys(*keys, progress=progress)
-        if keys and kind is None and recall is None:
-            click.echo(f"indexed: {', '.join(keys)}")
+        if (keys or gone) and kind is None and recall is None:
+            if keys:
+                click.echo(f"indexed: {', '.join(keys)}")
+            if gone:
+                click.echo(f"no longer indexed: {', '.join(gone)}")
             return
         info = database.build_index(kind=kind, recall=recall, progress=progress)
     if info is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import ExitStack, suppress
-from pathlib import Path
 
 from memdb.care.generations import new_identity, write_generation
 from memdb.care.verify import INDEX, verify
@@ -15,6 +14,7 @@ from memdb.protocols import Progress, no_progress
 from memdb.storage.durable import sync
 from memdb.storage.folder import exists, new_database, new_generation, sole_writer
 from memdb.storage.store import Store
+from memdb.types import arguments
 
 
 def backup(
@@ -39,9 +39,11 @@ def backup(
     Raises:
         DatabaseExistsError, StorageError: `to` is not free, or the disk is full; nothing is left.
     """
-    store = Store(Path(path), read_only=True)
+    target = arguments.path(to, "the copy's path")
+    arguments.function(progress, "progress")
+    store = Store(arguments.path(path, "the database's path"), read_only=True)
     try:
-        with new_database(Path(to)) as generation, store.read() as transaction:
+        with new_database(target) as generation, store.read() as transaction:
             progress("copying", 0, 0)
             with suppress(FileNotFoundError):  # first, so that it is of no later state
                 shutil.copyfile(transaction.generation / FILE, generation / FILE)
@@ -75,9 +77,10 @@ def restore(
         NotADatabaseError: `source` is none.
         StorageError: the backup is damaged, or the disk is full; nothing was changed.
     """
-    folder = Path(path)
-    require_whole(source, progress)
-    store = Store(Path(source), read_only=True)
+    folder = arguments.path(path, "the database's path")
+    backed_up = arguments.path(source, "the backup's path")
+    require_whole(backed_up, progress)
+    store = Store(backed_up, read_only=True)
     try:
         with ExitStack() as stack:
             if exists(folder):

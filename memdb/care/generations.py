@@ -21,6 +21,7 @@ from memdb.storage.record_layout import FORMAT_VERSION, POSTINGS, REFERENCES, SE
 from memdb.storage.store import Store
 from memdb.storage.transaction import Transaction
 from memdb.storage.usage import read_usage, write_usage
+from memdb.types import arguments
 
 
 def compact(path: str | os.PathLike[str], *, progress: Progress = no_progress) -> tuple[int, int]:
@@ -40,7 +41,8 @@ def compact(path: str | os.PathLike[str], *, progress: Progress = no_progress) -
         StorageError: the disk is full; the database is as it was.
         BusyError: another writer is not done in half a minute.
     """
-    folder = Path(path)
+    folder = arguments.path(path, "the database's path")
+    arguments.function(progress, "progress")
     store = Store(folder)  # refuses what is no database of this release
     try:
         with sole_writer(folder) as generation:
@@ -68,7 +70,8 @@ def migrate(path: str | os.PathLike[str], *, progress: Progress = no_progress) -
         StorageError: the disk is full; the database is as it was.
         BusyError: it is open, here or in a process of an older release; nothing was looked at.
     """
-    folder = Path(path)
+    folder = arguments.path(path, "the database's path")
+    arguments.function(progress, "progress")
     if is_open(current_generation(folder)):
         raise BusyError(
             f"'{folder}' is open in this process, so it is up to date already. Close it first if "

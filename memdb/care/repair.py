@@ -37,6 +37,7 @@ from memdb.storage.record_layout import (
 from memdb.storage.store import Store
 from memdb.storage.transaction import Transaction
 from memdb.storage.usage import FILE as USAGE
+from memdb.types import arguments
 from memdb.types.checks import check_id, content_hash_of, text_hash
 
 _OF_REFERENCES = (REFERENCES, EMBEDDINGS, MEMORIES)
@@ -101,7 +102,13 @@ def repair(
         StorageError: the disk refuses, also what is to be put aside; nothing was taken out.
         MemoryError: there is not enough; nothing was changed.
     """
-    folder = Path(path)
+    folder = arguments.path(path, "the database's path")
+    arguments.function(progress, "progress")
+    drop = arguments.flag(drop, "drop")
+    if embedder is not None:
+        arguments.function(embedder, "embedder")
+    if aside is not None:
+        aside = arguments.path(aside, "aside")
     report = Repair()
     with opening(folder):
         pass

@@ -11,15 +11,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from memdb.care.recode import recode
 from memdb.codecs import codec_named
 from memdb.errors import MismatchError
-from memdb.ingest.chunking import Chunker
+from memdb.ingest.chunking import Chunker, text_tokenizer
 from memdb.ingest.recording import embedded, put
-from memdb.memories.attached import Attached
+from memdb.memories.attached import Attached, require_part
 from memdb.memories.cache import MemoryCache
 from memdb.memories.codec_choice import CodecChoice
 from memdb.memories.memory_store import MemoryStore
@@ -27,7 +26,9 @@ from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
 from memdb.storage.record_layout import CALIBRATION, DOCUMENTS, DocumentEntry
 from memdb.storage.store import Store
 from memdb.storage.transaction import Transaction
+from memdb.types import arguments
 from memdb.types.document import Document
+from memdb.types.shape import MemoryShape
 
 PENDING = "rewriting"  # the setting that says how far a rewrite came
 _BATCH = 8  # documents between two commits
@@ -73,7 +74,15 @@ def rewrite(
         NotADatabaseError: there is none.
         MismatchError: documents have to be cut anew, and there is no embedder.
     """
-    store = Store(Path(path))
+    arguments.function(progress, "progress")
+    require_part(writer, MemoryWriter)
+    text_tokenizer(writer.tokenizer)  # loads, or is refused
+    arguments.a(MemoryShape, writer.shape, "the writer's shape")
+    if embedder is not None:
+        require_part(embedder, Embedder, or_maker=True)
+    if codec is not None:
+        codec_named(codec)
+    store = Store(arguments.path(path, "the database's path"))
     try:
         return _Rewriting(store, writer, embedder, codec, progress).run()
     finally:

@@ -49,6 +49,7 @@ from memdb.storage.record_layout import (
 )
 from memdb.storage.store import Store
 from memdb.storage.transaction import Transaction
+from memdb.types import arguments
 from memdb.types.checks import check_id, content_hash_of, text_hash
 from memdb.types.memory import to_float32
 from memdb.types.shape import MemoryShape
@@ -100,7 +101,8 @@ def verify(path: str | os.PathLike[str], *, progress: Progress = no_progress) ->
         FormatError: a format version that this release does not read.
         BusyError: a writer is not done in half a minute.
     """
-    folder = Path(path)
+    folder = arguments.path(path, "the database's path")
+    arguments.function(progress, "progress")
     progress("walking pages", 0, 0)
     problems = _pages(folder)
     if problems:

@@ -18,6 +18,7 @@ from memdb.care.verify import Problem
 from memdb.care.verify import verify as verify_one
 from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
 from memdb.storage.namespaces import namespace_folder, namespace_names, remove_namespace
+from memdb.types import arguments
 
 
 def verify(path: str | os.PathLike[str], *, progress: Progress = no_progress) -> list[Problem]:
@@ -171,7 +172,9 @@ def restore(
         NotADatabaseError: `source` is none.
         StorageError: the backup is damaged, or the disk is full; nothing was changed.
     """
-    target = Path(path)
+    target = arguments.path(path, "the database's path")
+    source = arguments.path(source, "the backup's path")
+    arguments.function(progress, "progress")
     kept = dict(_namespaces(source))
     for folder in kept.values():
         copies.require_whole(folder, progress)

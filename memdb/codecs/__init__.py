@@ -38,9 +38,9 @@ CODEC_NAMES = (*CODECS, *FAMILIES)
 
 def codec_named(name: str) -> Codec | Family:
     """The codec or family of that name, or `InvalidInputError` with the names there are."""
-    if name in CODECS:
+    if isinstance(name, str) and name in CODECS:
         return CODECS[name]
-    if name in FAMILIES:
+    if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name]
     raise InvalidInputError(f"no codec is called {name!r}; there are: {', '.join(CODEC_NAMES)}")
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from memdb.errors import CorruptRecordError, InvalidInputError
-from memdb.filters.language import OTHER, index_key
+from memdb.errors import CorruptRecordError
+from memdb.filters.order import OTHER, index_key
 from memdb.filters.postings import Postings, check_key_name
 from memdb.protocols import Progress
 from memdb.storage.record_layout import DOCUMENTS, POSTINGS
 from memdb.storage.store import Store
 from memdb.storage.transaction import Transaction
+from memdb.types.arguments import some
 
 _TOLD_EVERY = 1000  # documents
 
 
 def checked_keys(names: Sequence[str]) -> tuple[str, ...]:
     """The names, each once; `InvalidInputError` if one cannot be indexed."""
-    if isinstance(names, str):
-        raise InvalidInputError(f"keys are a list of names, got the text {names!r:.60}")
+    names = list(some(names, "keys", "names"))
     for name in names:
         check_key_name(name)
     return tuple(dict.fromkeys(names))
@@ -38,6 +38,18 @@ def declare_keys(store: Store, names: tuple[str, ...], progress: Progress) -> No
         if new:
             transaction.put_setting("index", {**index, "keys": index["keys"] + new})
             _index_all(transaction, new, progress)
+
+
+def undeclare_keys(store: Store, names: tuple[str, ...]) -> None:
+    """See `MemDB.undeclare_keys`."""
+    with store.write() as transaction:
+        index = transaction.required_setting("index")
+        gone = [name for name in index["keys"] if name in names]
+        if gone:
+            left = [name for name in index["keys"] if name not in gone]
+            transaction.put_setting("index", {**index, "keys": left})
+            for name in gone:
+                Postings(transaction).drop(name)
 
 
 def reindex(transaction: Transaction, progress: Progress) -> None:

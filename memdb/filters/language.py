@@ -1,29 +1,59 @@
-"""Metadata filters: which documents a filter means, and where the metadata index holds them.
+"""Metadata filters: what they may say, and which documents they mean.
 
-A filter names metadata keys, and each key's condition must hold; a key that a document lacks
-matches nothing. A condition is a JSON value, which the metadata must equal, or an object of
-operators, all of which must hold:
+    filter     {member, ...}                             all must hold; {} means every document
+    member     path: value                               the same as path: {"$eq": value}
+               path: {operator: operand, ...}            all must hold
+               "$and": [filter, ...]                     all must hold
+               "$or": [filter, ...]                      one must hold
+               "$not": filter                            it must not hold
+    operator   "$eq": value     "$ne": value             is it, is it not
+               "$in": [value, ...]  "$nin": [...]        is one of them, is none of them
+               "$gt" "$gte" "$lt" "$lte": bound          a number or a string
+               "$exists": true or false                  whether the path leads to anything
 
-    {"lang": "en", "year": {"$gte": 1990, "$lt": 2000}, "kind": {"$in": ["fact", "rule"]}}
+    {"lang": "en", "year": {"$gte": 1990, "$lt": 2000}, "author.name": {"$in": ["Ann", "Bo"]}}
+    {"$or": [{"tags": "sea"}, {"$not": {"kind": "fact"}}]}
 
-Equality is JSON's: `true` is not 1, but 1 is 1.0. Ranges compare numbers with numbers and strings
-with strings, by code point; a value of another type is in no range. To compare with an object whose
-names all begin with `$`, write `{"$eq": object}`.
+A value is JSON. An object that has a name with `$` at its beginning is read as operators, and all
+its names must be; to compare with such an object, write `{"$eq": object}`. The names of members
+with `$` are the three above and no others. Filters are nested at most 32 deep.
+
+**Values.** Equality is JSON's: `true` is not 1, but 1 is 1.0, and `null` is a value like others.
+Ranges compare numbers with numbers and strings with strings, by code point; a value of another type
+is in no range.
+
+**Arrays.** An operator holds for an array if it holds for the array as a whole or for one of its
+elements: `{"tags": "sea"}` means `["sea", "salt"]`, and `{"tags": ["sea", "salt"]}` does, too. Each
+operator may have an element of its own. `$ne` and `$nin` hold if `$eq` and `$in` do not: no element
+is it.
+
+**What is not there.** `$eq`, `$in`, the ranges and `{"$exists": true}` do not hold for a path that
+leads nowhere; `$ne`, `$nin` and `{"$exists": false}` do. `$not` holds wherever its filter does not.
+
+**Paths.** A path is the name of a metadata key. If the metadata has no such key, a dot leads into
+an object: `author.name` is the key `name` of the object under `author`. A key that has dots itself
+comes first: of several names that begin the path, in the metadata or in an object within it, the
+longest counts. Where the path goes on and there is an array, it goes on in each of its elements
+that is an object; the member holds if it does for one of the values found (so `$ne`: if no value is
+equal). A key whose name begins with `$` cannot be asked for.
 """
 
 from __future__ import annotations
 
 import operator
-import struct
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from memdb.errors import InvalidInputError
+from memdb.filters import order
 from memdb.types.canonical import json_payload, read_json
 from memdb.types.checks import check_metadata
 
 Where = Mapping[str, Any]
+
+MAX_NESTED = 32  # filters within each other
 
 _ORDER: dict[str, Callable[[Any, Any], bool]] = {
     "$gt": operator.gt,
@@ -31,50 +61,94 @@ _ORDER: dict[str, Callable[[Any, Any], bool]] = {
     "$lt": operator.lt,
     "$lte": operator.le,
 }
-OPERATORS = ("$eq", "$in", *_ORDER)
-
-MAX_STRING = 400  # bytes of an indexed string, its zero bytes escaped; LMDB keys end at 511
-OTHER = b"\x7f"  # stands in the index for every value that has no key of its own
-_NULL, _FALSE, _TRUE, _NUMBER, _STRING, _END = (bytes([tag]) for tag in range(1, 7))
-_LONGEST = 1 + MAX_STRING + 2
-_EXACT = 2**53  # from here on float64 skips integers
-_FLOAT, _BITS = struct.Struct(">d"), struct.Struct(">Q")
+_NEGATED = {"$ne": "$eq", "$nin": "$in"}
+OPERATORS = ("$eq", "$ne", "$in", "$nin", *_ORDER, "$exists")
+COMBINERS = ("$and", "$or", "$not")
 
 
-@dataclass(frozen=True, eq=False)
-class Condition:
-    """What is asked of one metadata key.
+class Node(ABC):
+    """A part of a filter that holds for a document, or does not."""
+
+    @abstractmethod
+    def matches(self, metadata: Mapping[str, Any]) -> bool:
+        """Whether it holds for a document with this metadata."""
+
+
+@dataclass(frozen=True)
+class All(Node):
+    """All parts hold."""
+
+    parts: tuple[Node, ...]
+
+    def matches(self, metadata: Mapping[str, Any]) -> bool:
+        """See `Node`."""
+        return all(part.matches(metadata) for part in self.parts)
+
+
+@dataclass(frozen=True)
+class One(Node):
+    """One of the parts holds, or more."""
+
+    parts: tuple[Node, ...]
+
+    def matches(self, metadata: Mapping[str, Any]) -> bool:
+        """See `Node`."""
+        return any(part.matches(metadata) for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Not(Node):
+    """The part does not hold."""
+
+    part: Node
+
+    def matches(self, metadata: Mapping[str, Any]) -> bool:
+        """See `Node`."""
+        return not self.part.matches(metadata)
+
+
+@dataclass(frozen=True)
+class Exists(Node):
+    """A path leads to a value."""
+
+    path: str
+
+    def matches(self, metadata: Mapping[str, Any]) -> bool:
+        """See `Node`."""
+        return any(True for _ in values_at(metadata, self.path))
+
+
+@dataclass(frozen=True)
+class Condition(Node):
+    """All tests hold for the values that a path leads to.
 
     Attributes:
-        tests: (operator, operand) pairs; all must hold.
+        path: where the values are.
+        tests: (operator, operand) pairs, of `$eq`, `$in` and the ranges; at least one.
     """
 
+    path: str
     tests: tuple[tuple[str, Any], ...]
 
-    def matches(self, value: object) -> bool:
-        """Whether a JSON value fulfils all tests."""
-        return all(_holds(name, value, operand) for name, operand in self.tests)
+    def matches(self, metadata: Mapping[str, Any]) -> bool:
+        """See `Node`."""
+        found = [one for value in values_at(metadata, self.path) for one in _with_elements(value)]
+        return bool(found) and all(
+            any(_holds(name, value, operand) for value in found) for name, operand in self.tests
+        )
 
-    def ranges(self) -> list[tuple[bytes, bytes]]:
-        """Where the index holds what matches: (first key, key behind the last), ascending, without
-        overlap. A value with an `index_key` matches if and only if its key is in one of them."""
-        found = [(_NULL, _END)]
+    def ranges(self) -> list[order.Range]:
+        """Where the index holds the values that match, ascending, without overlap. A value with an
+        `index_key` matches if and only if its key is in one of them."""
+        found = [order.EVERY]
         for name, operand in self.tests:
             found = [
                 (low, high)
                 for one in found
-                for other in _ranges(name, operand)
+                for other in order.ranges(name, operand)
                 if (low := max(one[0], other[0])) < (high := min(one[1], other[1]))
             ]
         return found
-
-    def reaches_other(self) -> bool:
-        """Whether a value without an `index_key` may match; False is certain."""
-        return not any(
-            (name == "$eq" and _only_indexed(operand))
-            or (name == "$in" and all(map(_only_indexed, operand)))
-            for name, operand in self.tests
-        )
 
 
 @dataclass(frozen=True)
@@ -83,18 +157,20 @@ class Filter:
 
     Attributes:
         key: canonical JSON of the filter.
-        conditions: what is asked, by metadata key.
+        root: what it asks.
     """
 
     key: bytes
-    conditions: Mapping[str, Condition] = field(compare=False)
+    root: Node = field(compare=False)
 
     def matches(self, metadata: Mapping[str, Any]) -> bool:
         """Whether a document with this metadata is meant."""
-        return all(
-            name in metadata and condition.matches(metadata[name])
-            for name, condition in self.conditions.items()
-        )
+        return self.root.matches(metadata)
+
+    @property
+    def means_all(self) -> bool:
+        """Whether it asks nothing."""
+        return self.root == All(())
 
 
 def parse(where: Where) -> Filter:
@@ -103,61 +179,107 @@ def parse(where: Where) -> Filter:
     Raises:
         InvalidInputError: saying which key's condition is wrong, and what would be right.
     """
-    if not isinstance(where, Mapping):
-        raise InvalidInputError(f"a filter must be an object, got {type(where).__name__}")
-    conditions = {name: _condition(name, wanted) for name, wanted in where.items()}
-    return Filter(json_payload(dict(where)), conditions)
+    root = _filter(where, "a filter", MAX_NESTED)
+    return Filter(json_payload(_plain(where)), root)
 
 
-def index_key(value: object) -> bytes | None:
-    """Bytes in the order of the values, the same for equal values, none a prefix of another's.
-
-    null, false, true, numbers and strings come in this order. None for what the index keeps
-    together as `OTHER`: integers beyond ±2**53, strings of more than 400 bytes, arrays, objects.
-
-    Args:
-        value: JSON, as metadata may hold it.
-    """
-    if value is None:
-        return _NULL
-    if isinstance(value, bool):
-        return _TRUE if value else _FALSE
-    if isinstance(value, float) or (isinstance(value, int) and abs(value) <= _EXACT):
-        return _number_key(float(value))
-    if isinstance(value, str) and len(key := _string_key(value)) <= _LONGEST:
-        return key
-    return None
+def values_at(metadata: Mapping[str, Any], path: str) -> Iterator[Any]:
+    """What a path leads to; more than one value only through an array."""
+    if path in metadata:
+        yield metadata[path]
+        return
+    at = path.rfind(".")
+    while at >= 0:
+        if path[:at] in metadata:
+            inner = metadata[path[:at]]
+            for one in inner if isinstance(inner, (list, tuple)) else (inner,):
+                if isinstance(one, Mapping):
+                    yield from values_at(one, path[at + 1 :])
+            return
+        at = path.rfind(".", 0, at)
 
 
 # --- reading a filter -----------------------------------------------------------------------------
 
 
-def _condition(name: object, wanted: object) -> Condition:
+def _filter(given: object, what: str, depth: int) -> Node:
+    if not isinstance(given, Mapping):
+        raise InvalidInputError(f"{what} must be an object, got {type(given).__name__}")
+    if depth == 0:
+        raise InvalidInputError(f"a filter is nested more than {MAX_NESTED} deep")
+    parts = [part for name, wanted in given.items() for part in _member(name, wanted, depth)]
+    return parts[0] if len(parts) == 1 else All(tuple(parts))
+
+
+def _member(name: object, wanted: object, depth: int) -> list[Node]:
     if not isinstance(name, str):
         raise InvalidInputError(f"a filter names metadata keys, which are strings, not {name!r}")
-    if not isinstance(wanted, dict) or not wanted or not all(map(_is_operator, wanted)):
-        return Condition((("$eq", _json(name, wanted)),))
-    return Condition(tuple((test, _operand(name, test, wanted[test])) for test in wanted))
+    if name == "$not":
+        return [Not(_filter(wanted, "what '$not' takes", depth - 1))]
+    if name in COMBINERS:
+        if not isinstance(wanted, (list, tuple)) or not wanted:
+            raise InvalidInputError(
+                f"{name!r} takes an array of at least one filter, got {wanted!r:.60}"
+            )
+        parts = tuple(_filter(one, f"each part of {name!r}", depth - 1) for one in wanted)
+        return [All(parts) if name == "$and" else One(parts)]
+    if name in OPERATORS:
+        raise InvalidInputError(
+            f"{name!r} stands in the condition of a metadata key: {{'key': {{{name!r}: ...}}}}"
+        )
+    if _is_operator(name):
+        raise InvalidInputError(
+            f"a filter has an unknown operator {name!r}; beside metadata keys there are "
+            f"{', '.join(COMBINERS)}"
+        )
+    _json(name, name)
+    if not isinstance(wanted, Mapping) or not any(map(_is_operator, wanted)):
+        return [Condition(name, (("$eq", _json(name, wanted)),))]
+    return _tests(name, wanted)
+
+
+def _tests(name: str, wanted: Mapping[Any, object]) -> list[Node]:
+    """The condition of a path, as operators."""
+    tests: list[tuple[str, Any]] = []
+    parts: list[Node] = []
+    for test, given in wanted.items():
+        operand = _operand(name, test, given)
+        if test == "$exists":
+            parts.append(Exists(name) if operand else Not(Exists(name)))
+        elif test in _NEGATED:
+            parts.append(Not(Condition(name, ((_NEGATED[test], operand),))))
+        else:
+            tests.append((test, operand))
+    return [*([Condition(name, tuple(tests))] if tests else []), *parts]
 
 
 def _is_operator(name: object) -> bool:
     return isinstance(name, str) and name.startswith("$")
 
 
-def _operand(name: str, test: str, given: object) -> Any:
+def _operand(name: str, test: object, given: object) -> Any:
+    if test in COMBINERS:
+        raise InvalidInputError(
+            f"the filter on {name!r}: {test!r} stands before whole filters: "
+            + (f"{{{test!r}: {{{name!r}: ...}}}}" if test == "$not" else f"{{{test!r}: [...]}}")
+        )
     if test not in OPERATORS:
         raise InvalidInputError(
             f"the filter on {name!r} has an unknown operator {test!r}; there are "
             f"{', '.join(OPERATORS)}. To compare with this object, write {{'$eq': ...}} around it"
         )
     operand = _json(name, given)
-    if test == "$in" and not isinstance(operand, list):
+    if test in ("$in", "$nin") and not isinstance(operand, list):
         raise InvalidInputError(
-            f"the filter on {name!r}: '$in' takes an array of values, got {operand!r:.60}"
+            f"the filter on {name!r}: {test!r} takes an array of values, got {operand!r:.60}"
         )
     if test in _ORDER and not (_is_number(operand) or isinstance(operand, str)):
         raise InvalidInputError(
             f"the filter on {name!r}: {test!r} takes a number or a string, got {operand!r:.60}"
+        )
+    if test == "$exists" and not isinstance(operand, bool):
+        raise InvalidInputError(
+            f"the filter on {name!r}: '$exists' takes true or false, got {operand!r:.60}"
         )
     return operand
 
@@ -166,14 +288,29 @@ def _json(name: str, given: object) -> Any:
     """A copy, as it would come back from metadata."""
     try:
         check_metadata({name: given})
-    except InvalidInputError as error:
+        return read_json(json_payload(_plain(given)))
+    except (InvalidInputError, UnicodeEncodeError) as error:
         raise InvalidInputError(
             f"the filter on {name!r} compares with what no metadata can hold: {error}"
         ) from error
-    return read_json(json_payload(given))
+
+
+def _plain(given: object) -> Any:
+    """The same with every object a dict, as the encoder wants them; what it holds was checked."""
+    if isinstance(given, Mapping):
+        return {name: _plain(value) for name, value in given.items()}
+    if isinstance(given, (list, tuple)):
+        return [_plain(value) for value in given]
+    return given
 
 
 # --- matching -------------------------------------------------------------------------------------
+
+
+def _with_elements(value: Any) -> Iterator[Any]:
+    yield value
+    if isinstance(value, (list, tuple)):
+        yield from value
 
 
 def _holds(name: str, value: object, operand: Any) -> bool:
@@ -198,67 +335,3 @@ def _same(one: object, other: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-# --- finding in the index -------------------------------------------------------------------------
-
-
-def _ranges(name: str, operand: Any) -> list[tuple[bytes, bytes]]:
-    if name == "$in":
-        return sorted({_cuts(item) for item in operand})
-    below, above = _cuts(operand)
-    if name == "$eq":
-        return [(below, above)]
-    start, end = (_STRING, _END) if isinstance(operand, str) else (_NUMBER, _STRING)
-    return [
-        {"$gt": (above, end), "$gte": (below, end), "$lt": (start, below), "$lte": (start, above)}[
-            name
-        ]
-    ]
-
-
-def _cuts(value: object) -> tuple[bytes, bytes]:
-    """Two bounds that need not be keys: of the indexed values of its type, those less than `value`
-    lie below the first, those greater from the second on, and its equal, if any, between them."""
-    if isinstance(value, str):
-        key = _string_key(value)
-        if len(key) > _LONGEST:
-            # One byte more than any key has orders them all, and LMDB does not take them longer.
-            return key[: _LONGEST + 1], key[: _LONGEST + 1]
-        return key, _next(key)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return _integer_cuts(value)
-    found = index_key(value)
-    return (b"", b"") if found is None else (found, _next(found))
-
-
-def _integer_cuts(value: int) -> tuple[bytes, bytes]:
-    """The cuts of any integer: the nearest float64 may be greater, less, or out of reach."""
-    try:
-        nearest = float(value)
-    except OverflowError:
-        return (_NUMBER, _NUMBER) if value < 0 else (_STRING, _STRING)
-    key = _number_key(nearest)
-    return key if nearest >= value else _next(key), key if nearest > value else _next(key)
-
-
-def _only_indexed(operand: object) -> bool:
-    """Whether everything that equals it has an index key: 2.0**60 has one, 2**60 has none."""
-    huge = isinstance(operand, float) and abs(operand) > _EXACT
-    return index_key(operand) is not None and not huge
-
-
-def _number_key(number: float) -> bytes:
-    (bits,) = _BITS.unpack(_FLOAT.pack(number + 0.0))  # -0.0 + 0.0 is 0.0
-    # IEEE 754 orders as sign and magnitude: turn the negative ones round, put the others above.
-    return _NUMBER + _BITS.pack(bits ^ (0xFFFFFFFFFFFFFFFF if bits >> 63 else 1 << 63))
-
-
-def _string_key(text: str) -> bytes:
-    # With a single zero at its end, the key of "a" would begin that of "a\0".
-    return _STRING + text.encode().replace(b"\0", b"\0\xff") + b"\0\0"
-
-
-def _next(key: bytes) -> bytes:
-    """The first bytes behind all that begin with `key`, of the same length."""
-    return (int.from_bytes(key) + 1).to_bytes(len(key))

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from memdb.filters.declared import declared_keys
 from memdb.filters.language import Filter
+from memdb.filters.planning import ASK, NO, YES, Known, known
 from memdb.filters.postings import Postings
-from memdb.storage.record_layout import DOCUMENTS, DocumentEntry
+from memdb.storage.record_layout import DOCUMENTS, REFERENCES, DocumentEntry
 from memdb.storage.transaction import Transaction
 
 Ids = NDArray[np.int64]
@@ -28,10 +29,36 @@ _MANY = 8  # a scan is quicker than to read the metadata of every 8th document
 def matching(transaction: Transaction, where: Filter) -> Ids:
     """Ids of the references whose documents a filter means, (n,) ascending.
 
-    Where all its keys are indexed the postings tell; where one is, they leave few documents whose
-    metadata has to be read; where none is, all metadata is.
+    What the index of declared metadata keys tells is not read again; where it leaves most documents
+    open, all metadata is read.
     """
     return Matcher()(transaction, where)
+
+
+def matching_documents(
+    transaction: Transaction, where: Filter, after: str = ""
+) -> Iterator[tuple[str, DocumentEntry]]:
+    """The documents that a filter means, in the order of their ids' bytes, those behind `after`;
+    of others than these no text and, where the index tells, no metadata is read."""
+    told = known(where, Postings(transaction), declared_keys(transaction))
+    if told.rest != NO:
+        for name, entry in transaction.documents(after):
+            if where.matches(transaction.metadata(name, entry.version)):
+                yield name, entry
+        return
+    answers = {transaction.owner(number): answer for number, answer in _pairs(told)}
+    for name in sorted(answers, key=str.encode):
+        if name.encode() <= after.encode():
+            continue
+        found = transaction.document(name)
+        if found is not None and (
+            answers[name] == YES or where.matches(transaction.metadata(name, found.version))
+        ):
+            yield name, found
+
+
+def _pairs(told: Known) -> Iterator[tuple[int, int]]:
+    return zip(told.ids.tolist(), told.answers.tolist(), strict=True)
 
 
 @dataclass(frozen=True)
@@ -77,14 +104,20 @@ class Matcher:
         return found
 
     def _found(self, transaction: Transaction, where: Filter) -> Ids:
-        candidates, certain = _candidates(transaction, where)
-        if candidates is None:
+        told = known(where, Postings(transaction), declared_keys(transaction))
+        if told.rest == ASK:
             return self._scan(transaction, where)
-        if certain:
-            return candidates
-        if len(candidates) * _MANY > transaction.count(DOCUMENTS):
-            return np.intersect1d(candidates, self._scan(transaction, where), assume_unique=True)
-        return _checked(transaction, where, candidates)
+        sure, asked = told.of(YES), told.of(ASK)
+        if told.rest == YES:
+            every = transaction.numbers(REFERENCES)
+            sure = np.setdiff1d(every, told.ids, assume_unique=True)
+        if not len(asked):
+            return sure
+        if len(asked) * _MANY > transaction.count(DOCUMENTS):
+            meant = np.intersect1d(asked, self._scan(transaction, where), assume_unique=True)
+        else:
+            meant = _checked(transaction, where, asked)
+        return np.union1d(sure, meant)
 
     def _scan(self, transaction: Transaction, where: Filter) -> Ids:
         place = transaction.state[0], where.key
@@ -124,49 +157,14 @@ class Matcher:
         return seals
 
 
-def _candidates(transaction: Transaction, where: Filter) -> tuple[Ids | None, bool]:
-    """The references that a filter may mean, as far as postings tell, and whether it means them
-    all; None: no postings tell."""
-    found: Ids | None = None
-    certain = True
-    indexed = declared_keys(transaction)
-    postings = Postings(transaction)
-    for name, condition in where.conditions.items():
-        if name not in indexed:
-            certain = False
-            continue
-        sure, unsure = postings.candidates(name, condition)
-        certain = certain and not len(unsure)
-        both = np.union1d(sure, unsure) if len(unsure) else sure
-        found = both if found is None else np.intersect1d(found, both, assume_unique=True)
-    return found, certain
-
-
-def matching_documents(
-    transaction: Transaction, where: Filter, after: str = ""
-) -> Iterator[tuple[str, DocumentEntry]]:
-    """The documents that a filter means, in the order of their ids' bytes, those behind `after`;
-    where one of its keys is indexed, of no others is anything read."""
-    if not where.conditions.keys() & set(declared_keys(transaction)):
-        for name, entry in transaction.documents(after):
-            if where.matches(transaction.metadata(name, entry.version)):
-                yield name, entry
-        return
-    names = {transaction.owner(number) for number in matching(transaction, where).tolist()}
-    for name in sorted(names, key=str.encode):
-        found = transaction.document(name) if name.encode() > after.encode() else None
-        if found is not None:
-            yield name, found
-
-
 def _checked(transaction: Transaction, where: Filter, candidates: Ids) -> Ids:
-    known: dict[str, bool] = {}
+    meant: dict[str, bool] = {}
     kept = []
     for number in candidates.tolist():
         name = transaction.owner(number)
-        if name not in known:
-            known[name] = where.matches(transaction.metadata(name))
-        if known[name]:
+        if name not in meant:
+            meant[name] = where.matches(transaction.metadata(name))
+        if meant[name]:
             kept.append(number)
     return np.array(kept, np.int64)
 

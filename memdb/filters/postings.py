@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memdb.errors import CorruptRecordError, InvalidInputError
-from memdb.filters.language import OTHER, Condition, index_key
+from memdb.filters.order import OTHER, Range, index_key
 from memdb.storage.record_layout import POSTINGS, readable, unseal
 from memdb.storage.transaction import Transaction
 
@@ -95,28 +95,16 @@ class Postings:
         for key in [key for key, _ in blocks]:
             self._transaction.delete_record(POSTINGS, key)
 
-    def candidates(
-        self, name: str, condition: Condition
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The references that a condition on an indexed metadata key may mean.
+    def within(self, name: str, ranges: Sequence[Range]) -> NDArray[np.int64]:
+        """The references whose value under a metadata key lies in one of these ranges, ascending.
 
-        Returns:
-            Two ascending arrays of ids: those that match, and those whose value is not in the index
-            and must be read to know.
+        Args:
+            name: the metadata key; it is indexed.
+            ranges: ascending, without overlap (`memdb.filters.order`).
         """
         head = _head(name)
-        sure = [
-            ids
-            for low, high in condition.ranges()
-            for _, ids in self._blocks(head + low, head + high)
-        ]
-        others = OTHER, bytes([OTHER[0] + 1])
-        unsure = [
-            ids
-            for low, high in ([others] if condition.reaches_other() else [])
-            for _, ids in self._blocks(head + low, head + high)
-        ]
-        return _sorted(sure), _sorted(unsure)
+        found = [ids for low, high in ranges for _, ids in self._blocks(head + low, head + high)]
+        return _sorted(found)
 
     def count(self) -> int:
         """Blocks of the table."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from memdb.errors import InvalidInputError
 from memdb.storage.record_layout import checked_setting
 from memdb.storage.transaction import Transaction
+from memdb.types.arguments import number
 
 #: `auto`: by size and measured recall; `exact`: all vectors are compared; `ivf`: always a file.
 IndexKind = Literal["auto", "exact", "ivf"]
@@ -33,12 +34,12 @@ class IndexPolicy:
     keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in ("auto", "exact", "ivf"):
+        if not isinstance(self.kind, str) or self.kind not in ("auto", "exact", "ivf"):
             raise InvalidInputError(
-                f"the kind of index is {self.kind!r}; there are 'auto', 'exact' and 'ivf'"
+                f"the kind of index is {self.kind!r:.60}; there are 'auto', 'exact' and 'ivf'"
             )
-        if not 0 < self.recall <= 1:
-            raise InvalidInputError(f"an index's recall is more than 0, at most 1: {self.recall}")
+        recall = number(self.recall, "an index's recall", above=0, most=1)
+        object.__setattr__(self, "recall", recall)  # as JSON has it
 
     @classmethod
     def of(cls, transaction: Transaction) -> IndexPolicy:

@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from memdb.errors import InvalidInputError, MissingPartError
+from memdb.types import arguments
 from memdb.types.canonical import read_json
+from memdb.types.checks import check_text
 from memdb.types.shown import shown
 
 # What ends a sentence: a stop with closing quotes and white space behind it, a full-width stop, an
@@ -50,6 +53,7 @@ def text_tokenizer(tokenizer: str) -> Tokenizer:
     Raises:
         InvalidInputError: it does not load.
     """
+    arguments.a(str, tokenizer, "tokenizer")
     try:
         parts = read_json(tokenizer.encode())
         if not isinstance(parts, dict):
@@ -74,7 +78,9 @@ class Chunker:
     """
 
     def __init__(self, tokenizer: str | None, max_tokens: int) -> None:
-        self.max_tokens = max_tokens
+        self.max_tokens = arguments.whole_number(max_tokens, "max_tokens", 1)
+        if tokenizer is not None:
+            arguments.a(str, tokenizer, "tokenizer")
         self._source = tokenizer
 
     def may_have(self, piece: Piece) -> bool:
@@ -94,6 +100,7 @@ class Chunker:
 
     def count(self, text: str) -> int:
         """Tokens of a text, 0 without a tokenizer."""
+        arguments.a(str, text, "text")
         if self._tokenizer is None:
             return 0
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
@@ -105,17 +112,23 @@ class Chunker:
                 "this database has no tokenizer to decode token ids with; query by text or by "
                 "embedding"
             )
-        outside = next((token for token in tokens if not 0 <= token < 1 << 32), None)
-        if outside is not None:
-            raise InvalidInputError(f"{outside} is no token id")
-        return str(self._decoder.decode(list(tokens), skip_special_tokens=True))
+        numbers = list(arguments.some(tokens, "tokens", "token ids"))
+        for token in numbers:
+            whole = isinstance(token, (int, np.integer)) and not isinstance(token, bool)
+            if not whole or not 0 <= token < 1 << 32:
+                raise InvalidInputError(f"{token!r:.60} is no token id")
+        return str(self._decoder.decode(list(map(int, numbers)), skip_special_tokens=True))
 
     def split(self, text: str) -> list[Piece]:
         """The pieces of a text that is not blank, in order.
 
         Each is as long as it may be: it ends at the last sentence end within `max_tokens`, else at
         the last white space, else between two tokens.
+
+        Raises:
+            InvalidInputError: the text is blank, or none.
         """
+        check_text(text)
         if self._tokenizer is None:
             return [Piece(text, 0)]
         encoding = self._tokenizer.encode(text, add_special_tokens=False)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from memdb.errors import CorpusError, InvalidInputError
+from memdb.types import arguments
 from memdb.types.checks import checked, content_hash
 from memdb.types.document import Document
 
 _FIELDS = ("id", "text", "metadata")
 
 
-def read_corpus(path: Path, name: str | None = None) -> Iterator[tuple[int, str, Document]]:
+def read_corpus(
+    path: str | os.PathLike[str], name: str | None = None
+) -> Iterator[tuple[int, str, Document]]:
     """Line number, id and document of every line; blank lines are passed over.
 
     A line without an id whose text another such line has is the same document and comes once.
@@ -26,7 +29,8 @@ def read_corpus(path: Path, name: str | None = None) -> Iterator[tuple[int, str,
     Raises:
         CorpusError: at the first line that is wrong, naming it.
     """
-    name = name or str(path)
+    path = arguments.path(path, "the corpus")
+    name = str(path) if name is None else arguments.a(str, name, "name")
     seen: dict[str, tuple[int, bytes]] = {}
     try:
         with path.open("rb") as file:
@@ -62,6 +66,7 @@ def json_object(line: bytes, like: str) -> dict[str, Any]:
     Raises:
         InvalidInputError: saying what is wrong, not where.
     """
+    arguments.a(bytes, line, "a line")
     try:
         fields = json.loads(line.decode())
     except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ from memdb.ingest.recording import Prepared, prepared, unit_vectors
 from memdb.memories.attached import Attached
 from memdb.memories.memory_store import MemoryStore
 from memdb.protocols import Progress, no_progress
+from memdb.types import arguments
 from memdb.types.document import Document
 from memdb.types.memory import ExplicitMemory
 
@@ -56,6 +57,8 @@ class Preparer:
             memories: one for each of them.
             progress: told of the work.
         """
+        cold = arguments.flag(cold, "cold")
+        arguments.function(progress, "progress")
         pieces = [self._chunker.split(document.text) for _, document in named]
         texts = [piece.text.strip() for parts in pieces for piece in parts]
         vectors = self._vectors(texts, embeddings, progress)

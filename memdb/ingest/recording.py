@@ -201,9 +201,19 @@ def unit_vectors(vectors: NDArray[np.float32], count: int, dimension: int) -> ND
     """The vectors scaled to length 1, (count, dimension) float32.
 
     Raises:
-        InvalidInputError: another shape, or a vector that is zero or not finite.
+        InvalidInputError: another shape, no real numbers, or a vector that is zero or not finite
+            (in float32).
     """
-    vectors = np.asarray(vectors, np.float32)
+    try:
+        given = np.asarray(vectors)
+    except ValueError as error:
+        raise InvalidInputError(f"embeddings are not rows of numbers: {error}") from error
+    if given.dtype.kind not in "fiu" and given.size:
+        raise InvalidInputError(
+            f"embeddings must be real numbers, got {given.dtype} of shape {given.shape}"
+        )
+    with np.errstate(over="ignore"):  # it is told below
+        vectors = given.astype(np.float32, copy=False)
     if vectors.shape != (count, dimension):
         raise InvalidInputError(
             f"embeddings must have shape ({count}, {dimension}), one row for each reference "

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from memdb.errors import MismatchError, MissingPartError
+from memdb.errors import InvalidInputError, MismatchError, MissingPartError
 from memdb.protocols import Embedder, MemoryWriter
 from memdb.types.shape import MemoryShape
 
@@ -41,6 +41,9 @@ class Attached:
         self._checked_embedder: Embedder | None = None
         self._checked_writer: MemoryWriter | None = None
         self._guard = threading.Lock()
+        for part, protocol in ((embedder, Embedder), (writer, MemoryWriter)):
+            if part is not None and not _is_made(part, protocol):
+                require_part(part, protocol, or_maker=True)
         if _is_made(embedder, Embedder):
             self.embedder()
         if _is_made(writer, MemoryWriter):
@@ -66,6 +69,7 @@ class Attached:
                     )
                 made = _is_made(self._embedder, Embedder)
                 embedder: Embedder = self._embedder if made else self._embedder()
+                require_part(embedder, Embedder)
                 self._check_embedder(embedder)
                 self._checked_embedder = embedder
             return self._checked_embedder
@@ -81,6 +85,7 @@ class Attached:
                     )
                 made = _is_made(self._writer, MemoryWriter)
                 writer: MemoryWriter = self._writer if made else self._writer()
+                require_part(writer, MemoryWriter)
                 self._shape.require_equal(writer.shape, f"the model '{writer.name}'")
                 self._checked_writer = writer
             return self._checked_writer
@@ -97,6 +102,18 @@ class Attached:
                 f"{recorded['dimension']}). Its vectors cannot be compared with those stored; open "
                 "the database with the embedder that it records, or make a new one."
             )
+
+
+def require_part(part: object, protocol: type, *, or_maker: bool = False) -> None:
+    """Raise `InvalidInputError` unless this has what a protocol says, or may make what has."""
+    if _is_made(part, protocol) or (or_maker and callable(part)):
+        return
+    due = [name for name in vars(protocol) if not name.startswith("_")]
+    raise InvalidInputError(
+        f"this is no {protocol.__name__}, which has {', '.join(due)}"
+        + (", nor a function that makes one" if or_maker else "")
+        + f": {part!r:.60}"
+    )
 
 
 def _is_made(part: object, protocol: type) -> bool:

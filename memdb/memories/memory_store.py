@@ -16,6 +16,7 @@ from memdb.protocols import Progress
 from memdb.storage.record_layout import MEMORIES, SETTINGS, DocumentEntry, integer_key, seal, unseal
 from memdb.storage.store import Store
 from memdb.storage.transaction import Transaction, decoded
+from memdb.types import arguments
 from memdb.types.canonical import json_payload, read_json
 from memdb.types.document import Reference
 from memdb.types.memory import ExplicitMemory
@@ -130,7 +131,7 @@ class MemoryStore:
         self.cache = cache
         self._store = store
         self._attached = attached
-        self._shape = shape
+        self.shape = self._shape = shape
         self._shape_as_stored = json_payload(shape.to_json())
         self._fingerprint = shape.fingerprint.to_bytes(8, "little")
 
@@ -153,11 +154,14 @@ class MemoryStore:
 
     def encode(self, memories: Sequence[ExplicitMemory], count: int) -> list[bytes]:
         """The memories of one document's references, of which there must be `count`, as stored."""
+        memories = list(arguments.some(memories, "memories", "ExplicitMemory"))
         if len(memories) != count:
             raise InvalidInputError(
                 f"{len(memories)} memories for a text of {count} references: pass one for each; "
                 "`split` shows them"
             )
+        for memory in memories:
+            arguments.a(ExplicitMemory, memory, "each of the memories")
         batch = MemoryBatch.of(memories, self._shape)
         # None would stand for a cold one, and there is none among them.
         return cast(list[bytes], encode_batch(batch, self._shape, self.codec_choice.codec))
@@ -169,6 +173,10 @@ class MemoryStore:
         come as stored are checked."""
         if memories is None:
             return [None] * count
+        if isinstance(memories, MemoryBatch):
+            memories.require_arrays()
+        else:
+            memories = list(arguments.some(memories, "memories", "ExplicitMemory, bytes or None"))
         if len(memories) != count:
             raise InvalidInputError(
                 f"{len(memories)} memories for {count} references: pass one for each, None where "
@@ -180,7 +188,11 @@ class MemoryStore:
         return [
             self._checked(memory)
             if isinstance(memory, bytes)
-            else (None if memory is None else encode_memory(memory, self._shape, codec))
+            else None
+            if memory is None
+            else encode_memory(
+                arguments.a(ExplicitMemory, memory, "each of the memories"), self._shape, codec
+            )
             for memory in memories
         ]
 

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memdb.codecs import Coded, Layout, decode_into
-from memdb.errors import InvalidInputError
+from memdb.errors import InvalidInputError, MismatchError
 from memdb.memories.memory_store import StoredMemory
+from memdb.types import arguments
 from memdb.types.memory import ExplicitMemory, read_only
 from memdb.types.shape import MemoryShape
 
@@ -84,10 +85,14 @@ def pack(
 
     Raises:
         CorruptRecordError: a stored memory is damaged.
-        InvalidInputError: the biases are not one finite number for each memory.
+        InvalidInputError: the biases are not one finite number for each memory, or there is
+            something that is no memory.
+        MismatchError: one is not a memory of that shape.
     """
+    arguments.a(MemoryShape, shape, "shape")
+    memories = list(arguments.some(memories, "memories", "memories"))
     added = _biases(biases, len(memories))
-    sources = [_Source.of(memory) for memory in memories]
+    sources = [_Source.of(memory, shape) for memory in memories]
     counts = np.zeros((len(memories), shape.rows), np.int64)
     for i, source in enumerate(sources):
         counts[i] = source.counts
@@ -164,11 +169,17 @@ class _Source:
     stored: StoredMemory | None = None
 
     @classmethod
-    def of(cls, given: ExplicitMemory | StoredMemory) -> _Source:
+    def of(cls, given: ExplicitMemory | StoredMemory, shape: MemoryShape) -> _Source:
+        if isinstance(given, ExplicitMemory):
+            given.require(shape)
+        elif not isinstance(given, StoredMemory):
+            raise InvalidInputError(f"this is no memory: {given!r:.60}")
+        elif given.shape is not shape and given.shape != shape:
+            raise MismatchError("a stored memory is of another memory shape than is packed")
         memory = given if isinstance(given, ExplicitMemory) else given.decoded
         if memory is not None:
             return cls(np.diff(memory.offsets), memory.positions, memory)
-        assert isinstance(given, StoredMemory)
+        assert isinstance(given, StoredMemory)  # it is not decoded
         coded = given.coded()
         return cls(coded.counts, coded.positions, None, coded, given)
 

@@ -22,8 +22,10 @@ from memdb.retrieval.exact import search_exactly
 from memdb.retrieval.hits import Hit, Retrieval
 from memdb.retrieval.picking import Found, diverse, near_enough, permitted, reranked
 from memdb.retrieval.wanted import Wanted
+from memdb.storage.record_layout import REFERENCES
 from memdb.storage.transaction import Transaction
 from memdb.storage.usage import Usage
+from memdb.types import arguments
 from memdb.types.checks import check_text, is_id
 
 #: What to look for: a text, token ids, or an embedding.
@@ -64,6 +66,8 @@ class Retriever:
         pinned: AbstractContextManager[Pinned] | None = None,
     ) -> list[Retrieval]:
         """See `Readable.retrieve_batch`; in a state that is pinned, or in that of this moment."""
+        if not isinstance(queries, np.ndarray) or queries.ndim == 0:
+            queries = list(arguments.some(queries, "queries", "queries"))
         if len(queries) == 0:
             return []
         texts: list[str | None] = [self._text(query) for query in queries]
@@ -112,7 +116,8 @@ class Retriever:
     ) -> tuple[list[Found], list[Matched | None]]:
         """Ids and scores of each query's hits, best first; and what has its words."""
         transaction = state.transaction
-        where, k = wanted.where, wanted.pool
+        where = wanted.where
+        k = min(wanted.pool, max(1, transaction.count(REFERENCES)))
         allowed = None if where is None else self._matching(transaction, where)
         excluded = _references(transaction, wanted.exclude) if wanted.exclude else set()
         if excluded and allowed is not None:
@@ -178,6 +183,8 @@ class Retriever:
         if isinstance(query, np.ndarray) and query.dtype.kind == "f" and query.size:
             return None
         if not isinstance(query, str):
+            if isinstance(query, (list, tuple)) and {bool, int} <= set(map(type, query)):
+                raise InvalidInputError("token ids are whole numbers, and some here are booleans")
             try:
                 tokens = np.asarray(query)
             except ValueError as error:
@@ -210,6 +217,19 @@ class Retriever:
             embedded = self._attached.embedder().embed(list(worded.values()), query=True)
             vectors[list(worded)] = unit_vectors(embedded, len(worded), self._dimension)
         return vectors
+
+    def embedding(self, given: object) -> NDArray[np.float32]:
+        """A query that is an embedding, whatever its dtype: (dimension,), of length 1."""
+        try:
+            numbers = np.asarray(given)
+        except ValueError as error:
+            raise InvalidInputError(f"an embedding is one row of numbers: {error}") from error
+        if numbers.dtype.kind not in "fiu":
+            raise InvalidInputError(
+                f"an embedding has real numbers, got {numbers.dtype} of shape {numbers.shape}"
+            )
+        row: NDArray[np.float32] = self._vector(numbers)[0]
+        return row
 
     def _vector(self, query: Query) -> NDArray[np.float32]:
         """An embedding as (1, dimension) of length 1."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from memdb.errors import InvalidInputError
 from memdb.filters.language import Filter
 from memdb.retrieval.hits import Hit
-from memdb.types.checks import check_whole
+from memdb.types import arguments
 from memdb.types.document import Reference
 
 #: Whether a reference may be a hit of the query of this number.
@@ -56,7 +56,12 @@ class Wanted:
     mode: Mode = "vector"
 
     def __post_init__(self) -> None:
-        check_whole("k", self.k, least=1)
+        self.k = arguments.whole_number(self.k, "k", 1)
+        self.memories = arguments.flag(self.memories, "memories")
+        self.exact = arguments.flag(self.exact, "exact")
+        for name in ("accept", "rerank"):
+            if getattr(self, name) is not None:
+                arguments.function(getattr(self, name), name)
         if self.min_score is not None:
             _check_number("min_score", self.min_score, -math.inf, math.inf)
         if self.diversity is not None:
@@ -75,25 +80,10 @@ class Wanted:
                 "diversity weighs cosines, which a search by words alone has none of; use "
                 "mode='hybrid'"
             )
-        if self.rerank is not None and not callable(self.rerank):
-            raise InvalidInputError(
-                f"rerank is a function of a query and hits, got {self.rerank!r:.60}"
-            )
-        if not isinstance(self.exact, (bool, np.bool_)):
-            raise InvalidInputError(f"exact is true or false, got {self.exact!r:.60}")
         if self.exclude == ():
             return
-        if isinstance(self.exclude, str) or not isinstance(self.exclude, Iterable):
-            raise InvalidInputError(
-                f"'exclude' is a list of document ids, got {self.exclude!r:.60}"
-            )
-        names = list(self.exclude)
-        for name in names:
-            if not isinstance(name, str):
-                raise InvalidInputError(
-                    f"'exclude' is a list of document ids; {name!r:.60} is none"
-                )
-        self.exclude = names
+        names = list(arguments.some(self.exclude, "exclude", "document ids"))
+        self.exclude = [arguments.a(str, name, "an id in exclude") for name in names]
 
     @property
     def pool(self) -> int:

@@ -61,32 +61,21 @@ def current_generation(folder: Path) -> Path:
 def new_database(folder: Path) -> Iterator[Path]:
     """Yield the first generation's empty subfolder, and make it the current one on success.
 
-    On an error the folder stays, with `LOCK` in it, since another process may wait for that; all
-    else is removed again. What an earlier, killed attempt left is cleared away.
+    On an error all that was made is removed again, folders too. What an earlier, killed attempt
+    left is cleared away.
 
     Raises:
         DatabaseExistsError: a database is there.
         StorageError: the folder holds something else, or cannot be written.
         BusyError: another process is making one there, and is not done in time.
     """
+    missing = [path for path in (folder, *folder.parents) if not _exists(path)]
     try:
-        _make(folder)
-        foreign = [
-            entry.name
-            for entry in folder.iterdir()
-            if entry.name not in (LOCK, CURRENT, CURRENT + ".new")
-            and not _GENERATION.match(entry.name)
-        ]
-        if foreign:
-            raise StorageError(
-                f"'{folder}' is not empty (it holds '{min(foreign)}'): a database needs a folder "
-                "of its own. Choose another path."
-            )
-        with _new_lock(folder):
+        with _alone_in_new(folder):
             generation = folder / _FIRST
-            shutil.rmtree(generation, ignore_errors=True)
-            generation.mkdir()
             try:
+                shutil.rmtree(generation, ignore_errors=True)
+                generation.mkdir()
                 yield generation
                 sync(generation)
                 _write_current(folder, _FIRST)
@@ -94,9 +83,55 @@ def new_database(folder: Path) -> Iterator[Path]:
                 for name in (CURRENT, CURRENT + ".new"):
                     (folder / name).unlink(missing_ok=True)
                 shutil.rmtree(generation, ignore_errors=True)
+                (folder / LOCK).unlink(missing_ok=True)  # who waits for it makes another
                 raise
-    except OSError as error:
-        raise StorageError(f"cannot make a database at '{folder}': {error}") from error
+    except BaseException as error:
+        for path in missing:
+            with suppress(OSError):  # it is not empty: somebody else's is there
+                path.rmdir()
+        if isinstance(error, OSError):
+            raise StorageError(f"cannot make a database at '{folder}': {error}") from error
+        raise
+
+
+@contextmanager
+def _alone_in_new(folder: Path) -> Iterator[None]:
+    """Make a database's folder, and keep others from making one in it."""
+    while True:
+        _make(folder)
+        try:
+            _require_own(folder)
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:
+            if folder.exists():
+                raise
+            continue  # whoever made it just failed, and took it away
+        pid = os.getpid()
+        try:
+            there = (folder / CURRENT).exists
+            what = partial("cannot make a database at '{}'".format, folder)
+            # Whoever has one open there may hold the lock; nobody waits for that.
+            if not locks.take(lock, "replace", BUSY_TIMEOUT, what, there) or there():
+                raise DatabaseExistsError(f"there is already a database at '{folder}'.")
+            if _is_at(folder / LOCK, lock):
+                yield
+                return
+        finally:
+            locks.give_back(lock, pid)
+
+
+def _require_own(folder: Path) -> None:
+    """Raise `StorageError` if a folder holds what no database has."""
+    foreign = [
+        entry.name
+        for entry in folder.iterdir()
+        if entry.name not in (LOCK, CURRENT, CURRENT + ".new") and not _GENERATION.match(entry.name)
+    ]
+    if foreign:
+        raise StorageError(
+            f"'{folder}' is not empty (it holds '{min(foreign)}'): a database needs a folder of "
+            "its own. Choose another path."
+        )
 
 
 def exists(folder: Path) -> bool:
@@ -136,21 +171,6 @@ def _make(folder: Path) -> None:
     for path in made:  # the first one also if it was there: who made it may have been killed
         with suppress(PermissionError):  # that folder's entries are not ours to read
             sync(path.parent)
-
-
-@contextmanager
-def _new_lock(folder: Path) -> Iterator[None]:
-    """The exclusive lock, unless a database is there."""
-    lock, pid = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), os.getpid()
-    try:
-        there = (folder / CURRENT).exists
-        what = partial("cannot make a database at '{}'".format, folder)
-        # Whoever has one open there may hold the lock; nobody waits for that.
-        if not locks.take(lock, "replace", BUSY_TIMEOUT, what, there) or there():
-            raise DatabaseExistsError(f"there is already a database at '{folder}'.")
-        yield
-    finally:
-        locks.give_back(lock, pid)
 
 
 @contextmanager
@@ -322,6 +342,15 @@ def _remove_others(folder: Path, generation: Path) -> None:
             shutil.rmtree(entry, ignore_errors=True)
 
 
+def _is_at(path: Path, file: int) -> bool:
+    """Whether an open file is the one that lies at a path."""
+    try:
+        there, ours = path.stat(), os.fstat(file)
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+
 @contextmanager
 def _locked(
     folder: Path, purpose: Purpose, timeout: float = BUSY_TIMEOUT, *, needed: bool = True
@@ -383,11 +412,7 @@ class Place:
     def require_same(self) -> None:
         """Raise `StorageError` if another folder lies in this one's place. `LOCK` is never removed,
         and while it is open no other file has its number."""
-        try:
-            there, ours = self._mark.stat(), os.fstat(self._lock)
-        except OSError:
-            raise self.gone() from None
-        if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+        if not _is_at(self._mark, self._lock):
             raise self.gone()
 
     def gone(self) -> StorageError:

@@ -71,7 +71,7 @@ class Store:
         self.folder = folder
         self.durability = durability
         self.read_only = read_only
-        self.busy_timeout = _checked_timeout(busy_timeout)
+        self.busy_timeout = checked_timeout(busy_timeout)
         self._guard = threading.Lock()
         self._closed = False
         busy_timeout = self.busy_timeout
@@ -320,12 +320,13 @@ def fill_generation(
         raise StorageError(f"cannot make a database at '{generation.parent}': {error}") from error
 
 
-def _checked_timeout(seconds: float) -> float:
+def checked_timeout(seconds: float) -> float:
+    """A time to wait, as seconds that a lock takes; `InvalidInputError` if it is none."""
     if isinstance(seconds, bool) or not isinstance(seconds, Real) or not 0 <= seconds < inf:
         raise InvalidInputError(
             f"busy_timeout must be a number of seconds, 0 or more, got {seconds!r}"
         )
-    return min(float(seconds), threading.TIMEOUT_MAX)
+    return float(min(seconds, threading.TIMEOUT_MAX))
 
 
 def _take_turn(environment: Environment, end: float, timeout: float) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from memdb.errors import InvalidInputError
-from memdb.types.canonical import json_payload
+from memdb.types.canonical import json_payload, read_json
 from memdb.types.document import Document
 
 MAX_ID_BYTES = 480  # LMDB keys end at 511 bytes
@@ -24,6 +25,9 @@ def checked(document: Document) -> tuple[str, Document]:
     """
     check_text(document.text)
     check_metadata(document.metadata)
+    if _holds_numpy(document.metadata):  # so that it is indexed as it will be read
+        metadata = read_json(json_payload(dict(document.metadata)))
+        document = replace(document, metadata=metadata)
     if document.id is None:
         return "sha256:" + text_hash(document.text).hex()[:32], document
     check_id(document.id)
@@ -123,6 +127,15 @@ def _check_nesting(value: object, depth: int) -> None:
         value = list(value.values())
     for item in value:
         _check_nesting(item, depth - 1)
+
+
+def _holds_numpy(value: object) -> bool:
+    """Whether there are numbers of numpy in metadata that was checked."""
+    if isinstance(value, Mapping):
+        return any(map(_holds_numpy, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_numpy, value))
+    return isinstance(value, np.generic)
 
 
 def _kind(value: object) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.errors import MismatchError
-from memdb.types.shape import DType, MemoryShape
+from memdb.errors import InvalidInputError, MismatchError
+from memdb.types.shape import STORAGE_DTYPES, DType, MemoryShape
 
 _LARGEST = {"float16": np.float32(65504), "bfloat16": np.float32(2.0**128 - 2.0**120)}
 
@@ -56,6 +56,10 @@ class ExplicitMemory:
             raise MismatchError(f"explicit memory: {problem}")
 
     def _problem(self, shape: MemoryShape) -> str | None:
+        for name in ("offsets", "positions", "keys", "values"):
+            array = getattr(self, name)
+            if not isinstance(array, np.ndarray) or not array.ndim:
+                return f"{name} must be an array, got {array!r:.60}"
         n = self.pairs
         if self.offsets.shape != (shape.rows + 1,) or self.offsets.dtype != np.int32:
             return (
@@ -92,8 +96,19 @@ def _describe(array: NDArray[Any]) -> str:
     return f"{array.dtype} of shape {array.shape}"
 
 
+def _check_vectors(vectors: object, dtype: object, due: dict[str, np.dtype[Any]] | None) -> None:
+    if not isinstance(dtype, str) or dtype not in STORAGE_DTYPES:
+        raise InvalidInputError(f"dtype is {dtype!r:.60}, not one of {', '.join(STORAGE_DTYPES)}")
+    wanted = np.dtype("<f4") if due is None else due[dtype]
+    if not isinstance(vectors, np.ndarray) or vectors.dtype != wanted:
+        got = _describe(vectors) if isinstance(vectors, np.ndarray) else repr(vectors)[:60]
+        raise InvalidInputError(f"vectors must be an array of {wanted}, got {got}")
+
+
 def to_float32(vectors: NDArray[Any], dtype: DType) -> NDArray[np.float32]:
-    """Stored vectors of a model dtype as float32, without loss."""
+    """Stored vectors of a model dtype as float32, without loss; `InvalidInputError` if they are of
+    another dtype."""
+    _check_vectors(vectors, dtype, STORAGE_DTYPES)
     if dtype == "bfloat16":
         return (vectors.astype(np.uint32) << 16).view(np.float32)
     return vectors.astype(np.float32, copy=False)
@@ -103,7 +118,11 @@ def from_float32(vectors: NDArray[np.float32], dtype: DType) -> NDArray[Any]:
     """Float32 vectors in the storage dtype of a model dtype, rounded to nearest even.
 
     What does not fit is set to the largest number that does; NaN stays NaN.
+
+    Raises:
+        InvalidInputError: they are no float32, or there is no such dtype.
     """
+    _check_vectors(vectors, dtype, None)
     if dtype == "float32":
         return vectors
     largest = _LARGEST[dtype]

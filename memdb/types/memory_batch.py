@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memdb.errors import MismatchError
+from memdb.types import arguments
 from memdb.types.memory import ExplicitMemory, read_only
 from memdb.types.shape import MemoryShape
 
@@ -58,7 +59,7 @@ class MemoryBatch:
             if memory is None:
                 continue
             try:
-                memory.require(shape)
+                arguments.a(ExplicitMemory, memory, "each of the memories").require(shape)
             except MismatchError as error:
                 raise MismatchError(f"reference {number} of the batch: {error}") from error
             counts[number] = np.diff(memory.offsets)
@@ -102,6 +103,7 @@ class MemoryBatch:
             shape: the shape.
             first: what number the first reference has in the error's text.
         """
+        self.require_arrays()
         problem = (
             self._counts_problem(shape, first)
             or self._warm_problem(first)
@@ -110,6 +112,15 @@ class MemoryBatch:
         )
         if problem:
             raise MismatchError(f"memory batch: {problem}")
+
+    def require_arrays(self) -> None:
+        """Raise `MismatchError` unless its parts are arrays; their shapes are not looked at."""
+        for name, array in vars(self).items():
+            wanted = name in ("counts", "positions", "keys", "values") or (
+                name == "warm" and array is not None
+            )
+            if wanted and not (isinstance(array, np.ndarray) and array.ndim):
+                raise MismatchError(f"memory batch: {name} must be an array, got {array!r:.60}")
 
     def place(self, pair: int) -> tuple[int, int]:
         """The reference and the row that a pair belongs to; the batch's counts are right."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import xxhash
 
 from memdb.errors import FormatError, InvalidInputError, MismatchError
+from memdb.types.arguments import a, number, one_of, some, whole_number
 from memdb.types.canonical import json_payload
 from memdb.types.shown import shown
 
@@ -38,6 +40,13 @@ class Rope:
     def __repr__(self) -> str:
         more = f", parameters={len(self.parameters)}" if self.parameters else ""
         return f"Rope(base={self.base}, kind={self.kind!r}{more})"
+
+    def __post_init__(self) -> None:
+        base = number(self.base, "RoPE: base", 0, sys.float_info.max)
+        if isinstance(self.base, np.generic):  # else as it was written: JSON tells 1 from 1.0
+            object.__setattr__(self, "base", base)
+        a(str, self.kind, "RoPE: kind")
+        a(Mapping, self.parameters, "RoPE: parameters")  # type: ignore[type-abstract]
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,19 +85,41 @@ class MemoryShape:
         )
 
     def __post_init__(self) -> None:
+        self._take_types()
         problems = []
         if self.dtype not in STORAGE_DTYPES:
             problems.append(f"dtype is {self.dtype!r}, not one of {', '.join(STORAGE_DTYPES)}")
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
             problems.append(f"layers must be ascending and not empty, got {self.layers}")
-        if min(self.kv_heads, self.head_dim) < 1:
-            problems.append("kv_heads and head_dim must be at least 1")
-        if not 1 <= self.reference_length <= 65535:
-            problems.append(f"reference_length must be 1 to 65535, got {self.reference_length}")
         if self.rope and len(self.rope) != len(self.layers):
             problems.append(f"{len(self.rope)} RoPE entries for {len(self.layers)} memory layers")
         if problems:
             raise InvalidInputError("memory shape: " + "; ".join(problems))
+
+    def _take_types(self) -> None:
+        """Refuse fields of wrong types; numbers of numpy become Python's, lists tuples."""
+        what = "memory shape: "
+        a(str, self.model, what + "model")
+        a(str, self.dtype, what + "dtype")
+        one_of(self.framing, what + "framing", get_args(Framing))
+        if self.adapter is not None:
+            a(str, self.adapter, what + "adapter")
+        taken: dict[str, Any] = {
+            "kv_heads": whole_number(self.kv_heads, what + "kv_heads", 1),
+            "head_dim": whole_number(self.head_dim, what + "head_dim", 1),
+            "reference_length": whole_number(
+                self.reference_length, what + "reference_length", 1, 65535
+            ),
+        }
+        for name in ("layers", "prefix"):
+            given = some(getattr(self, name), what + name, "numbers")
+            taken[name] = tuple(whole_number(one, what + name, 0) for one in given)
+        taken["rope"] = tuple(some(self.rope, what + "rope", "entries, one for each layer"))
+        for one in taken["rope"]:
+            if one is not None:
+                a(Rope, one, what + "an entry of rope")
+        for name, value in taken.items():
+            object.__setattr__(self, name, value)
 
     @property
     def rows(self) -> int:
@@ -137,6 +168,7 @@ class MemoryShape:
 
     def require_equal(self, other: MemoryShape, what: str) -> None:
         """Raise `MismatchError`, naming each part that differs, unless `other` equals this."""
+        a(MemoryShape, other, what)
         mine, theirs = self.to_json(), other.to_json()
         differences = [
             f"{name}: the database has {_short(mine[name])}, {what} has {_short(theirs[name])}"

@@ -119,11 +119,11 @@ def test_none_at_all_is_no_write(full: MemDB, documents: Any) -> None:
 @pytest.mark.parametrize(
     ("documents", "error", "says"),
     [
-        ("A whale.", InvalidInputError, "list of documents, got str"),
-        ({"text": "A whale."}, InvalidInputError, "list of documents, got dict"),
-        (Document("A whale."), InvalidInputError, "list of documents, got Document"),
-        (5, InvalidInputError, "list of documents, got int"),
-        (None, InvalidInputError, "list of documents, got NoneType"),
+        ("A whale.", InvalidInputError, "documents must be several"),
+        ({"text": "A whale."}, InvalidInputError, "documents must be several"),
+        (Document("A whale."), InvalidInputError, "documents must be several"),
+        (5, InvalidInputError, "documents must be several"),
+        (None, InvalidInputError, "documents must be several"),
         (["A whale.", 5], InvalidInputError, "document 1: a document is"),
         (["A whale.", {"id": "x"}], InvalidInputError, "document 1: the field 'text' is missing"),
         (["A", {"text": "x", "txt": 1}], InvalidInputError, "document 1: unknown field 'txt'"),
@@ -266,7 +266,7 @@ def test_many_are_got_in_the_order_asked_for(bare: MemDB) -> None:
     assert bare.get_many(iter("ab")) == [bare.get("a"), bare.get("b")]
     with pytest.raises(UnknownDocumentError, match="'x', 'y'"):
         bare.get_many(["a", "x", "y"])
-    with pytest.raises(InvalidInputError, match="a list of ids"):
+    with pytest.raises(InvalidInputError, match="ids must be several"):
         bare.get_many("abc")
     with pytest.raises(UnknownDocumentError, match="can have the id"):
         bare.get_many(["a", ""])

@@ -36,6 +36,7 @@ from memdb import (
 )
 from memdb.codecs import decode_memory, encode_memory
 from memdb.filters.language import parse
+from memdb.filters.planning import known
 from memdb.filters.postings import Postings
 from memdb.index.ann import AnnIndex
 from memdb.storage.record_layout import (
@@ -274,7 +275,7 @@ READ: dict[str, tuple[Callable[[Transaction], object], ...]] = {
     CHANGES: (lambda t: list(t.changes(0)),),
     POSTINGS: (
         lambda t: list(Postings(t).items()),
-        lambda t: Postings(t).candidates("n", parse({"n": {"$gte": 0}}).conditions["n"]),
+        lambda t: known(parse({"n": {"$gte": 0}}), Postings(t), ["n"]),
         lambda t: Postings(t).discard([2]),
         lambda t: Postings(t).add("n", "x", [2, 5]),
         lambda t: Postings(t).remove("n", "x", [2, 5]),

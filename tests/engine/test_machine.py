@@ -82,12 +82,17 @@ def means(where: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
 
 
 def holds(test: str, value: Any, given: Any) -> bool:
+    """An array is meant as a whole, or by one of its elements."""
+    return any(meets(test, one, given) for one in [value, *(value if type(value) is list else [])])
+
+
+def meets(test: str, value: Any, given: Any) -> bool:
     compare = {"$gt": operator.gt, "$gte": operator.ge, "$lt": operator.lt, "$lte": operator.le}
     match test:
         case "$eq":
             return kind(value) == kind(given) and value == given
         case "$in":
-            return any(holds("$eq", value, item) for item in given)
+            return any(meets("$eq", value, item) for item in given)
         case _:
             comparable = kind(value) == kind(given) and kind(value) in ("number", "string")
             return comparable and compare[test](value, given)
@@ -289,6 +294,7 @@ class Machine(RuleBasedStateMachine):
     def _load(self, *contents: list[tuple[str, str, dict[str, Any], bool]]) -> None:
         batches = []
         due = [0, 0, 0]
+        renewed = 0
         for content in contents:
             if not content:
                 continue
@@ -307,15 +313,16 @@ class Machine(RuleBasedStateMachine):
                 if old is None:
                     due[0] += 1
                 elif old.text == text and same_json(old.metadata, metadata):
-                    due[2] += 1
-                    continue
+                    renewed += 1  # its embedding is another; a memory that did not come stays
+                    memory = old.memory if memory is None else memory
                 else:
                     due[1] += 1
                 version = 1 if old is None else old.version + 1
                 self.model[name] = Known(version, text, metadata, embedding, memory)
         report = self.database.load(batches)
         assert [report.inserted, report.updated, report.unchanged] == due
-        assert report.references == due[0] + due[1]
+        assert report.renewed == renewed
+        assert report.references == due[0] + due[1] + renewed
 
     # --- care ---
 

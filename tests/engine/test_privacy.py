@@ -16,7 +16,7 @@ import pytest
 
 import memdb
 from memdb import Document, ExplicitMemory, MemDB
-from memdb.filters.language import index_key
+from memdb.filters.order import index_key
 from memdb.storage.record_layout import (
     CHANGES,
     DOCUMENTS,

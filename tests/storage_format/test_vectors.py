@@ -19,7 +19,7 @@ import memdb.codecs
 from memdb import CODECS, Document, ExplicitMemory, MemDB, MemoryShape, Reference, Rope
 from memdb.codecs import Codec, Layout, Part, fitted_codec
 from memdb.codecs.rotated import rotation as memdb_rotation
-from memdb.filters.language import index_key
+from memdb.filters.order import index_key
 from memdb.storage import record_layout
 from memdb.storage.store import Store
 from memdb.types.canonical import json_payload
