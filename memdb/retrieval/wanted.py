@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,10 +71,7 @@ class Wanted:
                     "give `diversity` or `rerank`, not both: a reranker sees all candidates and "
                     "can spread them itself"
                 )
-        if self.mode not in ("vector", "keyword", "hybrid"):
-            raise InvalidInputError(
-                f"mode is {self.mode!r:.60}; there are 'vector', 'keyword' and 'hybrid'"
-            )
+        arguments.one_of(self.mode, "mode", get_args(Mode))
         if self.mode == "keyword" and self.diversity is not None:
             raise InvalidInputError(
                 "diversity weighs cosines, which a search by words alone has none of; use "

@@ -29,6 +29,8 @@ from memdb import (
     StorageError,
     UnknownDocumentError,
 )
+from memdb.maintainable import Maintainable
+from memdb.searchable import Searchable
 from tests.engine.helpers import (
     TokenWriter,
     WordEmbedder,
@@ -209,8 +211,15 @@ CALLS: dict[str, Call] = {
     "MemDB.create": lambda p: (MemDB.create, {"path": p.folder / "new", **NEW}),
     "MemDB.open": lambda p: (MemDB.open, {"path": p.path}),
     "MemDB.insert": lambda p: (p.db.insert, {"text": "A text.", "id": "new"}),
+    "MemDB.insert_many": lambda p: (p.db.insert_many, {"documents": ["A text."]}),
+    "MemDB.upsert": lambda p: (p.db.upsert, {"text": "A text.", "id": "new"}),
+    "MemDB.upsert_many": lambda p: (p.db.upsert_many, {"documents": ["A text."]}),
     "MemDB.update": lambda p: (p.db.update, {"id": "a", "text": "Another text."}),
     "MemDB.delete": lambda p: (lambda ids, **more: p.db.delete(ids, **more), {"ids": "a"}),
+    "MemDB.delete by filter": lambda p: (
+        lambda where, if_version=None: p.db.delete(where=where, if_version=if_version),
+        {"where": {"year": 3}},
+    ),
     "MemDB.ingest": lambda p: (p.db.ingest, {"path": corpus(p)}),
     "MemDB.load": lambda p: (p.db.load, {"batches": [BATCH]}),
     "MemDB.warm": lambda p: (p.db.warm, {}),
@@ -240,6 +249,9 @@ CALLS: dict[str, Call] = {
     "drop_namespace": lambda p: (memdb.drop_namespace, {"path": p.path, "name": named(p)}),
     "list_namespaces": lambda p: (memdb.list_namespaces, {"path": p.path}),
     "Readable.get": lambda p: (p.db.get, {"id": "a"}),
+    "Readable.get_many": lambda p: (p.db.get_many, {"ids": ["a", "b"]}),
+    "Readable.count": lambda p: (p.db.count, {}),
+    "Readable.changes": lambda p: (listed(p.db.changes), {}),
     "Readable.memories": lambda p: (p.db.memories, {"id": "a"}),
     "Readable.documents": lambda p: (listed(p.db.documents), {}),
     "Readable.query": lambda p: (p.db.query, {"text": "harbour"}),
@@ -333,6 +345,15 @@ WRONG: dict[str, list[Any]] = {
     ],
     "arrays": FLAG,
     "where": WHERE,
+    "documents": [None, *LIST, [5], [" "], [{}], ["A text."] * 2, [{"text": "a", "x": 1}]],
+    "after": [5, "", "a" * 481, "\ud800", b"a", True, ["a"]],
+    "limit": [-1, 1.5, "5", True, NAN, [1]],
+    "since": [-1, 1.5, "5", True, NAN, [1], None, 1 << 40],
+    "min_score": ["0.5", True, NAN, [0.5], 1j],
+    "exclude": [None, *LIST, [5], [None]],
+    "diversity": ["0.5", True, NAN, [0.5], -0.1, 1.1, 1j],
+    "rerank": [5, "a", []],
+    "exact": FLAG,
     "k": COUNT,
     "tokens": QUERY,
     "embedding": ONE_EMBEDDING,
@@ -365,6 +386,9 @@ WRONG: dict[str, list[Any]] = {
 WRONG_HERE: dict[tuple[str, str], list[Any]] = {
     ("MemDB.insert", "id"): [5, "", "a" * 481, "a\0b", "\ud800", b"a", True, ["a"]],
     ("MemDB.insert", "metadata"): METADATA,
+    ("MemDB.upsert", "id"): [5, "", "a" * 481, "a\0b", "\ud800", b"a", True, ["a"]],
+    ("MemDB.delete by filter", "where"): [*WHERE, {}],
+    ("Readable.get_many", "ids"): [*LIST, [5], [None], ["a", "never"]],
     ("MemDB.update", "text"): [text for text in TEXT if text is not None],
     ("MemDB.delete", "ids"): IDS,
     ("MemDB.warm", "ids"): [*LIST, [5], [None], ["a", "never"]],
@@ -423,7 +447,7 @@ def parameters(name: str, call: Callable[..., Any]) -> list[str]:
     if name == "MemDB.declare_keys":
         named.append("progress")
     if name == "MemDB.delete":
-        named.append("if_version")
+        named += ["if_version", "where"]
     return named
 
 
@@ -460,15 +484,25 @@ def test_a_wrong_argument_is_refused_and_changes_nothing(place: Place, name: str
         made.close()
 
 
+#: Classes, and those that are parts of them.
+PARTS: dict[type, tuple[type, ...]] = {
+    MemDB: (memdb.Writable, Maintainable),
+    memdb.Readable: (Searchable,),
+    Chunker: (),
+}
+
+
 def test_every_public_call_is_here() -> None:
     """A new one has to say what is wrong for it."""
     methods = {
         f"{kind.__name__}.{name}"
-        for kind in (MemDB, memdb.Readable, Chunker)
-        for name, value in vars(kind).items()
-        if callable(getattr(kind, name))
+        for kind, parts in PARTS.items()
+        for part in (kind, *parts)
+        for name, value in vars(part).items()
+        if callable(getattr(part, name))
         and not name.startswith("_")
-        and len(inspect.signature(getattr(kind, name)).parameters)
+        and not getattr(value, "__isabstractmethod__", False)
+        and len(inspect.signature(getattr(part, name)).parameters)
         > 1 - isinstance(value, classmethod)
     }
     functions = {name for name in memdb.__all__ if inspect.isfunction(getattr(memdb, name))}
