@@ -8,6 +8,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from memdb.background import Cancelled
 from memdb.errors import CorruptRecordError
 from memdb.index.ann import AnnIndex, Ids, IndexInfo, Vectors, search_parameters
 from memdb.index.view import exact_search
@@ -22,10 +23,9 @@ _LINKS = 32  # of each centre in the graph that finds the nearest ones
 _QUERIES = 256  # that recall is measured with
 _K = 5  # the paper's number of memories
 _BATCH = 8192
-
-
-class Cancelled(Exception):  # noqa: N818 (no error: somebody wants it to stop)
-    """The building was given up."""
+_NODES = 256  # of the graph of centres, added at once
+_PRODUCTS = 1 << 31  # multiplications between two looks whether to go on: a tenth of a second
+_OFF = 1 / 1024  # by which the halves of a cluster begin apart
 
 
 def build_index(
@@ -75,15 +75,14 @@ def build_index(
     done = 0
     for ids, vectors in transaction.embeddings(_BATCH):
         progress("building the index", done, n)
-        if cancelled():
-            raise Cancelled
+        _go_on(cancelled)
         index.add_with_ids(vectors, ids)
         scores, near = exact_search(queries, vectors, ids, _K + 1)
         scores = np.where(near == asked[:, None], -np.inf, scores)  # a query does not find itself
         best_scores, best_ids = _merged((best_scores, best_ids), (scores, near))
         done += len(ids)
     progress("building the index", n, n)
-    nprobe, reached = _nprobe(index, queries, asked, best_ids, recall)
+    nprobe, reached = _nprobe(index, queries, asked, best_ids, recall, cancelled)
     info = IndexInfo(
         database=database,
         change=change,
@@ -111,22 +110,66 @@ def _centres(
     if previous is not None and n / 2 <= previous.info.trained <= 2 * n:
         return previous.quantizer(), previous.info.trained
     lists = max(1, min(int(_LISTS_PER_ROOT * n**0.5), n // 4))
-    sample = transaction.embeddings_of(np.sort(_chosen(numbers, _SAMPLE * lists)))
-    # FAISS warns of few vectors for a centre where all that there are were taken.
-    kmeans = faiss.Kmeans(
-        dimension, lists, niter=1, spherical=True, seed=1, min_points_per_centroid=1
-    )
-    centroids = None
+    chosen = np.sort(_chosen(numbers, _SAMPLE * lists))
+    sample = np.empty((len(chosen), dimension), np.float32)
+    for start in range(0, len(chosen), _BATCH):
+        _go_on(cancelled)
+        sample[start : start + _BATCH] = transaction.embeddings_of(chosen[start : start + _BATCH])
+    centres = _first_centres(sample, lists)
     for step in range(_ROUNDS):
         progress("finding clusters", step, _ROUNDS)
-        if cancelled():
-            raise Cancelled
-        kmeans.train(sample, init_centroids=centroids)
-        centroids = kmeans.centroids.copy()
+        centres = _moved(centres, sample, cancelled)
     progress("finding clusters", _ROUNDS, _ROUNDS)
     graph = faiss.IndexHNSWFlat(dimension, _LINKS, faiss.METRIC_INNER_PRODUCT)
-    graph.add(centroids)
+    for start in range(0, lists, _NODES):
+        _go_on(cancelled)
+        graph.add(centres[start : start + _NODES])
     return graph, n
+
+
+def _first_centres(sample: Vectors, lists: int) -> Vectors:
+    """Vectors of the sample; the same ones each time."""
+    return sample[np.random.default_rng(1).permutation(len(sample))[:lists]]
+
+
+def _moved(centres: Vectors, sample: Vectors, cancelled: Callable[[], bool]) -> Vectors:
+    """One round of spherical k-means, as FAISS does it; but it can be given up in the middle, which
+    a call of FAISS that takes a minute cannot."""
+    lists, dimension = centres.shape
+    nearest_centre = faiss.IndexFlatIP(dimension)
+    nearest_centre.add(centres)
+    sums = np.zeros((lists, dimension), np.float32)
+    sizes = np.zeros(lists, np.int64)
+    rows = max(256, _PRODUCTS // (lists * dimension))
+    for start in range(0, len(sample), rows):
+        _go_on(cancelled)
+        some = sample[start : start + rows]
+        nearest = nearest_centre.search(some, 1)[1][:, 0]
+        order = np.argsort(nearest, kind="stable")
+        found, starts = np.unique(nearest[order], return_index=True)
+        sums[found] += np.add.reduceat(some[order], starts, axis=0)
+        sizes[found] += np.diff(starts, append=len(some))
+    _split_for_empty(sums, sizes)
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    return np.ascontiguousarray(sums / np.maximum(lengths, 1e-30))
+
+
+def _split_for_empty(sums: Vectors, sizes: Ids) -> None:
+    """Give clusters that are empty half of a large one, a little off its centre, in place."""
+    rng = np.random.default_rng(0)
+    off = np.where(np.arange(sums.shape[1]) % 2, 1 - _OFF, 1 + _OFF).astype(np.float32)
+    for empty in np.flatnonzero(sizes == 0).tolist():
+        shares = np.maximum(sizes - 1, 0)
+        if not shares.any():
+            return  # fewer different vectors than clusters
+        large = int(rng.choice(len(sizes), p=shares / shares.sum()))
+        sums[empty], sums[large] = sums[large] * off, sums[large] * (2 - off)
+        sizes[empty], sizes[large] = sizes[large] // 2, sizes[large] - sizes[large] // 2
+
+
+def _go_on(cancelled: Callable[[], bool]) -> None:
+    if cancelled():
+        raise Cancelled
 
 
 def _chosen(numbers: Ids, count: int) -> Ids:
@@ -144,11 +187,17 @@ def _merged(one: tuple[Vectors, Ids], other: tuple[Vectors, Ids]) -> tuple[Vecto
 
 
 def _nprobe(
-    index: Any, queries: Vectors, asked: Ids, truth: Ids, recall: float
+    index: Any,
+    queries: Vectors,
+    asked: Ids,
+    truth: Ids,
+    recall: float,
+    cancelled: Callable[[], bool],
 ) -> tuple[int, float]:
     """The fewest clusters to look at for that recall, and the recall that they reach."""
     nprobe, reached = 1, 0.0
     while True:
+        _go_on(cancelled)
         _, found = index.search(queries, _K + 1, params=search_parameters(nprobe))
         found = np.where(found == asked[:, None], -2, found)
         hits = (truth[:, :, None] == found[:, None, :]).any(2) & (truth >= 0)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from memdb.errors import CorruptRecordError, MemDBError, StorageError
+from memdb.background import Task, one_at_a_time
+from memdb.errors import CorruptRecordError, StorageError
 from memdb.index.ann import FILE, AnnIndex, Ids, IndexInfo, Vectors, file_stamp, write_index
-from memdb.index.build import Cancelled, build_index
+from memdb.index.build import build_index
 from memdb.index.checking import is_of_this_past
 from memdb.index.policy import IndexPolicy, is_stale
 from memdb.index.view import View, all_found, exact_search
@@ -74,8 +72,7 @@ class Searcher:
         self._looked = 0.0
         self._bad: object = None  # the stamp of a file that is damaged or of another database
         self._guard = threading.Lock()
-        self._builder: threading.Thread | None = None
-        self._stop = threading.Event()
+        self._builder = Task("building the index", store.folder, store.id, self._build_due)
 
     def pin(self) -> _Pinning:
         """A read transaction and its view, in a `with` statement."""
@@ -95,15 +92,23 @@ class Searcher:
 
     def close(self) -> None:
         """Give up what is being built."""
-        self._stop.set()
-        if self._builder is not None:
-            self._builder.join()
+        self._builder.close()
+
+    def wait(self, progress: Progress = no_progress) -> None:
+        """Wait for what is being built in the background."""
+        self._builder.wait(progress)
 
     def state(self) -> dict[str, object]:
         """What `MemDB.stats` says of the index. It loads no vectors but those that changed."""
         with self._store.read() as transaction:
             policy = IndexPolicy.of(transaction)
-            state: dict[str, object] = {"kind": "exact", "keys": list(policy.keys)}
+            building = self._builder.state()
+            state: dict[str, object] = {
+                "kind": "exact",
+                "keys": list(policy.keys),
+                "building": building["running"],
+                "failure": building["failure"],
+            }
             index = self._previous(transaction.generation, transaction)
             if index is None:
                 return state
@@ -204,7 +209,12 @@ class Searcher:
             anew: find the clusters anew, also where the old ones still fit.
             if_due: only if enough has changed since the last one.
         """
+        if if_due:  # then what is built already will do
+            self._builder.wait(progress)
+        else:
+            self._builder.cancel()
         info = self._build(progress, anew, if_due, lambda: False)
+        self._builder.worked()
         self._looked = 0.0
         return info
 
@@ -215,7 +225,10 @@ class Searcher:
             with self._store.read() as transaction:  # which follows a compaction
                 folder = transaction.generation
             try:
-                with _one_at_a_time(folder, cancelled), self._store.read() as transaction:
+                with (
+                    one_at_a_time(folder / _LOCK, progress),
+                    self._store.read() as transaction,
+                ):
                     if transaction.generation == folder:
                         return self._built(transaction, folder, progress, anew, if_due, cancelled)
             except OSError as error:
@@ -252,6 +265,8 @@ class Searcher:
         )
         transaction.sync()  # a file that outlived the state it was built from would be believed
         write_index(index, info, folder)
+        if self._previous(folder, transaction) is None:  # else each search would build it anew
+            raise StorageError(f"the index in '{folder}' was written, and cannot be read")
         return info
 
     def _changed(self, index: AnnIndex, transaction: Transaction) -> int | None:
@@ -284,21 +299,13 @@ class Searcher:
     def _build_if_due(self, view: View, transaction: Transaction) -> None:
         """Build in the background what is due; searches go on over what there is."""
         built = 0 if view.base is None else view.base.info.references
-        if not is_stale(built, view.changed) or self._stop.is_set():
+        if not is_stale(built, view.changed):
             return
-        if self._builder is not None and self._builder.is_alive():
-            return
-        policy = IndexPolicy.of(transaction)
-        if policy.wants_file(transaction.count(REFERENCES)):
-            self._builder = threading.Thread(
-                target=self._build_quietly, name="memdb-index", daemon=True
-            )
+        if IndexPolicy.of(transaction).wants_file(transaction.count(REFERENCES)):
             self._builder.start()
 
-    def _build_quietly(self) -> None:
-        # Who searches is told of damage; a disk that is full takes no index, and needs none.
-        with suppress(MemDBError, OSError, Cancelled, RuntimeError):
-            self._build(no_progress, False, True, self._stop.is_set)
+    def _build_due(self, progress: Progress) -> None:
+        self._build(progress, False, True, lambda: self._builder.cancelled)
         self._looked = 0.0
 
 
@@ -316,21 +323,3 @@ class _Pinning:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._reading.__exit__(kind, error, trace)
-
-
-@contextmanager
-def _one_at_a_time(folder: Path, cancelled: Callable[[], bool]) -> Iterator[None]:
-    """Only one process builds; another one that wants to waits, and finds it done."""
-    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if cancelled():
-                    raise Cancelled from None
-                time.sleep(0.02)
-        yield
-    finally:
-        os.close(lock)
