@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from memdb.care.recode import RecodeReport, recode
 from memdb.care.rewrite import PENDING
 from memdb.care.statistics import statistics
+from memdb.care.takeover import Takeover
 from memdb.codecs import codec_named
 from memdb.errors import (
     ConflictError,
@@ -97,6 +98,7 @@ class MemDB(Readable):
         self._chunker = Chunker(tokenizer, self.shape.reference_length)
         self._attached = Attached(self.settings["embedder"], self.shape, embedder, writer)
         self._codec_choice = CodecChoice(store, self.shape, self.settings["memory"])
+        self._takeover = Takeover(store, self.shape, self._codec_choice)
         self._cache = MemoryCache(cache_bytes)
         self._usage = Usage()
         self._memory_store = MemoryStore(
@@ -116,6 +118,8 @@ class MemDB(Readable):
         self._rewriting = recut
         # Until a rewrite has cut them anew, references may be too long for the new model.
         self._retriever.cold_start &= not recut
+        if not recut:
+            self._takeover.look()
 
     # --- open and close ---------------------------------------------------------------------------
 
@@ -226,13 +230,35 @@ class MemDB(Readable):
             raise
 
     def close(self) -> None:
-        """Give everything back; a second call does nothing."""
+        """Give everything back; a second call does nothing.
+
+        Work in the background is given up, and goes on when the database is opened again; `settle`
+        waits for its end. A program that ends without `close` loses nothing but counts of use.
+        """
         if not self._closed:
             self._closed = True
-            self._searcher.close()
-            self._keywords.close()
-            self._usage.flush(self._store.generation)
-            self._store.close()
+            try:
+                self._searcher.close()
+                self._takeover.close()
+                self._keywords.close()
+                self._usage.flush(self._store.generation)
+            finally:
+                self._store.close()
+
+    def settle(self, progress: Progress = no_progress) -> None:
+        """Wait for the work in the background: a codec that is fitted once there are enough
+        memories, those before it that are recoded, an index that is built.
+
+        Nothing has to wait for it: search and memories are right all the time, and `close` gives up
+        what is not done. What failed a short time ago is tried again. A failure is said by
+        `logging` (logger `memdb`) and by `stats`, not raised.
+
+        Args:
+            progress: told of the work.
+        """
+        self._require_open()
+        self._takeover.finish(progress)
+        self._searcher.wait(progress)
 
     def namespace(self, name: str) -> MemDB:
         """A collection of its own in this database, opened; made if it is not there yet.
@@ -320,13 +346,14 @@ class MemDB(Readable):
         name, document = rules.checked(Document(text, id, {} if metadata is None else metadata))
         with self._store.read() as transaction:
             self._require_new(transaction, name)
+        codec = self._codec_choice.codec.name
         prepared = self._prepare(name, document, cold, embeddings, memories)
         with self._store.write() as transaction:
             self._require_new(transaction, name)
             self._memory_store.require_shape(transaction)
             recording.put(transaction, prepared)
             stored = self._stored(transaction, name, entry_of(transaction, name))
-        self._recode_if_fitted(no_progress)
+        self._codec_choice.written(codec)
         return stored
 
     def update(
@@ -365,6 +392,7 @@ class MemDB(Readable):
         )
         given = embeddings is not None or memories is not None
         if document.text != old.text or given:
+            codec = self._codec_choice.codec.name
             prepared = self._prepare(name, document, cold, embeddings, memories)
             with self._store.write() as transaction:
                 entry = entry_of(transaction, name)
@@ -376,7 +404,7 @@ class MemDB(Readable):
                 self._memory_store.require_shape(transaction)
                 recording.put(transaction, prepared)
                 stored = self._stored(transaction, name, entry_of(transaction, name))
-            self._recode_if_fitted(no_progress)
+            self._codec_choice.written(codec)
             return stored
         if rules.content_hash(document) != rules.content_hash(Document(old.text, id, old.metadata)):
             with self._store.write() as transaction:
@@ -432,6 +460,7 @@ class MemDB(Readable):
             CorpusError: naming file and line; nothing was written.
         """
         self._require_open()
+        codec = self._codec_choice.codec.name
         report = ingest(
             Path(path),
             name=name,
@@ -443,7 +472,7 @@ class MemDB(Readable):
             prune=prune,
             progress=progress,
         )
-        self._recode_if_fitted(progress)
+        self._take_over(codec, progress)
         self.index_if_due(progress)
         return report
 
@@ -466,6 +495,7 @@ class MemDB(Readable):
             MismatchError: memories of another shape.
         """
         self._require_open()
+        codec = self._codec_choice.codec.name
         report = load(
             batches,
             store=self._store,
@@ -474,7 +504,7 @@ class MemDB(Readable):
             dimension=self.settings["embedder"]["dimension"],
             progress=progress,
         )
-        self._recode_if_fitted(progress)
+        self._take_over(codec, progress)
         return report
 
     def warm(
@@ -502,6 +532,7 @@ class MemDB(Readable):
         if top is not None and (isinstance(top, bool) or top < 1):
             raise InvalidInputError(f"top must be a whole number of at least 1, got {top!r}")
         self._require_no_rewrite()
+        codec = self._codec_choice.codec.name
         with self._store.read() as transaction:
             entries = (
                 (entry for _, entry in transaction.documents())
@@ -517,7 +548,7 @@ class MemDB(Readable):
             written = self._memory_store.warm(cold, progress)
         else:
             written = warmer(cold, self._fitting(progress))
-        self._recode_if_fitted(progress)
+        self._take_over(codec, progress)
         return written
 
     def warm_batches(
@@ -549,12 +580,12 @@ class MemDB(Readable):
             )
 
     def _fitting(self, progress: Progress) -> Progress:
-        """A `Progress` that also fits the codec, once enough memories are there: one process for
-        all that write."""
+        """A `Progress` that also has the codec fitted, once enough memories are there: one process
+        for all that write."""
 
         def told(stage: str, done: int, total: int) -> None:
             progress(stage, done, total)
-            self._codec_choice.fit_if_due(progress)
+            self._codec_choice.written(self._codec_choice.codec.name)
 
         return told
 
@@ -577,16 +608,15 @@ class MemDB(Readable):
                 enough memories. Nothing was changed.
         """
         self._require_open()
+        self._takeover.cancel()
         self._codec_choice.use(codec, refit, progress)
         return recode(self._store, self.shape, self._codec_choice, progress)
 
-    def _recode_if_fitted(self, progress: Progress) -> None:
-        """Fit the codec if that is due; then what was written before under the stand-in is written
-        anew."""
-        self._codec_choice.fit_if_due(progress)
-        if self._codec_choice.took_over:
-            recode(self._store, self.shape, self._codec_choice, progress)
-            self._codec_choice.took_over = False
+    def _take_over(self, codec: str, progress: Progress) -> None:
+        """At the end of a long write that began with this codec: wait until the one that took over
+        meanwhile, or does so now, has written all anew."""
+        self._codec_choice.written(codec)
+        self._takeover.finish(progress)
 
     def declare_keys(self, *names: str, progress: Progress = no_progress) -> None:
         """Index metadata keys: filters that ask for them need not read all metadata.
@@ -753,6 +783,7 @@ class MemDB(Readable):
             "shape": self.shape.to_json(),
             "index": self._searcher.state(),
             "keywords": self._keywords_state(),
+            "recoding": self._takeover.state(),
         }
 
     def _keywords_state(self) -> dict[str, object] | None:

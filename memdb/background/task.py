@@ -1,9 +1,10 @@
 """One kind of background work of one open database.
 
-It is done in a thread that is there only while there is something to do. It never raises into what
-a caller asked for: a failure is said once by `logging` (logger `memdb`), shown in `MemDB.stats`, and
-the work is tried again after a pause. It ends with `close`, and with the interpreter: a thread that
-comes back from native code when there is no interpreter any more ends the process with a signal.
+It is done in a thread that is there only while there is something to do. It never raises into
+what a caller asked for: a failure is said once by `logging` (logger `memdb`), shown in
+`MemDB.stats`, and the work is tried again after a pause. It ends with `close`, and with the
+interpreter: a thread that comes back from native code when there is no interpreter any more ends
+the process with a signal.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Task:
     """
 
     #: Of the whole process: to open a database once more is no reason to try once more.
-    _failures: ClassVar[dict[tuple[str, str], _Failure]] = {}
+    _failures: ClassVar[dict[tuple[str, str, Path], _Failure]] = {}
     _all: ClassVar[weakref.WeakSet[Task]] = weakref.WeakSet()
     _all_guard: ClassVar[threading.Lock] = threading.Lock()
     _exiting: ClassVar[bool] = False
@@ -73,7 +74,7 @@ class Task:
         self.cancelled = False
         self._what = what
         self._folder = folder
-        self._key = what, database
+        self._key = what, database, folder
         self._work = work
         self._guard = threading.Lock()
         self._thread: threading.Thread | None = None  # the last one

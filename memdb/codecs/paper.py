@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from memdb.codecs.base import Family, FittedCodec, Layout, Part, joined
+from memdb.codecs.base import Family, FittedCodec, Layout, Part, Steps, joined, no_steps
 from memdb.codecs.centre import Centre, Sample, angles_that_pay
 from memdb.codecs.parameters import fitted_name, read_parameters, write_parameters
 from memdb.codecs.rope import Turns
@@ -158,8 +158,10 @@ class PaperFamily(Family):
         values: NDArray[np.float32],
         layout: Layout,
         shape: MemoryShape,
+        told: Steps = no_steps,
     ) -> FittedCodec:
         """See `Family.fit`."""
+        told(0, 2)
         angles = angles_that_pay(keys.astype(np.float64), layout, shape)
         fitted = [_fitted(keys, layout, shape, angles), _fitted(values, layout, shape, None)]
         return Paper(self.name, *fitted)

@@ -98,7 +98,7 @@ def load(
                 following = thread.submit(next, coming, None)
             done += sum(len(document.pieces) for document in documents)
             progress("loading", done, 0)
-            memory_store.codec_choice.fit_if_due(progress)
+            memory_store.codec_choice.written(memory_store.codec_choice.codec.name)
             documents = following.result()
     return total
 

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -199,18 +199,31 @@ def new_generation(folder: Path, *, locked: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def only_writer(generation: Path) -> Iterator[None]:
+def only_writer(generation: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Keep all other writers of a generation out, in whichever process, while this lasts.
 
     LMDB's own lock does so for a transaction; this one also for as long as a compaction copies,
     when others may still open the database and read.
+
+    Args:
+        generation: its folder.
+        waiting: called now and then while another writer is at work; what it raises ends the
+            waiting.
 
     Raises:
         FileNotFoundError: the generation is gone.
     """
     lock = os.open(generation / _WRITERS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        while waiting is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                waiting()
+                time.sleep(0.02)
+        else:
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
         os.close(lock)

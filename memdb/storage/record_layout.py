@@ -38,6 +38,9 @@ POSTINGS = "postings"
 #: The setting that says how memories are best read, as somebody measured it.
 CALIBRATION = "calibration"
 
+#: The setting that names the codec that took over, until all that was before is recoded.
+RECODING = "recoding"
+
 #: Tables keyed by an integer (uint64, LMDB's MDB_INTEGERKEY); the others by UTF-8.
 INTEGER_TABLES = frozenset({REFERENCES, EMBEDDINGS, MEMORIES, CHANGES})
 TABLES = (SETTINGS, DOCUMENTS, METADATA, REFERENCES, EMBEDDINGS, MEMORIES, CHANGES, POSTINGS)

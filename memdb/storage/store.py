@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -92,27 +92,33 @@ class Store:
         return ReadTransaction(self)
 
     @contextmanager
-    def write(self) -> Iterator[Transaction]:
+    def write(self, waiting: Callable[[], None] | None = None) -> Iterator[Transaction]:
         """All or nothing: on an exception nothing of it happened; after it, it is on the disk.
 
         One writer at a time, over all processes; others wait.
+
+        Args:
+            waiting: called now and then while it waits for another writer; what it raises ends the
+                waiting.
         """
         with ExitStack() as stack:
-            environment = self._take_for_writing(stack)
+            environment = self._take_for_writing(stack, waiting)
             stack.push(self._raise_as_ours)
             inner = stack.enter_context(environment.begin(write=True))
             transaction = Transaction(inner, environment.tables, environment)
             yield transaction
             transaction.finish()
 
-    def _take_for_writing(self, stack: ExitStack) -> Environment:
+    def _take_for_writing(
+        self, stack: ExitStack, waiting: Callable[[], None] | None
+    ) -> Environment:
         """The current generation's environment, and nobody else writes while the stack lasts."""
         while True:
             environment = self.take()
             with ExitStack() as unless_kept:
                 unless_kept.callback(environment.release)
                 try:
-                    unless_kept.enter_context(only_writer(environment.generation))
+                    unless_kept.enter_context(only_writer(environment.generation, waiting))
                 except OSError as error:
                     if self._place.stamp() == self._stamp:
                         self._place.require_same()

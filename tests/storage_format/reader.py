@@ -311,7 +311,7 @@ def settings_are_there(database: Database) -> None:
     assert re.fullmatch("[0-9a-f]{32}", database.setting("format")["id"])
     for setting, name, kind, _ in rows("Settings", columns=4):
         there = setting.strip("`").encode() in database.records["settings"]
-        if setting in ("`calibration`", "`rewriting`") and not there:
+        if setting in ("`calibration`", "`rewriting`", "`recoding`") and not there:
             continue
         record = database.setting(setting.strip("`"))
         if name.strip("`") in record or not kind.endswith(" or missing"):
