@@ -96,7 +96,7 @@ def _recoded(
     memories = MemoryBatch.of([found.memory for found in batch], shape)
     payloads = encode_batch(memories, shape, target)
     written = []
-    with store.write(go_on) as transaction:
+    with store.write(waiting=go_on) as transaction:
         if MemoryShape.from_json(transaction.required_setting("shape")) != shape:
             raise MismatchError(
                 "the database was rewritten for another model while it was open; open it again"

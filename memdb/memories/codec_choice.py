@@ -219,7 +219,7 @@ class CodecChoice:
             self._shape,
             lambda done, total: progress(stage, done, total),
         )
-        with self._store.write(lambda: progress(stage, 0, 0)) as transaction:
+        with self._store.write(waiting=lambda: progress(stage, 0, 0)) as transaction:
             stored = transaction.required_setting("shape")
             if MemoryShape.from_json(stored) != self._shape:
                 return False  # it was rewritten for another model meanwhile

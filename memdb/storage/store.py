@@ -92,7 +92,7 @@ class Store:
         return ReadTransaction(self)
 
     @contextmanager
-    def write(self, waiting: Callable[[], None] | None = None) -> Iterator[Transaction]:
+    def write(self, *, waiting: Callable[[], None] | None = None) -> Iterator[Transaction]:
         """All or nothing: on an exception nothing of it happened; after it, it is on the disk.
 
         One writer at a time, over all processes; others wait.
