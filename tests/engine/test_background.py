@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 import memdb.index.searcher
-from memdb import Batch, Document, MemDB, StorageError, compact, verify
+from memdb import Batch, Document, MemDB, StorageError, compact, repair, verify
 from memdb.background import Cancelled, Task, task
 from memdb.care import recode
 from memdb.codecs import FAMILIES
@@ -34,6 +34,7 @@ from tests.engine.helpers import (
     child,
     command,
     make_shape,
+    raw,
     time_limit,
 )
 from tests.engine.test_recoding import SHAPE, codecs, east, error, insert, make_like
@@ -588,6 +589,21 @@ def test_close_does_not_wait_for_a_compaction(bare: MemDB, monkeypatch: pytest.M
     with MemDB.open(bare.path) as again:
         again.settle()
         assert len(codecs(again)) == 1
+
+
+def test_a_damaged_word_of_what_is_left_is_told_and_mended(bare: MemDB) -> None:
+    insert(bare, range(ENOUGH))
+    bare.settle()
+    bare.close()
+    with raw(bare.path) as (environment, tables), environment.begin(write=True) as inner:
+        inner.put(b"recoding", b"x" * 40, db=tables["settings"])
+    with MemDB.open(bare.path) as database:  # it stops nobody
+        insert(database, [50])
+        database.settle()
+    (problem,) = verify(bare.path)
+    assert problem.key == "'recoding'"
+    assert len(repair(bare.path).mended) == 1
+    assert verify(bare.path) == []
 
 
 def test_a_compaction_meanwhile_is_followed(bare: MemDB, monkeypatch: pytest.MonkeyPatch) -> None:
