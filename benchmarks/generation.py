@@ -104,6 +104,7 @@ def _written(path: Path, model: run.Endless, texts: list[str], references: int) 
             if count >= references:
                 break
             count += len(db.insert(text, id=f"{number}").references)
+        db.settle()
     return long
 
 

@@ -20,6 +20,7 @@ from typing import Any, Self, cast, get_args
 
 from memdb.care.rewrite import PENDING
 from memdb.care.statistics import Stats, statistics
+from memdb.care.takeover import Takeover
 from memdb.codecs import codec_named
 from memdb.errors import FormatError, InvalidInputError, StorageError
 from memdb.filters.declared import checked_keys
@@ -41,7 +42,7 @@ from memdb.namespaces import (
     existing_namespace,
     list_namespaces,
 )
-from memdb.protocols import Embedder, MemoryWriter, no_progress
+from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
 from memdb.readable import Readable, Snapshot
 from memdb.retrieval import Retriever
 from memdb.storage.environment import Durability
@@ -111,6 +112,7 @@ class MemDB(Readable, Writable, Maintainable):
         self._chunker = Chunker(tokenizer, self.shape.reference_length)
         self._attached = Attached(self.settings["embedder"], self.shape, embedder, writer)
         self._codec_choice = CodecChoice(store, self.shape, self.settings["memory"])
+        self._takeover = Takeover(store, self.shape, self._codec_choice)
         self._cache = MemoryCache(cache_bytes)
         self._usage = Usage(keep=not store.read_only)
         self._memory_store = MemoryStore(
@@ -131,6 +133,8 @@ class MemDB(Readable, Writable, Maintainable):
         self._rewriting = recut
         # Until a rewrite has cut them anew, references may be too long for the new model.
         self._retriever.cold_start &= not recut and not store.read_only
+        if not recut and not store.read_only:
+            self._takeover.look()
 
     # --- open and close ---------------------------------------------------------------------------
 
@@ -269,14 +273,37 @@ class MemDB(Readable, Writable, Maintainable):
             raise
 
     def close(self) -> None:
-        """Give everything back; a second call does nothing."""
+        """Give everything back; a second call does nothing.
+
+        Work in the background is given up, and goes on when the database is opened again; `settle`
+        waits for its end. A program that ends without `close` loses nothing but counts of use.
+        """
         if not self._closed:
             self._closed = True
-            if not self._store.is_forked:  # else all of that is the parent's
-                self._searcher.close()
-                self._keywords.close()
-                self._usage.flush(self._store.generation)
-            self._store.close()
+            try:
+                if not self._store.is_forked:  # else all of that is the parent's
+                    self._searcher.close()
+                    self._takeover.close()
+                    self._keywords.close()
+                    self._usage.flush(self._store.generation)
+            finally:
+                self._store.close()
+
+    def settle(self, progress: Progress = no_progress) -> None:
+        """Wait for the work in the background: a codec that is fitted once there are enough
+        memories, those before it that are recoded, an index that is built.
+
+        Nothing has to wait for it: search and memories are right all the time, and `close` gives up
+        what is not done. What failed a short time ago is tried again. A failure is said by
+        `logging` (logger `memdb`) and by `stats`, not raised.
+
+        Args:
+            progress: told of the work.
+        """
+        self._require_open()
+        arguments.function(progress, "progress")
+        self._takeover.finish(progress)
+        self._searcher.wait(progress)
 
     def namespace(self, name: str) -> MemDB:
         """A collection of its own in this database, opened; made if it is not there yet.
@@ -395,8 +422,8 @@ class MemDB(Readable, Writable, Maintainable):
             if puts:
                 self._memory_store.require_shape(transaction)
             yield transaction
-        if puts:
-            self._recode_if_fitted(no_progress)
+        for codec in {step.prepared.codec for step in steps if isinstance(step, Put)}:
+            self._codec_choice.written(codec)
 
     # --- read -------------------------------------------------------------------------------------
 
@@ -433,6 +460,7 @@ class MemDB(Readable, Writable, Maintainable):
             "cache": vars(self.cache_stats()),
             "shape": self.shape.to_json(),
             "index": self._searcher.state(),
+            "recoding": self._takeover.state(),
             "keywords": self._keywords_state(),
         }
         return cast(Stats, found)

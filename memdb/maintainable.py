@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from memdb.care.recode import RecodeReport, recode
+from memdb.care.takeover import Takeover
 from memdb.errors import BusyError, InvalidInputError, MismatchError
 from memdb.exchange.export import export
 from memdb.filters.declared import checked_keys, declare_keys, undeclare_keys
@@ -47,6 +48,7 @@ class Maintainable(ABC):
     _keywords: Keywords
     _memory_store: MemoryStore
     _searcher: Searcher
+    _takeover: Takeover
     _usage: Usage
     _rewriting: bool
 
@@ -87,6 +89,7 @@ class Maintainable(ABC):
         prune = arguments.flag(prune, "prune")
         if name is not None:
             arguments.a(str, name, "name")
+        codec = self._codec_choice.codec.name
         report = ingest(
             arguments.path(path, "the corpus"),
             name=name,
@@ -98,7 +101,7 @@ class Maintainable(ABC):
             prune=prune,
             progress=progress,
         )
-        self._recode_if_fitted(progress)
+        self._take_over(codec, progress)
         self.index_if_due(progress)
         return report
 
@@ -125,6 +128,7 @@ class Maintainable(ABC):
         """
         self._require_writable()
         arguments.function(progress, "progress")
+        codec = self._codec_choice.codec.name
         report = load(
             batches,
             store=self._store,
@@ -133,7 +137,7 @@ class Maintainable(ABC):
             dimension=self.settings["embedder"]["dimension"],
             progress=progress,
         )
-        self._recode_if_fitted(progress)
+        self._take_over(codec, progress)
         return report
 
     def warm(
@@ -166,6 +170,7 @@ class Maintainable(ABC):
         if warmer is not None:
             arguments.function(warmer, "warmer")
         self._require_no_rewrite()
+        codec = self._codec_choice.codec.name
         with self._store.read() as transaction:
             entries = (
                 (entry for _, entry in transaction.documents())
@@ -181,7 +186,7 @@ class Maintainable(ABC):
             written = self._memory_store.warm(cold, progress)
         else:
             written = warmer(cold, self._fitting(progress))
-        self._recode_if_fitted(progress)
+        self._take_over(codec, progress)
         return written
 
     def warm_batches(
@@ -215,12 +220,12 @@ class Maintainable(ABC):
             )
 
     def _fitting(self, progress: Progress) -> Progress:
-        """A `Progress` that also fits the codec, once enough memories are there: one process for
-        all that write."""
+        """A `Progress` that also has the codec fitted, once enough memories are there: one process
+        for all that write."""
 
         def told(stage: str, done: int, total: int) -> None:
             progress(stage, done, total)
-            self._codec_choice.fit_if_due(progress)
+            self._codec_choice.written(self._codec_choice.codec.name)
 
         return told
 
@@ -245,16 +250,15 @@ class Maintainable(ABC):
         self._require_writable()
         arguments.function(progress, "progress")
         refit = arguments.flag(refit, "refit")
+        self._takeover.cancel()
         self._codec_choice.use(codec, refit, progress)
         return recode(self._store, self.shape, self._codec_choice, progress)
 
-    def _recode_if_fitted(self, progress: Progress) -> None:
-        """Fit the codec if that is due; then what was written before under the stand-in is written
-        anew."""
-        self._codec_choice.fit_if_due(progress)
-        if self._codec_choice.took_over:
-            recode(self._store, self.shape, self._codec_choice, progress)
-            self._codec_choice.took_over = False
+    def _take_over(self, codec: str, progress: Progress) -> None:
+        """At the end of a long write that began with this codec: wait until the one that took over
+        meanwhile, or does so now, has written all anew."""
+        self._codec_choice.written(codec)
+        self._takeover.finish(progress)
 
     def declare_keys(self, *names: str, progress: Progress = no_progress) -> None:
         """Index metadata keys: filters that ask for them need not read all metadata.

@@ -50,7 +50,7 @@ FLOORS = (
     {"errors"},
     {"types"},
     {"protocols"},
-    {"storage", "codecs"},
+    {"storage", "codecs", "background"},
     {"memories", "filters", "index", "keywords"},
     {"ingest"},
     {"retrieval", "care", "exchange"},

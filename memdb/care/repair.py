@@ -30,6 +30,7 @@ from memdb.storage.record_layout import (
     MEMORIES,
     METADATA,
     POSTINGS,
+    RECODING,
     REFERENCES,
     SETTINGS,
     DocumentEntry,
@@ -192,7 +193,7 @@ class _Mending:
             self._log()
             return
         self._codecs()
-        self._calibration()
+        self._optional_settings()
         for problem in problems:
             if problem.table == MEMORIES and problem.key:
                 self._memory(int(problem.key), problem.what)
@@ -213,13 +214,21 @@ class _Mending:
         elif self._embedded:
             self._log()  # what was built from the vectors before, here or elsewhere, is of no use
 
-    def _calibration(self) -> None:
+    def _optional_settings(self) -> None:
         try:
             self._transaction.optional_setting(CALIBRATION)
         except CorruptRecordError as error:
             self._put_setting_aside(CALIBRATION, error.problem)
             self._transaction.delete_setting(CALIBRATION)
             self._report.mended.append("the calibration was damaged: removed, to be made anew")
+        try:
+            self._transaction.setting(RECODING)
+        except CorruptRecordError as error:
+            self._put_setting_aside(RECODING, error.problem)
+            self._transaction.delete_setting(RECODING)
+            self._report.mended.append(
+                "the setting 'recoding' was damaged: removed; `memdb recode` does what is left"
+            )
 
     def _put_setting_aside(self, name: str, why: str) -> None:
         self._aside.put(SETTINGS, name.encode(), why)

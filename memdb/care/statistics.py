@@ -38,6 +38,8 @@ class IndexStats(TypedDict, total=False):
     Attributes:
         kind: `exact` or `ivf`.
         keys: metadata keys that are indexed for filters.
+        building: whether one is being built in the background.
+        failure: why the last building failed, if it did.
         references: how many it was built of.
         lists: into how many clusters.
         nprobe: how many of these are looked at.
@@ -48,6 +50,8 @@ class IndexStats(TypedDict, total=False):
 
     kind: str
     keys: list[str]
+    building: bool
+    failure: dict[str, Any] | None
     references: int
     lists: int
     nprobe: int
@@ -69,6 +73,7 @@ class Stats(TypedDict):
         memory_bytes: how much memories are compressed.
         cache: of decoded memories: what it holds, hits and misses.
         index: its state.
+        recoding: the state of a codec that takes over.
         keywords: the state of the index of words; None: nobody asked for one.
         unfitted: why the codec of new memories is not fitted, though there are enough; or None.
         shape: what all memories share, as JSON.
@@ -94,6 +99,7 @@ class Stats(TypedDict):
     cache: dict[str, int]
     shape: dict[str, Any]
     index: IndexStats
+    recoding: dict[str, Any]
 
 
 def statistics(store: Store, shape: MemoryShape) -> dict[str, Any]:

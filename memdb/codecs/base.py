@@ -7,7 +7,7 @@ A codec codes vectors alone. Which tokens of which head they belong to is stored
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -20,6 +20,9 @@ from memdb.types.shape import MemoryShape
 
 #: Which vectors of a memory: they have statistics of their own, and keys are turned by RoPE.
 Part = Literal["keys", "values"]
+
+#: Told of the steps of a fit: how many are done, of how many. What it raises ends the fit.
+Steps = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,10 @@ class FittedCodec(Codec):
     parameters: bytes
 
 
+def no_steps(done: int, total: int) -> None:
+    """The `Steps` that say nothing."""
+
+
 class Family(ABC):
     """A kind of codec that has to be fitted first.
 
@@ -164,6 +171,7 @@ class Family(ABC):
         values: NDArray[np.float32],
         layout: Layout,
         shape: MemoryShape,
+        told: Steps = no_steps,
     ) -> FittedCodec:
         """A codec for memories like these.
 
@@ -172,6 +180,7 @@ class Family(ABC):
             values: likewise.
             layout: of the same memories.
             shape: theirs.
+            told: called every few seconds at least.
         """
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from memdb.codecs.base import Family, FittedCodec, Layout, Part, joined
+from memdb.codecs.base import Family, FittedCodec, Layout, Part, Steps, joined, no_steps
 from memdb.codecs.centre import Centre, Sample, angles_that_pay
 from memdb.codecs.floor import Losses, keeps_rows, only, share
 from memdb.codecs.parameters import fitted_name, read_parameters, write_parameters
@@ -30,6 +30,7 @@ _TRAINED = _SAMPLE << 13  # vectors: more take minutes
 _OPQ_PIECE = 4  # numbers of each piece that OPQ turns a vector for, as in the paper
 _OPQ_FEWEST = _SAMPLE << _FINE_BITS  # vectors: FAISS is slow at it with fewer
 _ROUNDS = 10  # of k-means, and of OPQ
+_STEPS = 2 + 2 * _ROUNDS  # of fitting keys, or values
 _FARTHEST = 1e6  # over a row's scale: float32 holds the square of it
 _LARGEST = np.finfo(np.float32).max
 
@@ -165,10 +166,16 @@ class PaperFamily(Family):
         values: NDArray[np.float32],
         layout: Layout,
         shape: MemoryShape,
+        told: Steps = no_steps,
     ) -> FittedCodec:
         """See `Family.fit`."""
+        steps = 1 + 2 * _STEPS
+        told(0, steps)
         angles = angles_that_pay(keys.astype(np.float64), layout, shape)
-        fitted = [_fitted(keys, layout, shape, angles), _fitted(values, layout, shape, None)]
+        fitted = [
+            _fitted(keys, layout, shape, angles, lambda done: told(1 + done, steps)),
+            _fitted(values, layout, shape, None, lambda done: told(1 + _STEPS + done, steps)),
+        ]
         return Paper(self.name, *fitted)
 
     def load(self, parameters: bytes) -> FittedCodec:
@@ -218,29 +225,50 @@ def _fitted(
     layout: Layout,
     shape: MemoryShape,
     angles: NDArray[np.float64] | None,
+    told: Callable[[int], None],
 ) -> Quantizer:
+    told(0)
     found = Sample.of(vectors, layout, shape, angles)
     centre, x = found.centre, np.concatenate(found.rows)
     some = np.linspace(0, len(x) - 1, min(_TRAINED, len(x))).astype(np.int64)
     rows = np.repeat(np.arange(shape.rows), layout.row_sizes)[some]
     sample = ((x[some] - centre.means[rows]) / centre.scales[rows, None]).astype(np.float32)
-    return Quantizer(centre, faiss.serialize_index(_trained(sample)))
+    return Quantizer(centre, faiss.serialize_index(_trained(sample, told)))
 
 
-def _trained(sample: NDArray[np.float32]) -> Any:
-    """A FAISS index without vectors. FAISS starts every k-means from the same seed."""
+def _trained(sample: NDArray[np.float32], told: Callable[[int], None]) -> Any:
+    """A FAISS index without vectors. FAISS starts every k-means from the same seed. What its own
+    `train` does in one call, minutes long, is done here round by round."""
     n, d = sample.shape
     if n < 1 << _FEWEST_BITS:  # as few as it has centres
         sample = np.resize(sample if n else np.zeros(d, np.float32), (1 << _FEWEST_BITS, d))
     index = faiss.index_factory(d, factory_string(d, n))
     layers = _layers(index)
-    for quantizer in (faiss.downcast_index(layers.q1.quantizer).pq, layers.pq):
-        quantizer.cp.niter = _ROUNDS
-        quantizer.cp.min_points_per_centroid = 1  # no warning where there are no more
     if layers is not index:
-        faiss.downcast_VectorTransform(index.chain.at(0)).niter = _ROUNDS
-    index.train(sample)
+        turn = faiss.downcast_VectorTransform(index.chain.at(0))
+        turn.niter = _ROUNDS
+        turn.train(sample)
+        sample = turn.apply(sample)
+    coarse = faiss.downcast_index(layers.q1.quantizer)
+    _train_rounds(coarse.pq, sample, lambda done: told(1 + done))
+    coarse.is_trained, coarse.ntotal = True, coarse.pq.ksub**coarse.pq.M
+    told(1 + _ROUNDS)
+    nearest = coarse.search(sample, 1)[1][:, 0]
+    rest = sample - coarse.reconstruct_batch(nearest)
+    _train_rounds(layers.pq, rest, lambda done: told(1 + _ROUNDS + done))
+    layers.is_trained = index.is_trained = True
     return index
+
+
+def _train_rounds(quantizer: Any, sample: NDArray[np.float32], told: Callable[[int], None]) -> None:
+    """Train FAISS's product quantizer, a round of k-means at a time."""
+    quantizer.cp.niter = 1
+    quantizer.cp.min_points_per_centroid = 1  # no warning where there are no more
+    for done in range(_ROUNDS):
+        told(done)
+        quantizer.train(sample)
+        quantizer.train_type = faiss.ProductQuantizer.Train_hot_start
+    quantizer.train_type = faiss.ProductQuantizer.Train_default
 
 
 def _layers(index: Any) -> Any:

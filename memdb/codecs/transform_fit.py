@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.codecs.base import Family, FittedCodec, Layout, Part
+from memdb.codecs.base import Family, FittedCodec, Layout, Part, Steps, no_steps
 from memdb.codecs.centre import Centre, Sample, angles_that_pay
 from memdb.codecs.transform import LARGEST, Axes, Stream, Transform, read_transform
 from memdb.types.memory import from_float32
@@ -48,13 +48,16 @@ class TransformFamily(Family):
         values: NDArray[np.float32],
         layout: Layout,
         shape: MemoryShape,
+        told: Steps = no_steps,
     ) -> FittedCodec:
         """See `Family.fit`. The step is found by trying."""
+        steps = 3 + _TRIALS
+        told(0, steps)
         angles = angles_that_pay(keys.astype(np.float64), layout, shape)
-        spectra = [
-            _Spectrum.of(keys, layout, shape, angles, _POWERS[0]),
-            _Spectrum.of(values, layout, shape, None, _POWERS[1]),
-        ]
+        told(1, steps)
+        spectra = [_Spectrum.of(keys, layout, shape, angles, _POWERS[0])]
+        told(2, steps)
+        spectra.append(_Spectrum.of(values, layout, shape, None, _POWERS[1]))
         low, high = 0.01, 8.0
         made = self._with_step(high, spectra)
         if not layout.vectors:
@@ -62,7 +65,8 @@ class TransformFamily(Family):
         tried, *parts = _some(layout, keys, values, shape)
         due = 2 * 2 * shape.head_dim * tried.vectors / self._ratio
         least = max(spectra[0].least_step / _KEY_STEP, spectra[1].least_step)
-        for _ in range(_TRIALS):
+        for trial in range(_TRIALS):
+            told(3 + trial, steps)
             step = max((low * high) ** 0.5, least)
             made = self._with_step(step, spectra)
             low, high = (step, high) if _bytes(made, parts, tried, shape) > due else (low, step)

@@ -8,6 +8,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from memdb.background import Cancelled
 from memdb.errors import CorruptRecordError
 from memdb.index.ann import (
     SPREAD_STEPS,
@@ -36,10 +37,9 @@ _SAME = 2**-11  # by so much the scores of one vector, as float32 and as float16
 _ENOUGH = 100  # vectors, to measure a spread
 _COPIES = 1023  # of a query's own vector that are looked past, at most
 _BATCH = 8192
-
-
-class Cancelled(Exception):  # noqa: N818 (no error: somebody wants it to stop)
-    """The building was given up."""
+_NODES = 256  # of the graph of centres, added at once
+_PRODUCTS = 1 << 31  # multiplications between two looks whether to go on: a tenth of a second
+_OFF = 1 / 1024  # by which the halves of a cluster begin apart
 
 
 def build_index(
@@ -86,13 +86,12 @@ def build_index(
     done = 0
     for ids, vectors in transaction.embeddings(_BATCH):
         progress("building the index", done, n)
-        if cancelled():
-            raise Cancelled
+        _go_on(cancelled)
         index.add_with_ids(vectors, np.arange(done, done + len(ids)))
         truth.look_at(vectors)
         done += len(ids)
     progress("building the index", n, n)
-    nprobe, reached, hits = _nprobe(index, truth, recall)
+    nprobe, reached, hits = _nprobe(index, truth, recall, cancelled)
     rows = np.sort(_chosen(np.arange(n), _SPREAD_SAMPLE))
     sample = transaction.embeddings_of(numbers[rows])
     spread = _spread(index, truth.queries, rows, sample)
@@ -125,22 +124,66 @@ def _centres(
     if previous is not None and n / 2 <= previous.info.trained <= 2 * n:
         return previous.quantizer(), previous.info.trained
     lists = max(1, min(int(_LISTS_PER_ROOT * n**0.5), n // 4))
-    sample = transaction.embeddings_of(np.sort(_chosen(numbers, _SAMPLE * lists)))
-    # FAISS warns of few vectors for a centre where all that there are were taken.
-    kmeans = faiss.Kmeans(
-        dimension, lists, niter=1, spherical=True, seed=1, min_points_per_centroid=1
-    )
-    centroids = None
+    chosen = np.sort(_chosen(numbers, _SAMPLE * lists))
+    sample = np.empty((len(chosen), dimension), np.float32)
+    for start in range(0, len(chosen), _BATCH):
+        _go_on(cancelled)
+        sample[start : start + _BATCH] = transaction.embeddings_of(chosen[start : start + _BATCH])
+    centres = _first_centres(sample, lists)
     for step in range(_ROUNDS):
         progress("finding clusters", step, _ROUNDS)
-        if cancelled():
-            raise Cancelled
-        kmeans.train(sample, init_centroids=centroids)
-        centroids = kmeans.centroids.copy()
+        centres = _moved(centres, sample, cancelled)
     progress("finding clusters", _ROUNDS, _ROUNDS)
     graph = faiss.IndexHNSWFlat(dimension, _LINKS, faiss.METRIC_INNER_PRODUCT)
-    graph.add(centroids)
+    for start in range(0, lists, _NODES):
+        _go_on(cancelled)
+        graph.add(centres[start : start + _NODES])
     return graph, n
+
+
+def _first_centres(sample: Vectors, lists: int) -> Vectors:
+    """Vectors of the sample; the same ones each time."""
+    return sample[np.random.default_rng(1).permutation(len(sample))[:lists]]
+
+
+def _moved(centres: Vectors, sample: Vectors, cancelled: Callable[[], bool]) -> Vectors:
+    """One round of spherical k-means, as FAISS does it; but it can be given up in the middle, which
+    a call of FAISS that takes a minute cannot."""
+    lists, dimension = centres.shape
+    nearest_centre = faiss.IndexFlatIP(dimension)
+    nearest_centre.add(centres)
+    sums = np.zeros((lists, dimension), np.float32)
+    sizes = np.zeros(lists, np.int64)
+    rows = max(256, _PRODUCTS // (lists * dimension))
+    for start in range(0, len(sample), rows):
+        _go_on(cancelled)
+        some = sample[start : start + rows]
+        nearest = nearest_centre.search(some, 1)[1][:, 0]
+        order = np.argsort(nearest, kind="stable")
+        found, starts = np.unique(nearest[order], return_index=True)
+        sums[found] += np.add.reduceat(some[order], starts, axis=0)
+        sizes[found] += np.diff(starts, append=len(some))
+    _split_for_empty(sums, sizes)
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    return np.ascontiguousarray(sums / np.maximum(lengths, 1e-30))
+
+
+def _split_for_empty(sums: Vectors, sizes: Ids) -> None:
+    """Give clusters that are empty half of a large one, a little off its centre, in place."""
+    rng = np.random.default_rng(0)
+    off = np.where(np.arange(sums.shape[1]) % 2, 1 - _OFF, 1 + _OFF).astype(np.float32)
+    for empty in np.flatnonzero(sizes == 0).tolist():
+        shares = np.maximum(sizes - 1, 0)
+        if not shares.any():
+            return  # fewer different vectors than clusters
+        large = int(rng.choice(len(sizes), p=shares / shares.sum()))
+        sums[empty], sums[large] = sums[large] * off, sums[large] * (2 - off)
+        sizes[empty], sizes[large] = sizes[large] // 2, sizes[large] - sizes[large] // 2
+
+
+def _go_on(cancelled: Callable[[], bool]) -> None:
+    if cancelled():
+        raise Cancelled
 
 
 def _chosen(numbers: Ids, count: int) -> Ids:
@@ -179,7 +222,9 @@ class _Truth:
         self.scores = -np.sort(-both, axis=1)[:, : max(_HITS)]
 
 
-def _nprobe(index: Any, truth: _Truth, recall: float) -> tuple[int, float, int]:
+def _nprobe(
+    index: Any, truth: _Truth, recall: float, cancelled: Callable[[], bool]
+) -> tuple[int, float, int]:
     """The fewest clusters to look at for that recall of the nearest 5, the recall that they reach,
     and how many of the nearest may be asked for so that they are still enough."""
     usable = truth.copies <= _COPIES
@@ -189,6 +234,7 @@ def _nprobe(index: Any, truth: _Truth, recall: float) -> tuple[int, float, int]:
     k = due.shape[1] + int(truth.copies[usable].max())
     nprobe = 1
     while True:
+        _go_on(cancelled)
         scores, rows = index.search(queries, k, params=search_parameters(nprobe))
         scores = np.where((rows >= 0) & (scores <= 1 - _SAME), scores, -np.inf)
         reached = _recall(scores, due[:, :_K])

@@ -6,16 +6,17 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from memdb.errors import CorruptRecordError, MemDBError, StorageError
+from memdb.background import Cancelled, Task
+from memdb.errors import CorruptRecordError, StorageError
 from memdb.index.ann import FILE, AnnIndex, Ids, IndexInfo, Vectors, file_stamp, write_index
-from memdb.index.build import Cancelled, build_index
+from memdb.index.build import build_index
 from memdb.index.checking import is_of_this_past
 from memdb.index.exact import exact_search
 from memdb.index.policy import IndexPolicy, is_stale
@@ -73,8 +74,7 @@ class Searcher:
         self._looked = 0.0
         self._bad: object = None  # the stamp of a file that is damaged or of another database
         self._guard = threading.Lock()
-        self._builder: threading.Thread | None = None
-        self._stop = threading.Event()
+        self._builder = Task("building the index", store.folder, store.id, self._build_due)
 
     def pin(self) -> _Pinning:
         """A read transaction and its view, in a `with` statement."""
@@ -94,15 +94,23 @@ class Searcher:
 
     def close(self) -> None:
         """Give up what is being built."""
-        self._stop.set()
-        if self._builder is not None:
-            self._builder.join()
+        self._builder.close()
+
+    def wait(self, progress: Progress = no_progress) -> None:
+        """Wait for what is being built in the background."""
+        self._builder.wait(progress)
 
     def state(self) -> dict[str, object]:
         """What `MemDB.stats` says of the index. It loads no vectors but those that changed."""
         with self._store.read() as transaction:
             policy = IndexPolicy.of(transaction)
-            state: dict[str, object] = {"kind": "exact", "keys": list(policy.keys)}
+            building = self._builder.state()
+            state: dict[str, object] = {
+                "kind": "exact",
+                "keys": list(policy.keys),
+                "building": building["running"],
+                "failure": building["failure"],
+            }
             index = self._previous(transaction.generation, transaction)
             if index is None:
                 return state
@@ -197,14 +205,19 @@ class Searcher:
     def build(
         self, progress: Progress = no_progress, *, anew: bool = False, if_due: bool = False
     ) -> IndexInfo | None:
-        """Build the index file now; None if the policy want none, or none that is newer.
+        """Build the index file now; None if the policy wants none, or none that is newer.
 
         Args:
             progress: told of the work.
             anew: find the clusters anew, also where the old ones still fit.
             if_due: only if enough has changed since the last one.
         """
+        if if_due:  # then what is built already will do
+            self._builder.wait(progress)
+        else:
+            self._builder.cancel()
         info = self._build(progress, anew, if_due, lambda: False)
+        self._builder.worked()
         self._looked = 0.0
         return info
 
@@ -253,6 +266,8 @@ class Searcher:
         )
         transaction.sync()  # a file that outlived the state it was built from would be believed
         write_index(built, info, folder)
+        if self._previous(folder, transaction) is None:  # else each search would build it anew
+            raise StorageError(f"the index in '{folder}' was written, and cannot be read")
         return info
 
     def _changed(self, index: AnnIndex, transaction: Transaction) -> int | None:
@@ -288,21 +303,13 @@ class Searcher:
         if self._store.read_only:
             return
         built = 0 if view.base is None else view.base.info.references
-        if not is_stale(built, view.changed) or self._stop.is_set():
+        if not is_stale(built, view.changed):
             return
-        if self._builder is not None and self._builder.is_alive():
-            return
-        policy = IndexPolicy.of(transaction)
-        if policy.wants_file(transaction.count(REFERENCES)):
-            self._builder = threading.Thread(
-                target=self._build_quietly, name="memdb-index", daemon=True
-            )
+        if IndexPolicy.of(transaction).wants_file(transaction.count(REFERENCES)):
             self._builder.start()
 
-    def _build_quietly(self) -> None:
-        # Who searches is told of damage; a disk that is full takes no index, and needs none.
-        with suppress(MemDBError, OSError, Cancelled, RuntimeError):
-            self._build(no_progress, False, True, self._stop.is_set)
+    def _build_due(self, progress: Progress) -> None:
+        self._build(progress, False, True, lambda: self._builder.cancelled)
         self._looked = 0.0
 
 

@@ -110,7 +110,8 @@ def load(
                 total += _write(transaction, documents)
             done += sum(len(document.pieces) for document in documents)
             progress("loading", done, 0)
-            memory_store.codec_choice.fit_if_due(progress)
+            for codec in {item.codec for item in documents}:
+                memory_store.codec_choice.written(codec)
     return total
 
 
@@ -201,11 +202,12 @@ def _prepared(
     versions = _checked_versions(named, batch.versions)
     references = sum(map(len, pieces))
     vectors = unit_vectors(batch.embeddings, references, dimension)
+    codec = memory_store.codec_choice.codec.name
     memories = memory_store.encode_all(batch.memories, references)
     at = 0
     for (name, document), parts, version in zip(named, pieces, versions, strict=True):
         end = at + len(parts)
-        yield prepared(name, document, parts, vectors[at:end], memories[at:end], version)
+        yield prepared(name, document, parts, vectors[at:end], memories[at:end], version, codec)
         at = end
 
 

@@ -59,6 +59,7 @@ class Preparer:
         """
         cold = arguments.flag(cold, "cold")
         arguments.function(progress, "progress")
+        codec = self._memory_store.codec_choice.codec.name
         pieces = [self._chunker.split(document.text) for _, document in named]
         texts = [piece.text.strip() for parts in pieces for piece in parts]
         vectors = self._vectors(texts, embeddings, progress)
@@ -68,7 +69,7 @@ class Preparer:
         for (name, document), parts in zip(named, pieces, strict=True):
             end = at + len(parts)
             own = None if encoded is None else encoded[at:end]
-            ready.append(prepared(name, document, parts, vectors[at:end], own))
+            ready.append(prepared(name, document, parts, vectors[at:end], own, codec=codec))
             at = end
         return ready
 

@@ -51,6 +51,7 @@ class Prepared:
         embeddings: of each piece, as stored.
         memories: of each piece, as stored; None: it stays cold.
         version: of a document that is new.
+        codec: what its memories are coded by; empty: it does not matter.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Prepared:
     embeddings: Sequence[bytes]
     memories: Sequence[bytes | None]
     version: int = 1
+    codec: str = ""
 
     def with_metadata(self, metadata: dict[str, Any]) -> Prepared:
         """The same with other metadata."""
@@ -84,6 +86,7 @@ def prepared(
     embeddings: NDArray[np.float32],
     memories: Sequence[bytes | None] | None = None,
     version: int = 1,
+    codec: str = "",
 ) -> Prepared:
     """A document ready to be written.
 
@@ -94,6 +97,7 @@ def prepared(
         embeddings: (pieces, dimension) float32, each of length 1.
         memories: one for each piece, encoded; default: all stay cold.
         version: of a document that is new.
+        codec: what the memories are coded by.
     """
     text, metadata = text_hash(document.text), json_payload(dict(document.metadata))
     return Prepared(
@@ -106,6 +110,7 @@ def prepared(
         [row.tobytes() for row in embeddings.astype("<f4", copy=False)],
         [None] * len(pieces) if memories is None else memories,
         version,
+        codec,
     )
 
 

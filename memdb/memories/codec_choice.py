@@ -7,6 +7,8 @@ are there, they are kept by a codec that needs no fitting, and then the fitted o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,14 @@ from memdb.codecs import (
 from memdb.errors import FormatError, InvalidInputError, MismatchError
 from memdb.memories import unfitted
 from memdb.protocols import Progress, no_progress
-from memdb.storage.record_layout import MEMORIES, SETTINGS, UNFITTED, codec_key, integer_key
+from memdb.storage.record_layout import (
+    MEMORIES,
+    RECODING,
+    SETTINGS,
+    UNFITTED,
+    codec_key,
+    integer_key,
+)
 from memdb.storage.store import Store
 from memdb.storage.transaction import Transaction, decoded
 from memdb.types.canonical import json_payload
@@ -68,12 +77,33 @@ class KnownCodecs(Mapping[str, Codec]):
         return len(self._loaded)
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """The setting `memory`, read.
+
+    Attributes:
+        wanted: a codec, or what one is fitted from.
+        fitted: the name of the fitted one.
+        as_stored: the setting's bytes.
+    """
+
+    wanted: Codec | Family
+    fitted: str | None
+    as_stored: bytes
+
+    @classmethod
+    def of(cls, memory: Mapping[str, Any]) -> _Chosen:
+        return cls(codec_named(memory["codec"]), memory.get("fitted"), json_payload(memory))
+
+
 class CodecChoice:
-    """How one open database codes memories.
+    """How one open database codes memories. Threads may share it.
 
     Attributes:
         codecs: all that its memories may be read with.
-        took_over: whether a codec was fitted by this, and what was written before is left as it is.
+        when_due: called when the codec is to be fitted, or memories that were written before are to
+            be recoded; it has that done by and by, and never raises.
+        left: whether memories were written with another codec while this one took over.
     """
 
     def __init__(self, store: Store, shape: MemoryShape, memory: Mapping[str, Any]) -> None:
@@ -82,38 +112,82 @@ class CodecChoice:
                 return transaction.codec_parameters(name)
 
         self.codecs = KnownCodecs(parameters)
-        self.took_over = False
+        self.when_due: Callable[[], None] = lambda: None
+        self.left = False
         self._store = store
         self._shape = shape
+        self._chosen = _Chosen.of(memory)  # replaced as a whole
         self._problem = ""  # of the last fit: why the codec is not used
-        self._take(memory)
-
-    def _take(self, memory: Mapping[str, Any]) -> None:
-        self._wanted = codec_named(memory["codec"])
-        self._fitted: str | None = memory.get("fitted")
-        self._as_stored = json_payload(memory)
+        self._enough = 0  # memories there have to be, where so many were too few to fit to
 
     @property
     def codec(self) -> Codec:
         """What new memories are written with."""
-        if isinstance(self._wanted, Codec):
-            return self._wanted
-        return STAND_IN if self._fitted is None else self.codecs[self._fitted]
+        chosen = self._chosen
+        if isinstance(chosen.wanted, Codec):
+            return chosen.wanted
+        return STAND_IN if chosen.fitted is None else self.codecs[chosen.fitted]
 
     @property
     def is_fitted(self) -> bool:
         """Whether new memories are written with a fitted codec."""
-        return isinstance(self._wanted, Family) and self._fitted is not None
+        return self.family is not None and self._chosen.fitted is not None
 
     @property
     def family(self) -> Family | None:
         """What the codec is fitted from, if it is."""
-        return self._wanted if isinstance(self._wanted, Family) else None
+        wanted = self._chosen.wanted
+        return wanted if isinstance(wanted, Family) else None
 
     def refresh(self, transaction: Transaction) -> None:
         """Take over what another handle decided."""
-        if transaction.payload(SETTINGS, _SETTING.encode()) != self._as_stored:
-            self._take(transaction.required_setting(_SETTING))
+        if transaction.payload(SETTINGS, _SETTING.encode()) != self._chosen.as_stored:
+            self._chosen = _Chosen.of(transaction.required_setting(_SETTING))
+
+    # --- what is due ---
+
+    def written(self, with_codec: str) -> None:
+        """Memories were committed that were coded by that codec: have done what that makes due
+        (`when_due`). It never raises, since they are on the disk."""
+        with suppress(Exception):  # whatever it is, the next read or write tells of it
+            if with_codec != self.codec.name:
+                self.left = True  # it took over between the coding and the writing
+            if self.left or (self.family is not None and not self.is_fitted):
+                self.look()
+
+    def look(self) -> None:
+        """Have done what is due (`when_due`)."""
+        if self.is_due():
+            self.when_due()
+
+    def is_due(self) -> bool:
+        """Whether the codec is to be fitted, or memories are to be recoded."""
+        if self.left:
+            return True
+        with self._store.read() as transaction:
+            return self.is_recoding(transaction) or self._fit_is_due(transaction)
+
+    def _fit_is_due(self, transaction: Transaction) -> bool:
+        family = self.family
+        if family is None or self._chosen.fitted is not None:
+            return False
+        enough = unfitted.enough(transaction, family, self._shape)
+        return transaction.count(MEMORIES) >= max(enough, self._enough)
+
+    def is_recoding(self, transaction: Transaction) -> bool:
+        """Whether the codec took over, and not all that was written before is recoded yet."""
+        found = transaction.setting(RECODING)
+        return found is not None and found == {"codec": self.codec.name}
+
+    def caught_up(self) -> None:
+        """All that was written before the codec took over is recoded."""
+        with self._store.read() as transaction:
+            if not self.is_recoding(transaction):
+                return
+        with self._store.write() as transaction:
+            self.refresh(transaction)
+            if self.is_recoding(transaction):
+                transaction.delete_setting(RECODING)
 
     def decode(self, payload: bytes | memoryview) -> ExplicitMemory:
         """A stored memory, whichever codec wrote it."""
@@ -122,26 +196,31 @@ class CodecChoice:
     # --- fitting ---
 
     def fit_if_due(self, progress: Progress = no_progress) -> bool:
-        """Fit the codec, if it has to be and enough memories are there; whether it did."""
-        family = self.family
-        if family is None or self._fitted is not None:
-            return False
+        """Fit the codec, if it has to be and enough memories are there; whether it did. What was
+        written before is then to be recoded, and the database says so until it is."""
         with self._store.read() as transaction:
-            if transaction.count(MEMORIES) < unfitted.enough(transaction, family, self._shape):
-                return False
             self.refresh(transaction)
-        if self.family is not family or self._fitted is not None:
-            return False
-        return self.fit(family, progress)
+            due = self._fit_is_due(transaction)
+        family = self.family
+        return due and family is not None and self._fit(family, progress, chosen=False)
 
-    def fit(self, family: Family, progress: Progress = no_progress) -> bool:
+    def _fit(self, family: Family, progress: Progress, *, chosen: bool) -> bool:
         """Fit a codec of a family to the memories there are, and make it the one that new memories
-        are written with; False if there are not enough, or if most of them would lose too much."""
+        are written with; False if there are not enough, or if most of them would lose too much.
+
+        Args:
+            family: the family.
+            progress: told of the work.
+            chosen: somebody asked for it, and recodes what is there himself.
+        """
         self._problem = ""
-        progress(f"fitting codec {family.name}", 0, 0)
+        stage = f"fitting codec {family.name}"
+        progress(stage, 0, 0)
         with self._store.read() as transaction:
-            sample = self._sample(transaction, family)
+            count = transaction.count(MEMORIES)
+            sample = self._sample(transaction, family, lambda: progress(stage, 0, 0))
         if len(sample) < family.enough:
+            self._enough = count + family.enough - len(sample)
             return False
         batch = MemoryBatch.of(sample, self._shape)
         codec = family.fit(
@@ -149,12 +228,16 @@ class CodecChoice:
             to_float32(batch.values, self._shape.dtype),
             Layout.dense(batch.counts, batch.positions),
             self._shape,
+            lambda done, total: progress(stage, done, total),
         )
         self._problem = unfitted.problem(codec, family, batch, self._shape)
-        with self._store.write() as transaction:
+        with self._store.write(waiting=lambda: progress(stage, 0, 0)) as transaction:
             stored = transaction.required_setting("shape")
             if MemoryShape.from_json(stored) != self._shape:
                 return False  # it was rewritten for another model meanwhile
+            self.refresh(transaction)
+            if not chosen and not self._fit_is_due(transaction):
+                return False  # somebody else was faster
             memory = transaction.required_setting(_SETTING)
             if self._problem:
                 if memory["codec"] == family.name and "fitted" not in memory:
@@ -164,8 +247,11 @@ class CodecChoice:
             transaction.put_codec_parameters(codec.name, codec.parameters)
             memory = {**memory, "codec": family.name, "fitted": codec.name}
             transaction.put_setting(_SETTING, memory)
-        self._take(memory)
-        self.took_over = True
+            if chosen:
+                transaction.delete_setting(RECODING)
+            else:
+                transaction.put_setting(RECODING, {"codec": codec.name})
+        self._chosen = _Chosen.of(memory)
         return True
 
     def use(self, name: str | None, refit: bool, progress: Progress) -> None:
@@ -173,13 +259,14 @@ class CodecChoice:
         `MemDB.recode`."""
         with self._store.read() as transaction:
             self.refresh(transaction)
-        wanted = self._wanted if name is None else codec_named(name)
+        now = self._chosen.wanted
+        wanted = now if name is None else codec_named(name)
         if isinstance(wanted, Codec):
-            if wanted is not self._wanted:
+            if wanted is not now:
                 self._choose(wanted)
             return
-        due = refit or wanted is not self._wanted or not self.is_fitted
-        if due and not self.fit(wanted, progress):
+        due = refit or wanted is not now or not self.is_fitted
+        if due and not self._fit(wanted, progress, chosen=True):
             if self._problem:
                 raise InvalidInputError(f"{self._problem}. Take another codec, for example 'int8'")
             raise InvalidInputError(
@@ -194,14 +281,18 @@ class CodecChoice:
             memory.pop("fitted", None)
             memory["codec"] = codec.name
             transaction.put_setting(_SETTING, memory)
-        self._take(memory)
+            transaction.delete_setting(RECODING)
+        self._chosen = _Chosen.of(memory)
 
-    def _sample(self, transaction: Transaction, family: Family) -> list[ExplicitMemory]:
+    def _sample(
+        self, transaction: Transaction, family: Family, go_on: Callable[[], None]
+    ) -> list[ExplicitMemory]:
         """Memories to fit to, drawn evenly from all of this shape; the same ones each time."""
         numbers = transaction.numbers(MEMORIES)
         found: list[ExplicitMemory] = []
         size = 0
         for number in np.random.default_rng(0).permutation(numbers).tolist():
+            go_on()
             key = integer_key(number)
             payload = transaction.payload(MEMORIES, key)
             try:

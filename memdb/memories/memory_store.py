@@ -250,10 +250,11 @@ class MemoryStore:
         if not references:
             return {}
         memories = self.write([reference.content for reference in references])
+        codec = self.codec_choice.codec.name
         encoded = self.encode(memories, len(references))
         with suppress(BusyError):
             self._keep(references, encoded, _PATIENCE)
-            self.codec_choice.fit_if_due()
+            self.codec_choice.written(codec)
         return {
             reference.id: StoredMemory(
                 self, reference.id, seal(MEMORIES, integer_key(reference.id), 1, payload)
@@ -291,8 +292,8 @@ class MemoryStore:
         self.codec_choice.refresh(transaction)
 
     def warm(self, cold: Sequence[int], progress: Progress) -> int:
-        """Write the memories of these references, batch by batch, and fit the codec once enough are
-        there; how many were written."""
+        """Write the memories of these references, batch by batch; how many were written. The codec
+        takes over meanwhile, once enough are there."""
         if cold:
             self.require_writer()
         progress("writing memories", 0, len(cold))
@@ -316,7 +317,7 @@ class MemoryStore:
         Args:
             batches: reference ids; taken one by one, each when the model is ready for it.
             done: told how many references are stored, or are not to be, after each batch.
-            fit: whether to fit the codec, in that thread, once enough memories are there.
+            fit: whether the codec may take over meanwhile, once enough memories are there.
         """
         total = written = 0
         storing: tuple[int, Future[int]] | None = None
@@ -346,9 +347,12 @@ class MemoryStore:
     def _encode_and_keep(
         self, references: Sequence[Reference], memories: Sequence[ExplicitMemory], fit: bool
     ) -> int:
-        kept = self._keep(references, self.encode(memories, len(references))) if references else 0
+        if not references:
+            return 0
+        codec = self.codec_choice.codec.name
+        kept = self._keep(references, self.encode(memories, len(references)))
         if fit:
-            self.codec_choice.fit_if_due()
+            self.codec_choice.written(codec)
         return kept
 
     @property

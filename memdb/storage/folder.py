@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -229,7 +229,10 @@ def new_generation(folder: Path, *, locked: bool = False) -> Iterator[Path]:
 
 
 def only_writer(
-    generation: Path, timeout: float = BUSY_TIMEOUT, purpose: Purpose = "write"
+    generation: Path,
+    timeout: float = BUSY_TIMEOUT,
+    purpose: Purpose = "write",
+    waiting: Callable[[], None] | None = None,
 ) -> locks.Writing:
     """Keep all other writers of a generation out, in whichever process, from now on to the end of a
     `with` statement.
@@ -243,7 +246,8 @@ def only_writer(
         BusyError: another writer is not done in time.
     """
     lock = os.open(f"{generation}/{_WRITERS}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    return locks.Writing(lock, purpose, timeout, lambda: f"cannot write to '{generation.parent}'")
+    what = partial("cannot write to '{}'".format, generation.parent)
+    return locks.Writing(lock, purpose, timeout, what, waiting)
 
 
 def is_writing(generation: Path) -> bool:

@@ -102,7 +102,8 @@ def give_back(handle: int, pid: int) -> None:
 
 
 class Writing:
-    """Locks an open file to write while a `with` statement lasts, and closes it.
+    """Locks an open file to write while a `with` statement lasts, and closes it. While it waits for
+    that, `waiting` is called now and then; what it raises ends the waiting.
 
     Raises: as `take`.
     """
@@ -110,12 +111,17 @@ class Writing:
     __slots__ = ("_handle", "_key", "_pid")
 
     def __init__(
-        self, handle: int, purpose: Purpose, timeout: float, what: Callable[[], str]
+        self,
+        handle: int,
+        purpose: Purpose,
+        timeout: float,
+        what: Callable[[], str],
+        waiting: Callable[[], None] | None = None,
     ) -> None:
         self._handle = handle
         self._pid = os.getpid()
         try:
-            take(handle, purpose, timeout, what)
+            take(handle, purpose, timeout, what, lambda: _tell(waiting))
             self._key = _key(os.fstat(handle))
         except BaseException:
             os.close(handle)
@@ -128,6 +134,13 @@ class Writing:
     def __exit__(self, *_: object) -> None:
         _THIS_THREAD.writes.discard(self._key)
         give_back(self._handle, self._pid)
+
+
+def _tell(waiting: Callable[[], None] | None) -> bool:
+    """Tell somebody of the waiting, who may end it by raising."""
+    if waiting is not None:
+        waiting()
+    return False
 
 
 def is_writing(folder: Path, name: str) -> bool:

@@ -41,6 +41,8 @@ CALIBRATION = "calibration"
 
 #: The setting that says why the codec of new memories is not fitted, though there are enough.
 UNFITTED = "unfitted"
+#: The setting that names the codec that took over, until all that was before is recoded.
+RECODING = "recoding"
 
 #: Tables keyed by an integer (uint64, LMDB's MDB_INTEGERKEY); the others by UTF-8.
 INTEGER_TABLES = frozenset({REFERENCES, EMBEDDINGS, MEMORIES, CHANGES})

@@ -11,7 +11,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from math import inf
 from numbers import Real
@@ -35,6 +35,8 @@ from memdb.storage.folder import (
 from memdb.storage.lmdb_file import lmdb_file, open_tables
 from memdb.storage.locks import BUSY_TIMEOUT
 from memdb.storage.transaction import Transaction
+
+_LOOK = 0.05  # seconds between two looks of who waits for another thread
 
 
 class Store:
@@ -157,13 +159,19 @@ class Store:
             )
 
     @contextmanager
-    def write(self, busy_timeout: float | None = None) -> Iterator[Transaction]:
+    def write(
+        self,
+        busy_timeout: float | None = None,
+        *,
+        waiting: Callable[[], None] | None = None,
+    ) -> Iterator[Transaction]:
         """All or nothing: on an exception nothing of it happened; after it, it is on the disk.
 
         One writer at a time, over all processes; others wait.
 
         Args:
             busy_timeout: seconds to wait for others; default: the store's.
+            waiting: called now and then meanwhile; what it raises ends the waiting.
 
         Raises:
             StorageError: it is read-only, or closed; this thread is in the middle of a write to it
@@ -174,7 +182,7 @@ class Store:
         self.require_writable()
         timeout = self.busy_timeout if busy_timeout is None else busy_timeout
         with ExitStack() as stack:
-            environment = self._take_for_writing(stack, timeout)
+            environment = self._take_for_writing(stack, timeout, waiting)
             stack.push(self._raise_as_ours)
             inner = environment.begin_writing(timeout)
             try:
@@ -186,7 +194,9 @@ class Store:
                 raise
             environment.end_writing(inner, commit=True)
 
-    def _take_for_writing(self, stack: ExitStack, timeout: float) -> Environment:
+    def _take_for_writing(
+        self, stack: ExitStack, timeout: float, waiting: Callable[[], None] | None
+    ) -> Environment:
         """The current generation's environment, and nobody else writes while the stack lasts."""
         end = time.monotonic() + timeout
         while True:
@@ -194,11 +204,13 @@ class Store:
             with ExitStack() as unless_kept:
                 unless_kept.callback(environment.release)
                 if not is_writing(environment.generation):  # else it is refused below
-                    _take_turn(environment, end, timeout)
+                    _take_turn(environment, end, timeout, waiting)
                     unless_kept.callback(environment.turn.release)
                 try:
                     left = max(0.0, end - time.monotonic())
-                    unless_kept.enter_context(only_writer(environment.generation, left))
+                    unless_kept.enter_context(
+                        only_writer(environment.generation, left, waiting=waiting)
+                    )
                 except OSError as error:
                     if self._place.stamp() == self._stamp:
                         self._place.require_same()
@@ -329,8 +341,16 @@ def checked_timeout(seconds: float) -> float:
     return float(min(seconds, threading.TIMEOUT_MAX))
 
 
-def _take_turn(environment: Environment, end: float, timeout: float) -> None:
-    if not environment.turn.acquire(timeout=max(0.0, end - time.monotonic())):
+def _take_turn(
+    environment: Environment, end: float, timeout: float, waiting: Callable[[], None] | None
+) -> None:
+    """Wait for the other threads of this process."""
+    step = inf if waiting is None else _LOOK
+    while not environment.turn.acquire(timeout=max(0.0, min(step, end - time.monotonic()))):
+        if waiting is not None:
+            waiting()
+        if time.monotonic() < end:
+            continue
         raise BusyError(
             f"cannot write to '{environment.generation.parent}': another thread of this process is "
             f"writing, and was not done after {timeout:g} s"

@@ -239,6 +239,7 @@ CALLS: dict[str, Call] = {
     ),
     "MemDB.build_index": lambda p: (p.db.build_index, {}),
     "MemDB.build_keywords": lambda p: (p.db.build_keywords, {}),
+    "MemDB.settle": lambda p: (p.db.settle, {}),
     "MemDB.index_if_due": lambda p: (p.db.index_if_due, {}),
     "MemDB.export": lambda p: (p.db.export, {"folder": p.folder / "out"}),
     "MemDB.split": lambda p: (p.db.split, {"text": "A text."}),

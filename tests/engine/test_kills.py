@@ -430,7 +430,7 @@ def kill_again_and_again(path: Path, state: State, seed: int, times: int) -> Cou
     memdb.compact(path)
     (generation,) = (entry for entry in path.iterdir() if entry.name.startswith("gen-"))
     left = {entry.name for entry in (*path.iterdir(), *generation.iterdir())}
-    left -= {"usage", "write.lock", "index.lock", "lock.mdb"}
+    left -= {"usage", "write.lock", "index.lock", "codec.lock", "lock.mdb"}
     assert left == {"CURRENT", "LOCK", generation.name, "data.mdb", "index.faiss"}
     check(path, state)
     return interrupted

@@ -205,10 +205,11 @@ def test_recall_for_many_hits(tmp_path: Path) -> None:
     info = base.db.build_index()
     assert info is not None
     assert info.nprobe < info.lists / 3
-    queries, _ = points.draw(40)
+    queries, _ = points.draw(300)
     every = np.ones(len(vectors), np.bool_)
     for k in (1, 5, 6, 20, 100, 1000):
-        assert base.recall(queries, k, lambda _: None, lambda _: every) >= 0.98, k
+        asked = queries if k <= 6 else queries[:40]  # one miss of few would say little
+        assert base.recall(asked, k, lambda _: None, lambda _: every) >= 0.98, k
     base.db.close()
 
 
@@ -244,7 +245,7 @@ def test_copies_do_not_disable_the_index(tmp_path: Path, noise: float) -> None:
     random = np.random.default_rng(2)
     points = Points(spread=0.8)
     vectors, _ = points.draw(1000)
-    queries, _ = points.draw(60)
+    queries, _ = points.draw(300)
     infos = {}
     for name, copies in (("distinct", 1), ("copies", 8)):
         base = Database(tmp_path / name)

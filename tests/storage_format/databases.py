@@ -223,6 +223,8 @@ def grown(folder: Path, dtype: str, codec: str) -> MemDB:
     db = create(folder, dtype, codec, durability="off")
     for n in range(2 * ENOUGH):
         db.insert(f"Text {n}.", id=f"d{n}", metadata={"year": n % 7})
+        if n == ENOUGH - 1:
+            db.settle()  # until it is fitted, and those before are recoded
     return db
 
 

@@ -31,12 +31,13 @@ def test_the_document_names_every_setting(fitted: Database) -> None:
     stored = {
         re.sub("^codec .*", "codec NAME", name.decode()) for name in fitted.records["settings"]
     }
-    assert set(names("Settings", columns=3)) == stored | {"rewriting", "unfitted"}
+    assert set(names("Settings", columns=3)) == stored | {"rewriting", "recoding", "unfitted"}
     fields: dict[str, set[str]] = {}
     for setting, name, *_ in rows("Settings", columns=4):
         fields.setdefault(setting.strip("`"), set()).add(name.strip("`"))
     assert set(fields.pop("rewriting")) == {"after", "recut"}
     assert set(fields.pop("unfitted")) == {"codec", "memories", "shape", "why"}
+    assert set(fields.pop("recoding")) == {"codec"}
     assert fields.keys() == stored - {"shape", "tokenizer", "codec NAME"}
     fields["counters"].remove("trimmed_seal")  # there once the log was cut
     for setting, stated in fields.items():
