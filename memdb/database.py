@@ -345,7 +345,7 @@ class MemDB(Readable, Writable, Maintainable):
         Raises:
             UnknownNamespaceError: it is not there.
         """
-        self._require_open()
+        self._require_writable()
         drop_namespace(self.path, name)
 
     def __repr__(self) -> str:

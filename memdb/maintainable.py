@@ -300,8 +300,8 @@ class Maintainable(ABC):
         if calibration is not None:
             arguments.a(Mapping, calibration, "a calibration")  # type: ignore[type-abstract]
             try:
+                checked_setting(CALIBRATION, dict(calibration))
                 calibration = read_json(json_payload(dict(calibration)))
-                checked_setting(CALIBRATION, calibration)
             except (TypeError, ValueError) as error:
                 raise InvalidInputError(f"a calibration: {error}") from error
         with self._store.write() as transaction:

@@ -10,7 +10,7 @@ from cli.common import example, json_option, print_json, whole_db_option
 from memdb import create_namespace, drop_namespace, existing_namespace, list_namespaces
 
 
-@click.group()
+@click.group(epilog=example("memdb namespace create alice", "memdb query --namespace alice '...'"))
 def namespace() -> None:
     """Collections in one database that do not see each other.
 

@@ -325,6 +325,10 @@ def file_stamp(path: Path) -> tuple[int, int, int]:
 # --- writing --------------------------------------------------------------------------------------
 
 
+#: FAISS says nothing of a disk that was full when it closed the file.
+_CUT_SHORT = "the file that it wrote does not hold the index; the disk may be full"
+
+
 def write_index(built: Built, info: IndexInfo, folder: Path) -> None:
     """Put an index file in the place of the one that is there, durably, in one step.
 
@@ -357,11 +361,15 @@ def _finish(new: Path, built: Built, info: IndexInfo) -> None:
         for cluster in range(info.lists):
             size = lists.list_size(cluster)
             content = file.read(size * (width + _ROW))
+            if len(content) != size * (width + _ROW):
+                raise RuntimeError(_CUT_SHORT)
             seals[cluster] = xxhash.xxh3_64_intdigest(content)
             rows = np.frombuffer(content, "<i8", size, size * width)
+            if size and not 0 <= rows.min() <= rows.max() < info.references:
+                raise RuntimeError(_CUT_SHORT)
             clusters[rows], places[rows] = cluster, np.arange(size)
         if (clusters == info.lists).any():
-            raise RuntimeError("this release of FAISS has the clusters in another place")
+            raise RuntimeError(_CUT_SHORT)
         for array in (built.ids.astype("<i8"), clusters, places, seals):
             digest.update(array.tobytes())
             file.write(array.tobytes())

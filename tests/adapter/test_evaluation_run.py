@@ -17,6 +17,7 @@ from model_adapter.evaluation.figures import compared
 from model_adapter.evaluation.scoring import outcomes
 from model_adapter.weighing import Weighing
 from tests.adapter.asked import MORE, asked_files, corpus_lines, question_lines, settled, write
+from tests.engine.helpers import keep_whatever_is_lost
 from tests.helpers import FACTS, SAMPLE, tiny_model
 
 
@@ -172,8 +173,12 @@ def test_an_interrupted_ingest_goes_on(
 
 
 def test_a_fitted_codec_has_all_memories_also_after_an_interruption(
-    tmp_path: Path, model: LanguageModel, minilm: SentenceEmbedder
+    tmp_path: Path,
+    model: LanguageModel,
+    minilm: SentenceEmbedder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    keep_whatever_is_lost(monkeypatch)
     lines = [{"id": str(n), "text": f"Ship {n} is in the harbour."} for n in range(260)]
     corpus = write(tmp_path / "c.jsonl", lines)
     asked = {"question": "Which ship?", "answers": ["7"], "document": "7"}
@@ -182,7 +187,7 @@ def test_a_fitted_codec_has_all_memories_also_after_an_interruption(
     parts: dict[str, Any] = {"model": model, "embedder": minilm, "work": tmp_path / "work"}
 
     def interrupted(stage: str, done: int, total: int) -> None:
-        if stage == "recoding memories" and done:
+        if stage in ("fitting codec klt8", "recoding memories"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

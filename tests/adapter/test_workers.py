@@ -17,7 +17,7 @@ from memdb import InvalidInputError, MemDB, MismatchError, MissingPartError, ver
 from memdb.storage.record_layout import REMEMBERED
 from model_adapter import Writer, load_model, open_database
 from model_adapter.workers import WorkerError, _batches, warm_database
-from tests.engine.helpers import WordEmbedder, make_shape
+from tests.engine.helpers import WordEmbedder, keep_whatever_is_lost, make_shape
 from tests.helpers import SAMPLE, tiny_model
 
 REFERENCES = 280  # more than a codec is fitted to
@@ -81,7 +81,10 @@ def kill_one() -> None:
 # --- with processes -------------------------------------------------------------------------------
 
 
-def test_two_write_what_one_writes(path: Path, template: Path, tmp_path: Path) -> None:
+def test_two_write_what_one_writes(
+    path: Path, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_whatever_is_lost(monkeypatch)
     told: list[Step] = []
     written = warm_database(path, workers=2, progress=lambda *step: told.append(step))
     assert written == REFERENCES
@@ -93,7 +96,6 @@ def test_two_write_what_one_writes(path: Path, template: Path, tmp_path: Path) -
     assert counts == sorted(counts)
     assert (counts[0], counts[-1]) == (0, REFERENCES)
     assert len(counts) > 30  # a batch is 8
-    assert "fitting codec klt8" in [stage for stage, _, _ in told]
     assert warm_database(path, workers=2) == 0
 
     alone = shutil.copytree(template, tmp_path / "alone")

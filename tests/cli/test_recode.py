@@ -9,7 +9,7 @@ import pytest
 from memdb import MemDB
 from memdb.codecs import FAMILIES
 from tests.cli.conftest import Run, rows
-from tests.engine.helpers import make_memory, make_shape, unit
+from tests.engine.helpers import keep_whatever_is_lost, make_memory, make_shape, unit
 
 
 @pytest.fixture
@@ -37,6 +37,7 @@ def test_recode_says_what_it_did(run: Run, db: Path) -> None:
 def test_a_codec_that_has_to_be_fitted(run: Run, db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("recode", "--codec", "klt5", code=2)
     assert "'klt5' is fitted to at least 256 memories, and the database has fewer" in result.stderr
+    keep_whatever_is_lost(monkeypatch)
     monkeypatch.setattr(FAMILIES["klt5"], "enough", 12)
     first = run("recode", "--codec", "klt5").stdout
     assert "12 memories recoded with klt5:" in first

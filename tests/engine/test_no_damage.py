@@ -42,7 +42,15 @@ from memdb.storage.usage import FILE as USAGE
 from memdb.types.canonical import read_json
 from memdb.types.native import of_the_machine
 from tests.engine.fitted import fitted, make_like, roped_shape
-from tests.engine.helpers import WordEmbedder, child, make_memory, make_shape, tokenizer_json, unit
+from tests.engine.helpers import (
+    WordEmbedder,
+    child,
+    keep_whatever_is_lost,
+    make_memory,
+    make_shape,
+    tokenizer_json,
+    unit,
+)
 
 # The fixtures of test_verify are used here too.
 from tests.engine.test_verify import (  # noqa: F401
@@ -260,7 +268,7 @@ def test_what_libraries_say_of_the_machine_is_told_from_what_they_say_of_bytes(
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])
-@pytest.mark.parametrize("place", ["faiss.read_index", "memdb.index.ann._read_info"])
+@pytest.mark.parametrize("place", ["faiss.read_index", "memdb.index.ann._described"])
 def test_an_index_file_that_cannot_be_read_now_is_whole(
     indexed: Path,  # noqa: F811
     place: str,
@@ -489,13 +497,17 @@ def test_what_was_dropped_can_be_read_and_brought_back(small: Path) -> None:  # 
         assert record.why
 
 
-def test_memories_of_a_lost_codec_are_put_aside_with_what_is_left_of_it(tmp_path: Path) -> None:
+def test_memories_of_a_lost_codec_are_put_aside_with_what_is_left_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Their seals are right: with the parameters from elsewhere they can be read again."""
+    keep_whatever_is_lost(monkeypatch)
     shape, path = roped_shape(), tmp_path / "a"
     with MemDB.create(path, shape=shape, dimension=2, codec="klt8", durability="off") as database:
         for n in range(FAMILIES["klt8"].enough):
             memory = make_like(shape, n)
             database.insert(f"{n}", id=f"{n}", embeddings=unit(1, n), memories=[memory])
+        database.settle()
         (name,) = set(database.stats()["memory_bytes"]["codecs"]) - {"int8"}
     whole = records(path)
     with forging(path) as forge:
