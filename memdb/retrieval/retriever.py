@@ -31,6 +31,8 @@ from memdb.types.checks import check_text, is_id
 #: What to look for: a text, token ids, or an embedding.
 Query = str | Sequence[int] | NDArray[Any]
 
+_MANY = 1000  # hits
+
 
 class Retriever:
     """Retrieval in one open database.
@@ -117,7 +119,9 @@ class Retriever:
         """Ids and scores of each query's hits, best first; and what has its words."""
         transaction = state.transaction
         where = wanted.where
-        k = min(wanted.pool, max(1, transaction.count(REFERENCES)))
+        k = wanted.pool
+        if k > _MANY:  # room is made for all k, however few there are
+            k = min(k, max(1, transaction.count(REFERENCES)))
         allowed = None if where is None else self._matching(transaction, where)
         excluded = _references(transaction, wanted.exclude) if wanted.exclude else set()
         if excluded and allowed is not None:
@@ -155,9 +159,10 @@ class Retriever:
             if wanted.diversity is not None and near[0]:
                 near = diverse(near, transaction.embeddings_of(near[0]), wanted.k, wanted.diversity)
             elif wanted.rerank is not None:
+                read = transaction.hits(near[0], False)
                 hits = [
-                    Hit(number, score, transaction.hit(number, False)[:2])
-                    for number, score in zip(*near, strict=True)
+                    Hit(number, score, (reference, metadata))
+                    for (number, reference, metadata, _), score in zip(read, near[1], strict=True)
                 ]
                 near = reranked(hits, texts[n], wanted.rerank, wanted.k)
             found[n] = near
@@ -171,8 +176,7 @@ class Retriever:
         records: dict[int, tuple[bytes, bytes]] = {}
         stored: dict[int, StoredMemory | None] = {}
         wrapped = self._memory_store.wrapped
-        for number in numbers:
-            reference, metadata, memory = transaction.hit(number, memories)
+        for number, reference, metadata, memory in transaction.hits(numbers, memories):
             records[number] = reference, metadata
             if memories:
                 stored[number] = None if memory is None else wrapped(number, memory)

@@ -20,6 +20,7 @@ from memdb.types.document import Reference
 Accept = Callable[[int, Reference], bool]
 #: How to look: by the similarity of vectors, by words, or by both.
 Mode = Literal["vector", "keyword", "hybrid"]
+MODES: tuple[str, ...] = get_args(Mode)
 #: Told a query's text (None: it is an embedding) and what is near it, best first, it gives a new
 #: score for each hit, or the hits in a new order, without those that it leaves out.
 Rerank = Callable[[str | None, list[Hit]], Sequence[float] | NDArray[Any] | Sequence[Hit]]
@@ -59,9 +60,10 @@ class Wanted:
         self.k = arguments.whole_number(self.k, "k", 1)
         self.memories = arguments.flag(self.memories, "memories")
         self.exact = arguments.flag(self.exact, "exact")
-        for name in ("accept", "rerank"):
-            if getattr(self, name) is not None:
-                arguments.function(getattr(self, name), name)
+        if self.accept is not None:
+            arguments.function(self.accept, "accept")
+        if self.rerank is not None:
+            arguments.function(self.rerank, "rerank")
         if self.min_score is not None:
             _check_number("min_score", self.min_score, -math.inf, math.inf)
         if self.diversity is not None:
@@ -71,7 +73,7 @@ class Wanted:
                     "give `diversity` or `rerank`, not both: a reranker sees all candidates and "
                     "can spread them itself"
                 )
-        arguments.one_of(self.mode, "mode", get_args(Mode))
+        arguments.one_of(self.mode, "mode", MODES)
         if self.mode == "keyword" and self.diversity is not None:
             raise InvalidInputError(
                 "diversity weighs cosines, which a search by words alone has none of; use "

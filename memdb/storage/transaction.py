@@ -4,6 +4,7 @@ read is a copy that outlives the transaction."""
 from __future__ import annotations
 
 import secrets
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import compress, islice
 from operator import itemgetter
@@ -437,22 +438,28 @@ class Transaction:
         found = cursor.prev() if found else cursor.last()
         return (bytes(cursor.key()), cursor.value()) if found else None, behind
 
-    def hit(self, number: int, memory: bool) -> tuple[bytes, bytes, bytes | None]:
-        """Copies of the records of a reference, of its document's metadata and, if it is asked for,
-        of its memory, all unchecked (a retrieval reads them, and decodes what is looked at);
-        `CorruptRecordError` if one of the first two is not there."""
-        get, tables, key = self._inner.get, self._tables, integer_key(number)
-        try:
-            reference = bytes(get(key, b"", tables[REFERENCES]))
-            metadata = get(record_layout.owner_in(reference), None, tables[METADATA])
-        except (ValueError, lmdb.BadValsizeError):  # the record is damaged, or not there
-            metadata = None
-        if metadata is None:
-            # This finds out what is wrong with which.
-            self.payload(METADATA, self.reference(number).document_id.encode())
-            raise CorruptRecordError(REFERENCES, str(number), "it names another document")
-        found = get(key, None, tables[MEMORIES]) if memory else None
-        return reference, bytes(metadata), None if found is None else bytes(found)
+    def hits(
+        self, numbers: Iterable[int], memories: bool
+    ) -> Iterator[tuple[int, bytes, bytes, bytes | None]]:
+        """Of references, their numbers and copies of their records, of their documents' metadata
+        and, if they are asked for, of their memories, all unchecked (a retrieval reads them, and
+        decodes what is looked at); `CorruptRecordError` if one of the first two is not there."""
+        get, owner_in = self._inner.get, record_layout.owner_in
+        of_references, of_metadata = self._tables[REFERENCES], self._tables[METADATA]
+        of_memories = self._tables[MEMORIES]
+        for number in numbers:
+            key = integer_key(number)
+            try:
+                reference = bytes(get(key, b"", of_references))
+                metadata = get(owner_in(reference), None, of_metadata)
+            except (struct.error, lmdb.BadValsizeError):  # the record is damaged, or not there
+                metadata = None
+            if metadata is None:
+                # This finds out what is wrong with which.
+                self.payload(METADATA, self.reference(number).document_id.encode())
+                raise CorruptRecordError(REFERENCES, str(number), "it names another document")
+            found = get(key, None, of_memories) if memories else None
+            yield number, reference, bytes(metadata), None if found is None else bytes(found)
 
     def delete_record(self, table: str, key: bytes) -> bool:
         """Remove a record, whatever it holds; whether there was one. Nothing is logged."""
