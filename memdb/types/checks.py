@@ -80,13 +80,6 @@ def check_metadata(metadata: object) -> None:
         raise InvalidInputError(f"'metadata' cannot be kept as JSON: {error}") from error
 
 
-def check_whole(name: str, value: object, *, least: int) -> None:
-    """Raise `InvalidInputError` unless an argument is a whole number of at least `least`."""
-    is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not is_whole or value < least:  # type: ignore[operator]
-        raise InvalidInputError(f"{name} must be a whole number of at least {least}, got {value!r}")
-
-
 def text_hash(text: str) -> bytes:
     """32 bytes that differ where the text does."""
     return hashlib.sha256(text.encode()).digest()
