@@ -23,22 +23,7 @@ def backup(
     *,
     progress: Progress = no_progress,
 ) -> int:
-    """Write a copy of a database, of one moment; neither readers nor writers wait for it.
-
-    The copy is a database itself: it can be opened, verified, and moved elsewhere. This is the way
-    to copy a database that is open: files that are copied one by one are of several moments.
-
-    Args:
-        path: the database; it may lie on a medium that cannot be written.
-        to: a folder that is missing or empty.
-        progress: told of the work.
-
-    Returns:
-        Bytes of the copy.
-
-    Raises:
-        DatabaseExistsError, StorageError: `to` is not free, or the disk is full; nothing is left.
-    """
+    """See `memdb.backup`; of one folder, without its namespaces."""
     target = arguments.path(to, "the copy's path")
     arguments.function(progress, "progress")
     store = Store(arguments.path(path, "the database's path"), read_only=True)
@@ -63,20 +48,7 @@ def restore(
     *,
     progress: Progress = no_progress,
 ) -> None:
-    """Put the content of a backup in the place of a database, or make one of it.
-
-    The backup is verified first. What was in the database is gone afterwards; until then it is
-    what it was. Processes that have it open are told to open it again.
-
-    Args:
-        source: the backup; it may lie on a medium that cannot be written.
-        path: the database; a folder that is missing or empty becomes one.
-        progress: told of the work.
-
-    Raises:
-        NotADatabaseError: `source` is none.
-        StorageError: the backup is damaged, or the disk is full; nothing was changed.
-    """
+    """See `memdb.restore`; of one folder, without its namespaces."""
     folder = arguments.path(path, "the database's path")
     backed_up = arguments.path(source, "the backup's path")
     require_whole(backed_up, progress)

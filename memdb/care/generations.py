@@ -25,22 +25,7 @@ from memdb.types import arguments
 
 
 def compact(path: str | os.PathLike[str], *, progress: Progress = no_progress) -> tuple[int, int]:
-    """Write the database anew without what was deleted, and give the space back.
-
-    Nothing that was deleted or replaced is in the folder afterwards: not in the records, the index,
-    the change log, what a repair put aside, or the free space of pages. (Who reads the state before
-    it, in a snapshot, goes on doing so until that ends; backups and exports are copies of their
-    own; and what the disk does with blocks that it gives back is the disk's matter.) The index is
-    built anew.
-
-    Returns:
-        Bytes of the database's files before and after.
-
-    Raises:
-        NotADatabaseError: there is none.
-        StorageError: the disk is full; the database is as it was.
-        BusyError: another writer is not done in half a minute.
-    """
+    """See `memdb.compact`; of one folder, without its namespaces."""
     folder = arguments.path(path, "the database's path")
     arguments.function(progress, "progress")
     store = Store(folder)  # refuses what is no database of this release
@@ -56,20 +41,7 @@ def compact(path: str | os.PathLike[str], *, progress: Progress = no_progress) -
 
 
 def migrate(path: str | os.PathLike[str], *, progress: Progress = no_progress) -> tuple[int, int]:
-    """Bring a database of an older format version up to date.
-
-    Until it is done the old generation is the database. Nobody may have it open: neither a process
-    of an older release, nor this one.
-
-    Returns:
-        The format version before and after.
-
-    Raises:
-        NotADatabaseError: there is none.
-        FormatError: it is of a version that this release does not know.
-        StorageError: the disk is full; the database is as it was.
-        BusyError: it is open, here or in a process of an older release; nothing was looked at.
-    """
+    """See `memdb.migrate`; of one folder, without its namespaces."""
     folder = arguments.path(path, "the database's path")
     arguments.function(progress, "progress")
     if is_open(current_generation(folder)):

@@ -57,23 +57,7 @@ def rewrite(
     codec: str | None = None,
     progress: Progress = no_progress,
 ) -> RewriteReport:
-    """Write the memories of a database anew; references that are cold stay so.
-
-    If the writer has another tokenizer, or shorter references, documents are cut anew: their
-    references get new ids and embeddings, and their versions grow. Other processes that have the
-    database open must open it again. Interrupted, the same call goes on where it was.
-
-    Args:
-        path: the database.
-        writer: what its memories come from, from now on.
-        embedder: makes the database's embedder; needed where documents are cut anew.
-        codec: how memories are stored, from now on; default: as recorded.
-        progress: told of the work.
-
-    Raises:
-        NotADatabaseError: there is none.
-        MismatchError: documents have to be cut anew, and there is no embedder.
-    """
+    """See `memdb.rewrite`; of one folder, without its namespaces."""
     arguments.function(progress, "progress")
     require_part(writer, MemoryWriter)
     text_tokenizer(writer.tokenizer)  # loads, or is refused
