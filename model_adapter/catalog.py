@@ -35,6 +35,8 @@ from model_adapter.wheels import (
 
 Notify = Callable[[str], None]
 
+_DATA = Path(__file__).parent / "catalog_data"
+
 
 @dataclass(frozen=True)
 class CatalogEntry:
@@ -49,6 +51,7 @@ class CatalogEntry:
         default_adapter: a name of `ADAPTERS`, with which new databases are made for this model.
         weighing: how its memories count, as `memdb calibrate` found it; None: safe constants.
         weighted: whether its head weights come with this package: `catalog_data/NAME.json`.
+        predicted: whether its predictor of contributions does: `catalog_data/NAME.safetensors`.
     """
 
     name: str
@@ -59,13 +62,17 @@ class CatalogEntry:
     default_adapter: str | None = None
     weighing: Weighing | None = None
     weighted: bool = False
+    predicted: bool = False
 
     @property
     def head_weights(self) -> Path | None:
         """The file of its head weights; None: it has none."""
-        return (
-            Path(__file__).parent / "catalog_data" / f"{self.name}.json" if self.weighted else None
-        )
+        return _DATA / f"{self.name}.json" if self.weighted else None
+
+    @property
+    def predictor(self) -> Path | None:
+        """The file of its predictor of contributions (`memdb predictor`); None: it has none."""
+        return _DATA / f"{self.name}.safetensors" if self.predicted else None
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,7 @@ CATALOG = {
             license="Apache-2.0",
             weighing=Weighing(lift=-1.0, slope=7.0, most=2.0, asked=1.5),
             weighted=True,
+            predicted=True,
         ),
         CatalogEntry(
             name="gemma3-270m",
@@ -115,6 +123,7 @@ CATALOG = {
             license="Apache-2.0",
             weighing=Weighing(lift=0.0, slope=20.0, most=2.0, asked=2.0),
             weighted=True,
+            predicted=True,
         ),
         CatalogEntry(
             name="qwen2.5-coder-1.5b",

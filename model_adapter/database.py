@@ -27,8 +27,14 @@ from model_adapter.catalog import DEFAULT_EMBEDDER, DEFAULT_MODEL, Notify, sourc
 from model_adapter.embedder import SentenceEmbedder
 from model_adapter.language_model import LanguageModel
 from model_adapter.measured_file import Head
+from model_adapter.predictor import GivenPredictor
 from model_adapter.recorded import language_for_new, language_of, recorded_adapter, require_adapter
-from model_adapter.selections import DEFAULT_FLOOR, DEFAULT_SELECTION, Spread
+from model_adapter.selections import (
+    DEFAULT_FLOOR,
+    DEFAULT_SELECTION,
+    PredictedContribution,
+    Spread,
+)
 from model_adapter.weight_file import UNWEIGHTED, GivenWeights
 from model_adapter.writer import Writer
 
@@ -55,11 +61,12 @@ def create_database(
     framing: Framing | None = None,
     layers: Sequence[int] | None = None,
     heads: Sequence[Head] | Path | None = None,
-    selection: str = DEFAULT_SELECTION,
+    selection: str | None = None,
     budget: int | None = None,
     floor: int = DEFAULT_FLOOR,
     spread: Spread | None = None,
     head_weights: GivenWeights | None = None,
+    predictor: GivenPredictor | None = None,
     codec: str = DEFAULT_CODEC,
     index: IndexKind = "auto",
     recall: float = 0.99,
@@ -80,12 +87,13 @@ def create_database(
         layers: memory layers; default: all.
         heads: memory heads, as (layer, kv head), or a file of `memdb heads`; default: all of these
             layers.
-        selection: which key-values are kept; a name of `SELECTIONS`.
+        selection: which key-values are kept; a name of `SELECTIONS`; default: see `Writer`.
         budget: how many of a 128-token reference; default: the selection's.
         floor: tokens; shorter references keep as many pairs as one of so many.
         spread: where the budget is spent; see `Writer`.
         head_weights: factors of heads' scores, a file of `memdb head-weights`, or `none`; see
             `Writer`.
+        predictor: of contributions, a file of `memdb predictor`; see `Writer`.
         codec: how they are stored; see `memdb.MemDB.create`.
         index: see `memdb.MemDB.create`.
         recall: likewise.
@@ -107,6 +115,7 @@ def create_database(
         floor=floor,
         spread=spread,
         head_weights=head_weights,
+        predictor=predictor,
     )
     vectors = load_embedder(embedder, notify) if isinstance(embedder, str) else embedder
     return MemDB.create(
@@ -166,6 +175,7 @@ def open_database(
             floor=memory.get("floor", 0),
             spread=memory.get("spread"),
             head_weights=memory.get("weights", UNWEIGHTED),
+            predictor=memory.get("predictor"),
             reference_length=shape.reference_length,
             prefix=shape.prefix,
         )
@@ -202,14 +212,16 @@ def rewrite_database(
     floor: int | None = None,
     spread: Spread | None = None,
     head_weights: GivenWeights | None = None,
+    predictor: GivenPredictor | None = None,
     codec: str | None = None,
     progress: Progress = no_progress,
     notify: Notify = lambda _: None,
 ) -> RewriteReport:
     """Write the memories of a database anew (`memdb.rewrite`), after a change of model, adapter,
-    framing, layers, memory heads, selection, budget, floor, head weights or codec; what is None
-    stays as recorded. (Other layers have all their heads and the default head weights, unless
-    `heads` and `head_weights` say else; another selection has its own budget and weights.)
+    framing, layers, memory heads, selection, budget, floor, head weights, predictor or codec; what
+    is None stays as recorded. (Other layers have all their heads, the default head weights and the
+    model's own predictor, unless options say else; another selection has its own budget and
+    weights.)
 
     Another model takes its own defaults of framing and layers, and no adapter unless one is given
     (a name of the catalogue, or a folder; `none` for none). Interrupted, the same call goes on.
@@ -232,22 +244,31 @@ def rewrite_database(
         source, adapter, lambda _: recorded_adapter(recorded, adapter), notify, shape
     )
     same = language.fingerprint == shape.model
+    # What is recorded of rows is of the layers that are recorded.
+    same_rows = same and (layers is None or tuple(sorted(set(layers))) == shape.layers)
     if head_weights is None and same and selection is None:
-        # Those recorded are of the layers that are recorded.
-        other_rows = layers is not None and tuple(sorted(set(layers))) != shape.layers
-        if not other_rows or "weights" not in memory:
+        if same_rows or "weights" not in memory:
             head_weights = memory.get("weights", UNWEIGHTED)
+    wanted = selection
+    if wanted is None and predictor is None:
+        wanted = memory.get("selection", DEFAULT_SELECTION)
+    if wanted == PredictedContribution.name and predictor is None:
+        if same_rows:
+            predictor = memory.get("predictor")
+        elif not same and selection is None:
+            wanted = None  # another model may have no predictor
     reframed = framing is not None and framing != shape.framing
     writer = Writer(
         language,
         framing=framing or (shape.framing if same else None),
         layers=layers if layers is not None else (shape.layers if same else None),
         heads=heads if heads is not None or layers is not None or not same else _heads_of(memory),
-        selection=selection or memory.get("selection", DEFAULT_SELECTION),
+        selection=wanted,
         budget=budget if budget is not None else (None if selection else memory.get("budget")),
         floor=memory.get("floor", 0) if floor is None else floor,
         spread=spread or (None if selection else memory.get("spread")),
         head_weights=head_weights,
+        predictor=predictor,
         reference_length=shape.reference_length,
         prefix=shape.prefix if same and not reframed else None,
     )

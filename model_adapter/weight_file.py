@@ -20,7 +20,7 @@ from memdb import InvalidInputError
 from model_adapter.catalog import CATALOG
 from model_adapter.language_model import LanguageModel
 from model_adapter.measured_file import Head, MeasuredFile
-from model_adapter.selections import DEFAULT_SELECTION
+from model_adapter.selections import CONTRIBUTIONS
 
 #: What says that there are none.
 UNWEIGHTED: Literal["none"] = "none"
@@ -107,15 +107,16 @@ def weights_for(
         InvalidInputError: they are no numbers, or the file is not of this model and selection.
     """
     if given is None:
-        found = _catalogued(model) if selection == DEFAULT_SELECTION else None
+        found = _catalogued(model) if selection in CONTRIBUTIONS else None
         return None if found is None else _of_layers(found, model, layers, "the catalogue")
     if isinstance(given, Path):
         file = HeadWeights(given)
         file.require_model(model.fingerprint, model.name)
-        if file.about["selection"] != selection:
+        measured = file.about["selection"]
+        if measured != selection and not {measured, selection} <= set(CONTRIBUTIONS):
             raise InvalidInputError(
-                f"the head weights in '{given}' are for the selection "
-                f"'{file.about['selection']}', not for '{selection}'"
+                f"the head weights in '{given}' are for the selection '{measured}', not for "
+                f"'{selection}'"
             )
         return _of_layers(file.weights, model, layers, f"'{given}'")
     if given == UNWEIGHTED:

@@ -17,13 +17,8 @@ from model_adapter.framing import Frame, default_framing
 from model_adapter.head_file import heads_of
 from model_adapter.language_model import LanguageModel
 from model_adapter.measured_file import Head
-from model_adapter.selections import (
-    DEFAULT_FLOOR,
-    DEFAULT_SELECTION,
-    LayerView,
-    Spread,
-    selection_named,
-)
+from model_adapter.predictor import GivenPredictor, predictor_for, selection_for
+from model_adapter.selections import DEFAULT_FLOOR, LayerView, Spread, selection_named
 from model_adapter.weight_file import GivenWeights, weights_for
 
 #: References to a forward pass, by default: more make a CPU no faster, and cost more when it is
@@ -44,7 +39,8 @@ class Writer:
             trained for it; for one that is not, all layers measure best.)
         heads: memory heads, as (layer, kv head), which alone keep key-values (paper, Remark 4), or
             a file of `memdb heads`, which measures them; default: all of the memory layers.
-        selection: which key-values are kept; a name of `SELECTIONS`.
+        selection: which key-values are kept; a name of `SELECTIONS`. Default: `predicted` where a
+            predictor is given or comes with the model, else `contribution`.
         budget: key-value pairs kept of a 128-token reference; default: the selection's.
         floor: tokens; shorter references keep as many pairs as one of so many (see `Selection`).
         spread: where the budget is spent: `uniform` over (layer, kv head) pairs, evenly over each
@@ -52,6 +48,8 @@ class Writer:
         head_weights: factors of the scores of each head before the budget is spent, layer by layer;
             a file of `memdb head-weights`, which measures them; or `none`. Default: the catalogue's
             for this model and the selection `contribution`, if it has such.
+        predictor: of contributions, for the selection `predicted`: a file of `memdb predictor`, or
+            what a database records. Default: the catalogue's for this model, if it has one.
         reference_length: most tokens of a reference.
         prefix: of a database that is there; default: as the framing makes it now. (A template may
             print the date; what stands before memories stays what it was.)
@@ -65,11 +63,12 @@ class Writer:
         framing: Framing | None = None,
         layers: Sequence[int] | None = None,
         heads: Sequence[Head] | Path | None = None,
-        selection: str = DEFAULT_SELECTION,
+        selection: str | None = None,
         budget: int | None = None,
         floor: int = DEFAULT_FLOOR,
         spread: Spread | None = None,
         head_weights: GivenWeights | None = None,
+        predictor: GivenPredictor | None = None,
         reference_length: int = 128,
         prefix: tuple[int, ...] | None = None,
         batch: int | None = None,
@@ -103,7 +102,12 @@ class Writer:
         if isinstance(heads, Path):
             heads = heads_of(heads, model.fingerprint, model.name)
         self.heads = None if heads is None else tuple(sorted(set(heads)))
+        selection = selection_for(selection, predictor, model)
         kind = selection_named(selection)
+        self.predictor = predictor_for(predictor, model, chosen, selection)
+        of_kind = (
+            {} if self.predictor is None else {"coefficients": self.predictor.by_layer(chosen)}
+        )
         self.head_weights = weights_for(head_weights, model, chosen, selection)
         self.selection = kind(
             budget,
@@ -114,6 +118,7 @@ class Writer:
             spread=spread,
             floor=floor,
             weights=None if self.head_weights is None else torch.tensor(self.head_weights),
+            **of_kind,
         )
         self.selection.require_supported(model)
 
@@ -138,8 +143,8 @@ class Writer:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Selection, budget, spread; floor, memory heads, head weights and the adapter's name, if
-        there are any."""
+        """Selection, budget, spread; floor, memory heads, head weights, predictor and the adapter's
+        name, if there are any."""
         adapter, selection = self.model.adapter, self.selection
         every = {
             "selection": selection.name,
@@ -148,6 +153,7 @@ class Writer:
             "floor": selection.floor or None,
             "heads": self.heads and [list(head) for head in self.heads],
             "weights": self.head_weights and list(self.head_weights),
+            "predictor": self.predictor and self.predictor.to_json(),
             "adapter": adapter and adapter.name,
         }
         return {name: value for name, value in every.items() if value is not None}

@@ -23,6 +23,7 @@ from cli.commands.list import list_documents
 from cli.commands.migrate import migrate
 from cli.commands.model import model
 from cli.commands.namespace import namespace
+from cli.commands.predictor import predictor
 from cli.commands.query import query
 from cli.commands.recode import recode
 from cli.commands.repair import repair
@@ -54,6 +55,7 @@ COMMANDS: tuple[click.Command, ...] = (
     heads,
     calibrate,
     head_weights,
+    predictor,
     rewrite,
     recode,
     export_database,

@@ -13,6 +13,7 @@ from cli.commands.init import (
     heads_option,
     layers_option,
     parse_layers,
+    predictor_option,
     spread_option,
     weights_option,
 )
@@ -66,6 +67,7 @@ from memdb import CODEC_NAMES
 @layers_option
 @heads_option
 @weights_option
+@predictor_option
 @click.option("--codec", type=click.Choice(CODEC_NAMES), help="How they are stored; default: klt8.")
 @click.option(
     "--no-weigh",

@@ -23,6 +23,7 @@ from memdb import CODEC_NAMES
 #: Those of `model_adapter.SELECTIONS`, which takes seconds to import.
 SELECTION_NAMES = (
     "contribution",
+    "predicted",
     "reconstruction",
     "questions",
     "expected",
@@ -87,6 +88,13 @@ weights_option = click.option(
     "default: those that come with the model, where there are some.",
 )
 
+predictor_option = click.option(
+    "--predictor",
+    type=click.Path(path_type=Path),
+    help="Of contributions, for --selection predicted: a file of `memdb predictor`; default: the "
+    "one that comes with the model, where there is one.",
+)
+
 spread_option = click.option(
     "--spread",
     type=click.Choice(["uniform", "layer", "all"]),
@@ -130,12 +138,14 @@ def how_options(command: Any) -> Any:
         click.option(
             "--selection",
             type=click.Choice(SELECTION_NAMES),
-            help="Which key-values are kept; default: contribution.",
+            help="Which key-values are kept; default: predicted, where there is a predictor for the "
+            "model, else contribution.",
         ),
         click.option("--budget", type=int, help="How many of a 128-token reference."),
         floor_option,
         spread_option,
         weights_option,
+        predictor_option,
         codec_option,
     )
     for option in reversed(options):

@@ -35,7 +35,7 @@ from cli.progress import progress_bar
 @how_options
 def rewrite(path: Path, layers: str | None, adapter_name: str | None, **options: Any) -> None:
     """Write the memories of all warm references anew, with another model, adapter, framing,
-    selection, budget, head weights or codec; what is not given stays as it was.
+    selection, budget, head weights, predictor or codec; what is not given stays as it was.
 
     May be interrupted; the same command goes on. Programs that have the database open must open it
     again.

@@ -28,6 +28,7 @@ def stats(path: Path, as_json: bool) -> None:
         return
     shape, memory = values["shape"], values["memory"]
     said = {**memory, "weights": f"of {len(memory.get('weights', ()))} heads"}
+    said["predictor"] = f"of {len(shape['layers']) * shape['kv_heads']} heads"
     how = ", ".join(f"{name} {said[name]}" for name in memory)
     click.echo(
         f"{counted(values['documents'], 'document')}, "

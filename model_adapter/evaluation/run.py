@@ -73,6 +73,7 @@ def evaluate(
             floor=settings.floor,
             spread=settings.spread,
             head_weights=settings.head_weights,
+            predictor=settings.predictor,
         )
         for framing in _framings(language, settings)
     ]
@@ -98,7 +99,7 @@ def evaluate(
         model=language.name,
         adapter=NONE if language.adapter is None else language.adapter.name,
         embedder=vectors.name,
-        selection=settings.selection,
+        selection=first.selection.name,
         budget=first.selection.budget,
         layers=first.shape.layers,
         heads=first.heads,

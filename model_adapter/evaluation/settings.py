@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from memdb import DEFAULT_CODEC, Framing, InvalidInputError
 from model_adapter.measured_file import Head
-from model_adapter.selections import DEFAULT_FLOOR, DEFAULT_SELECTION, Spread
+from model_adapter.selections import DEFAULT_FLOOR, Spread
 from model_adapter.weighing import Weighing
 from model_adapter.weight_file import GivenWeights
 
@@ -31,11 +31,12 @@ class Settings:
         limit: at most so many questions, spread over the file; None: all.
         references: what is seen, see `References`.
         framing: `plain`, `chat` or `both`; None: all that the model has.
-        selection: which key-values are kept.
+        selection: which key-values are kept; None: see `Writer`.
         budget: how many of a 128-token reference; None: the selection's default.
         floor: see `Writer`.
         spread: where the budget is spent; None: likewise.
         head_weights: factors of heads' scores, see `Writer`; None: the catalogue's, if it has such.
+        predictor: for the selection `predicted`, see `Writer`; None: the catalogue's.
         layers: memory layers; None: all.
         heads: memory heads, see `Writer`; None: all of these layers.
         codec: how memories are stored.
@@ -57,11 +58,12 @@ class Settings:
     limit: int | None = None
     references: References = "1"
     framing: Framing | Literal["both"] | None = None
-    selection: str = DEFAULT_SELECTION
+    selection: str | None = None
     budget: int | None = None
     floor: int = DEFAULT_FLOOR
     spread: Spread | None = None
     head_weights: GivenWeights | None = None
+    predictor: Path | None = None
     layers: Sequence[int] | None = None
     heads: Sequence[Head] | Path | None = None
     codec: str = DEFAULT_CODEC

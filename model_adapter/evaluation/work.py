@@ -137,11 +137,12 @@ def evaluated_database(
                 framing=writer.shape.framing,
                 layers=writer.shape.layers,
                 heads=writer.heads,
-                selection=settings.selection,
+                selection=writer.selection.name,
                 budget=settings.budget,
                 floor=settings.floor,
                 spread=settings.spread,
                 head_weights=writer.head_weights or UNWEIGHTED,
+                predictor=writer.predictor and writer.predictor.to_json(),
                 codec=settings.codec,
             ).close()
             making.rename(path)

@@ -10,6 +10,7 @@ from model_adapter.selections.diversity import KeyDiversity
 from model_adapter.selections.expected import ExpectedAttention
 from model_adapter.selections.looking_back import Contribution, Questions, Reconstruction
 from model_adapter.selections.paper import PaperRule
+from model_adapter.selections.predicted import PredictedContribution
 
 SELECTIONS: dict[str, type[Selection]] = {
     selection.name: selection
@@ -17,12 +18,19 @@ SELECTIONS: dict[str, type[Selection]] = {
         PaperRule,
         Reconstruction,
         Contribution,
+        PredictedContribution,
         Questions,
         ExpectedAttention,
         KeyDiversity,
     )
 }
+
+#: Where no predictor is known; else `predicted` (see `predictor.selection_for`).
 DEFAULT_SELECTION = Contribution.name
+
+#: Those whose scores are contributions, measured or foreseen: what was measured of heads by the one
+#: holds for the other.
+CONTRIBUTIONS = (Contribution.name, PredictedContribution.name)
 
 #: Tokens; see `Selection`. Of a sentence alone each head would keep a pair or two, and the model
 #: goes astray in the middle of what it copies. A corpus of paragraphs gets 1.5 % larger by it.
@@ -39,6 +47,7 @@ def selection_named(name: str) -> type[Selection]:
 
 
 __all__ = [
+    "CONTRIBUTIONS",
     "DEFAULT_FLOOR",
     "DEFAULT_SELECTION",
     "SELECTIONS",
@@ -48,6 +57,7 @@ __all__ = [
     "KeyDiversity",
     "LayerView",
     "PaperRule",
+    "PredictedContribution",
     "Questions",
     "Reconstruction",
     "Selection",
