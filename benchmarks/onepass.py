@@ -1,7 +1,7 @@
-"""What it is worth to write references by one pass: contribution foreseen, against contribution.
+"""What it is worth to write references by one pass: contribution predicted, against measured.
 
-`contribution` lets the model repeat each reference. Here it is foreseen by what the plain pass sees
-(onepass_foreseen.py), fitted to the contributions of some references of another text. For each
+`contribution` lets the model repeat each reference; `predicted` foresees it by what the plain pass
+sees, here with a predictor that is fitted to the contributions of another text. For each
 question the model sees its document, or that and 4 others of its article, as memories of an eighth
 of all pairs, with head weights, floor and weighing as they are by default.
 
@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import click
-from onepass_arms import SEEN, Fitted, Written
+from onepass_arms import CONTRIBUTION, SEEN, Written, of_one_pass
 from onepass_table import printed, timed
 from rich.progress import track
 
@@ -31,6 +31,7 @@ from model_adapter.evaluation.arms import Arm, Memory, Nothing, Rag
 from model_adapter.evaluation.plan import Plan
 from model_adapter.evaluation.scoring import outcomes
 from model_adapter.evaluation.work import Results, corpus_digest, make_folder
+from model_adapter.training import read
 
 #: What a way's memories have of the contributions.
 Captured = Callable[[Question], float]
@@ -93,7 +94,7 @@ def answered(
 @click.option("--corpus", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--questions", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--limit", type=click.IntRange(min=1), default=40, show_default=True)
-@click.option("--references", default=64, show_default=True, help="To fit to.")
+@click.option("--references", default=96, show_default=True, help="To fit to.")
 @click.option("--model", default=DEFAULT_MODEL, show_default=True)
 @click.option("--framing", type=click.Choice(["plain", "chat"]), help="Default: the model's.")
 @click.option("--work", type=click.Path(path_type=Path), help="What is kept; default: the cache.")
@@ -112,7 +113,7 @@ def main(
     """What it is worth to write references by one pass."""
     folder = work or cache_folder() / "onepass"
     try:
-        documents, learned = read_documents(corpus), read_documents(text)
+        documents = read_documents(corpus)
         asked = read_questions(questions, documents)
         plans = {
             name: Plan(documents, asked, Settings(limit=limit, references=kind, ranking=False))
@@ -120,16 +121,17 @@ def main(
         }
         chosen = plans["document"].questions
         loaded = LanguageModel.load(model, notify=print)
-        writer = Writer(loaded, framing=framing)
+        writer = Writer(loaded, framing=framing, selection=CONTRIBUTION)
+        learned = read(loaded, [text])
         make_folder(folder)
         about = {
             "shape": {**writer.shape.to_json(), "prefix": None},  # a template may print the date
             "corpus": corpus_digest(documents),
-            "fit": [corpus_digest(learned), references],
+            "fit": [learned.fingerprint, references],
         }
-        fitted = Fitted(writer, folder, about, learned, references)
+        selections = of_one_pass(writer, learned, references, folder, about)
         results = Results(folder, "onepass", about)
-        written = Written(writer, documents, fitted.selections)
+        written = Written(writer, documents, selections)
         ways = arms(written, plans)
         for one_kind in (Memory, Arm):  # what text says takes long and is as it ever was: last
             for start in track(range(0, len(chosen), _BATCH), "questions"):
@@ -141,7 +143,7 @@ def main(
                             seen, _, selection = name.partition(": ")
                             captured = partial(written.captured, plans[seen], selection)
                         answered(arm, batch, results, name, captured)
-        seconds = timed(writer, fitted)
+        seconds = timed(writer, selections)
     except MemDBError as error:
         raise click.ClickException(str(error)) from error
     title = f"{model}, {writer.shape.framing} framing, {len(chosen)} questions"

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from onepass_foreseen import Foreseen, ForeseenWithAttention, fit, observed
 from torch import Tensor
 
 from memdb import Chunker, Document, ExplicitMemory, PackedMemories, pack
@@ -20,9 +19,17 @@ from model_adapter.database import load_embedder
 from model_adapter.evaluation import Question, References
 from model_adapter.evaluation.plan import Plan
 from model_adapter.evaluation.work import digest
-from model_adapter.selections import ExpectedAttention, LayerView, Selection
+from model_adapter.predicting import fit_predictor, observed
+from model_adapter.selections import (
+    Contribution,
+    ExpectedAttention,
+    LayerView,
+    PredictedContribution,
+    Selection,
+)
+from model_adapter.training import Corpus
 
-CONTRIBUTION = "contribution"
+CONTRIBUTION = Contribution.name
 
 #: What questions see, by name.
 SEEN: dict[str, References] = {"document": "1", "and 4 others": "5"}
@@ -35,56 +42,27 @@ def pieces(writer: Writer, text: str) -> list[str]:
     return [piece for piece in cut if piece]
 
 
-class Fitted:
-    """Selections that are fitted to contributions, kept in a file.
+def of_one_pass(
+    writer: Writer, corpus: Corpus, references: int, folder: Path, about: Any
+) -> dict[str, Selection]:
+    """The selections that take one pass, by name.
 
     Args:
         writer: by contribution.
-        folder: where the file is.
-        about: what the fit depends on.
-        documents: the text.
+        corpus: the text that the predictor is fitted to.
         references: that are drawn of it.
+        folder: where the predictor is kept.
+        about: what it depends on.
     """
-
-    def __init__(
-        self,
-        writer: Writer,
-        folder: Path,
-        about: Any,
-        documents: Mapping[str, Document],
-        references: int,
-    ) -> None:
-        chosen = (Foreseen, ForeseenWithAttention)
-        foreseen = [_like(writer, kind) for kind in chosen]
-        file = folder / f"foreseen-{digest(about)}.pt"
-        if not file.exists():
-            every = [piece for one in documents.values() for piece in pieces(writer, one.text)]
-            drawn = np.random.default_rng(0).permutation(len(every))[:references]
-            tokens = sorted((writer.model.tokens(every[place]) for place in drawn), key=len)
-            with torch.no_grad():
-                fit(foreseen, writer, tokens)
-            torch.save([selection.coefficients for selection in foreseen], file)
-        for selection, coefficients in zip(foreseen, torch.load(file), strict=True):
-            selection.coefficients = coefficients
-        expected = Writer(
-            writer.model, framing=writer.shape.framing, selection=ExpectedAttention.name
-        )
-        #: By name; those that take one pass.
-        self.selections: dict[str, Selection] = {
-            selection.name: selection for selection in (*foreseen, expected.selection)
-        }
-
-
-def _like(writer: Writer, kind: type[Foreseen]) -> Foreseen:
-    weights = writer.head_weights
-    return kind(
-        None,
-        writer.shape.rows,
-        writer.shape.reference_length,
-        kv_heads=writer.shape.kv_heads,
-        floor=writer.selection.floor,
-        weights=None if weights is None else torch.tensor(weights),
+    file = folder / f"predictor-{digest(about)}.safetensors"
+    model, framing = writer.model, writer.shape.framing
+    if not file.exists():
+        fit_predictor(model, corpus, file, framing=framing, references=references)
+    writers = (
+        Writer(model, framing=framing, selection=PredictedContribution.name, predictor=file),
+        Writer(model, framing=framing, selection=ExpectedAttention.name),
     )
+    return {one.selection.name: one.selection for one in writers}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from onepass_arms import CONTRIBUTION, SEEN, Fitted
+from onepass_arms import CONTRIBUTION, SEEN
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +22,7 @@ _TIMED, _LENGTH = 8, 120  # references, and tokens of each
 _ROUNDS = 2
 
 
-def timed(writer: Writer, fitted: Fitted) -> dict[str, float]:
+def timed(writer: Writer, selections: Mapping[str, Selection]) -> dict[str, float]:
     """Processor seconds to read a reference (`reading`: one pass, keys and values kept), and to
     write it by each selection; the least of some rounds."""
     model, batch = writer.model, writer.batch
@@ -40,7 +40,7 @@ def timed(writer: Writer, fitted: Fitted) -> dict[str, float]:
         return other._write
 
     ways = {"reading": reading, CONTRIBUTION: writing(writer.selection)}
-    ways |= {name: writing(selection) for name, selection in fitted.selections.items()}
+    ways |= {name: writing(selection) for name, selection in selections.items()}
     best = dict.fromkeys(ways, float("inf"))
     for turn in range(_ROUNDS + 1):  # the first warms up
         for name, way in ways.items():

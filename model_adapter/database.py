@@ -246,9 +246,9 @@ def rewrite_database(
     same = language.fingerprint == shape.model
     # What is recorded of rows is of the layers that are recorded.
     same_rows = same and (layers is None or tuple(sorted(set(layers))) == shape.layers)
-    if head_weights is None and same and selection is None:
-        if same_rows or "weights" not in memory:
-            head_weights = memory.get("weights", UNWEIGHTED)
+    kept = same and selection is None and (same_rows or "weights" not in memory)
+    if head_weights is None and kept:
+        head_weights = memory.get("weights", UNWEIGHTED)
     wanted = selection
     if wanted is None and predictor is None:
         wanted = memory.get("selection", DEFAULT_SELECTION)

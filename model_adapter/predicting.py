@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from memdb import Framing, InvalidInputError, Progress, StorageError, no_progress
+from memdb import Framing, InvalidInputError, Progress, no_progress
 from model_adapter.language_model import LanguageModel
-from model_adapter.predictor import write_predictor
+from model_adapter.predictor import write_predictor, write_tensors
 from model_adapter.selections import Contribution, LayerView, PredictedContribution
 from model_adapter.selections.predicted import LEAST, feature_count, features
 from model_adapter.training.corpus import Corpus
@@ -36,6 +35,8 @@ _SHARE = 8
 
 #: Of the references, one of so many is not fitted to: by these heads are put in proportion.
 _HELD_OUT = 6
+
+_LEAST_REFERENCES = 12
 
 
 @dataclass(frozen=True)
@@ -73,22 +74,22 @@ def fit_predictor(
         corpus: the text; see `model_adapter.training.read`.
         path: the file; `Writer(predictor=path)` takes it.
         framing: see `Writer`. The predictor serves both.
-        references: that are drawn; a sixth of them is not fitted to.
+        references: that are drawn, at least 12; a sixth of them is not fitted to.
         seed: which they are.
         progress: told of the work.
 
     Raises:
-        InvalidInputError: the text has too few references.
+        InvalidInputError: there are fewer than 12 references.
         UnsupportedModelError: the model's rotary embedding is of a kind that is not undone.
         StorageError: the file cannot be written.
     """
     writer = Writer(model, framing=framing, selection=Contribution.name, head_weights=UNWEIGHTED)
-    held_out = max(1, references // _HELD_OUT)
     every = [list(reference.tokens) for reference in corpus.references]
-    if not held_out < references <= len(every):
+    references = min(references, len(every))
+    if references < _LEAST_REFERENCES:
         raise InvalidInputError(
-            f"a predictor takes 2 references or more, and {references} are asked for of a text "
-            f"that has {len(every)}: give more text (--corpus), or ask for fewer (--references)"
+            f"a predictor is fitted to {_LEAST_REFERENCES} references or more, and there are "
+            f"{references}: give more text"
         )
     drawn = random.Random(f"predictor {seed}").sample(every, references)
     about = {
@@ -100,8 +101,9 @@ def fit_predictor(
         "seed": seed,
     }
     sums = _Sums.begun(writer, path.with_name(f".{path.name}.making"), about)
-    learned, judged = drawn[held_out:], sorted(drawn[:held_out], key=len)
-    learned.sort(key=len)  # a batch has references of about one length
+    # In the order of their lengths: a batch has references of about one.
+    held_out = references // _HELD_OUT
+    learned, judged = sorted(drawn[held_out:], key=len), sorted(drawn[:held_out], key=len)
     while sums.done < len(learned):
         progress("fitting", sums.done, references)
         sums.add(learned[sums.done : sums.done + writer.batch])
@@ -172,12 +174,12 @@ class _Sums:
             name: torch.zeros(() if name == "count" else (*heads, *size), dtype=torch.float64)
             for name, size in sizes.items()
         }
-        with suppress(FileNotFoundError, SafetensorError, LookupError, ValueError):
-            with safe_open(file, "pt") as kept:
-                said = kept.metadata() or {}
-                if json.loads(said["about"]) == about:
-                    tensors = {name: kept.get_tensor(name) for name in tensors}
-                    return cls(writer, file, about, tensors, int(said["done"]))
+        there = suppress(FileNotFoundError, SafetensorError, LookupError, ValueError)
+        with there, safe_open(file, "pt") as kept:
+            said = kept.metadata() or {}
+            if json.loads(said["about"]) == about:
+                tensors = {name: kept.get_tensor(name) for name in tensors}
+                return cls(writer, file, about, tensors, int(said["done"]))
         return cls(writer, file, about, tensors, 0)
 
     def add(self, references: Sequence[list[int]]) -> None:
@@ -198,18 +200,8 @@ class _Sums:
             observed(self._writer, references, learn)
         tensors["count"] += sum(map(len, references))
         self.done += len(references)
-        self._keep()
-
-    def _keep(self) -> None:
-        new = self._file.with_name(f"{self._file.name}.new")
-        about = {"about": json.dumps(self._about), "done": str(self.done)}
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            new.write_bytes(save(self._tensors, about))
-            new.replace(self._file)
-        except OSError as error:
-            new.unlink(missing_ok=True)
-            raise StorageError(f"'{self._file}' cannot be written: {error}") from error
+        said = {"about": json.dumps(self._about), "done": str(self.done)}
+        write_tensors(self._file, tensors, said)
 
     def solved(self) -> Tensor:
         """(layers, kv heads, features + 1): a ridge regression of each head, the constant last."""

@@ -12,6 +12,7 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,15 +139,21 @@ def write_predictor(path: Path, coefficients: Tensor, about: Mapping[str, Any]) 
     Raises:
         StorageError: it cannot be written.
     """
+    write_tensors(path, {_TENSOR: coefficients.float().contiguous()}, {_ABOUT: json.dumps(about)})
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a file of safetensors whole, or leave what was there; `StorageError` if it cannot be
+    written."""
     making = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {_TENSOR: coefficients.float().contiguous()}
-        making.write_bytes(save(tensors, {_ABOUT: json.dumps(about)}))
+        making.write_bytes(save(tensors, metadata))
         making.replace(path)
     except OSError as error:
-        making.unlink(missing_ok=True)
-        raise StorageError(f"the predictor '{path}' cannot be written: {error}") from error
+        with suppress(OSError):
+            making.unlink(missing_ok=True)
+        raise StorageError(f"'{path}' cannot be written: {error}") from error
 
 
 def read_predictor(path: Path) -> tuple[Tensor, dict[str, Any]]:
@@ -158,8 +165,9 @@ def read_predictor(path: Path) -> tuple[Tensor, dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})[_ABOUT])
+            if not {"fingerprint", "model"} <= set(about):
+                raise KeyError("what it was fitted to")
             coefficients = file.get_tensor(_TENSOR)
-            about["fingerprint"], about["model"]  # noqa: B018 (a KeyError is no such file)
     except FileNotFoundError as error:
         raise InvalidInputError(f"there is no '{path}'; `{COMMAND}` makes one") from error
     except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:

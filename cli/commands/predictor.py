@@ -27,7 +27,7 @@ from cli.measuring import measured_text
 @framing_option
 @click.option(
     "--references",
-    type=click.IntRange(min=2),
+    type=click.IntRange(min=12),
     default=96,
     show_default=True,
     help="To learn from; a sixth of them checks it.",

@@ -142,7 +142,7 @@ def evaluated_database(
                 floor=settings.floor,
                 spread=settings.spread,
                 head_weights=writer.head_weights or UNWEIGHTED,
-                predictor=writer.predictor and writer.predictor.to_json(),
+                predictor=None if writer.predictor is None else writer.predictor.to_json(),
                 codec=settings.codec,
             ).close()
             making.rename(path)

@@ -12,7 +12,8 @@ from transformers import DynamicCache
 
 from memdb import InvalidInputError, MemoryShape, UnsupportedModelError, to_float32
 from model_adapter import SELECTIONS, LanguageModel, Writer
-from model_adapter.selections import LayerView, Reconstruction
+from model_adapter.selections import LayerView, PredictedContribution, Reconstruction
+from tests.adapter.predictors import any_predictor
 from tests.helpers import SAMPLE, tiny_model
 
 TEXTS = ["The harbour of Veldmoor is old.", SAMPLE[:150], "Storms."]
@@ -33,7 +34,9 @@ def read(model: LanguageModel, tokens: list[int]) -> DynamicCache:
 
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_a_batch_is_the_same_as_one_by_one(model: LanguageModel, selection: str) -> None:
-    writer = Writer(model, selection=selection, budget=200)
+    takes = selection == PredictedContribution.name
+    predictor = any_predictor(model) if takes else None
+    writer = Writer(model, selection=selection, budget=200, predictor=predictor)
     together = writer.write(TEXTS)
     for text, memory in zip(TEXTS, together, strict=True):
         (alone,) = writer.write([text])
