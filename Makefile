@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint bench quality adapter adapter-qwen calibration weights clean
+.PHONY: demo test test-slow lint bench quality adapter adapter-qwen calibration weights predictors clean
 
 demo: $(VENV)/adapter.installed
 	$(BIN)/python demo/run.py
@@ -75,6 +75,13 @@ weights: $(WEIGHTED:%=model_adapter/catalog_data/%.json)
 
 model_adapter/catalog_data/%.json: build/weights/%.jsonl recipes/head_weights.py
 	$(BIN)/python recipes/head_weights.py $< $@
+
+# The predictors of contributions that come with memdb, anew: minutes. Interrupted, it goes on.
+PREDICTED := $(WEIGHTED)
+predictors: $(PREDICTED:%=model_adapter/catalog_data/%.safetensors)
+
+model_adapter/catalog_data/%.safetensors: build/weights/corpus.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/memdb predictor --model $* --framing chat --corpus $< --out $@
 
 # An unfinished one stays: it goes on from there.
 .PRECIOUS: build/weights/%.jsonl

@@ -244,7 +244,7 @@ def _judged(
         seen: list[tuple[Tensor, Tensor]] = []
 
         def look(view: LayerView, scores: Tensor, seen: list[Any] = seen) -> None:
-            seen.append((scores.cpu(), predicted.score(model, view).cpu()))
+            seen.append((scores.cpu(), predicted.predict(model, view).cpu()))
 
         with torch.no_grad():
             observed(writer, batch, look)

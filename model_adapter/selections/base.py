@@ -80,6 +80,18 @@ class LayerView:
         tokens = torch.tensor(self.lengths, device=lengths.device)
         return lengths * (tokens * lengths.shape[1] / inside)[:, None, None]
 
+    def some(self, places: list[int]) -> LayerView:
+        """The view of some references of the batch."""
+        return LayerView(
+            self.layer,
+            self.queries[places],
+            self.keys[places],
+            self.values[places],
+            tuple(self.lengths[place] for place in places),
+            tuple(self.ends[place] for place in places),
+            self.scaling,
+        )
+
     def grouped(self, queries: Tensor) -> Tensor:
         """(batch, heads, n, d) -> (batch, kv heads, heads of a group * n, d)."""
         batch, heads, n, d = queries.shape

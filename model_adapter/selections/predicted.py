@@ -10,6 +10,7 @@ from torch import Tensor
 
 from model_adapter.language_model import LanguageModel
 from model_adapter.selections.base import LayerView, Selection
+from model_adapter.selections.looking_back import Contribution
 
 #: What is added to a score before its logarithm is taken.
 LEAST = 1e-6
@@ -19,14 +20,19 @@ _DISTANCE = 128
 
 _PLACES = 6  # features of where a token stands
 
+#: Tokens; a reference of no more is repeated all the same. That costs little, and an answer from a
+#: sentence alone may hang on a single pair (docs/evaluation.md).
+_SHORT = 40
 
-class PredictedContribution(Selection):
+
+class PredictedContribution(Contribution):
     """The contribution of each pair, as far as a predictor tells it from one plain pass.
 
     `contribution` needs a pass of twice the length. Its logarithm is, for each head, nearly a
     linear function of what the model computes of a token anyway: its key before RoPE, the length of
     its value, how the key fits the queries that will come when the text is repeated, and its place.
-    A predictor holds that function's coefficients; `memdb predictor` fits them.
+    A predictor holds that function's coefficients; `memdb predictor` fits them. A reference of at
+    most 40 tokens is repeated, and its contributions are measured.
 
     Args:
         coefficients: by memory layer, (kv heads, features + 1) float32; the last is the constant.
@@ -40,8 +46,21 @@ class PredictedContribution(Selection):
         super().__init__(*how, **more)
         self._coefficients = dict(coefficients)
 
+    def suffix(self, model: LanguageModel, reference: list[int]) -> list[int]:
+        """The request and the reference again, if it is short; else nothing."""
+        return super().suffix(model, reference) if len(reference) <= _SHORT else []
+
     def score(self, model: LanguageModel, view: LayerView) -> Tensor:
         """See `Selection.score`."""
+        scores = self.predict(model, view)
+        short = [place for place, length in enumerate(view.lengths) if length <= _SHORT]
+        if short:
+            repeated = view.some(short)
+            scores[short, :, : repeated.longest] = super().score(model, repeated)
+        return scores
+
+    def predict(self, model: LanguageModel, view: LayerView) -> Tensor:
+        """What `contribution` would give, however short a reference is."""
         seen = sights(self, model, view)
         coefficients = self._coefficients[view.layer].to(view.keys.device)
         of_sights = coefficients[:, :-1].split([part.shape[-1] for part in seen], dim=1)

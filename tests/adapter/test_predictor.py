@@ -25,7 +25,7 @@ from model_adapter import (
 )
 from model_adapter.predicting import Fit, fit_predictor, observed
 from model_adapter.predictor import read_predictor, write_predictor
-from model_adapter.selections import Contribution, LayerView
+from model_adapter.selections import Contribution, LayerView, PredictedContribution
 from model_adapter.selections.predicted import features
 from model_adapter.training import Corpus, Reference
 from tests.adapter.predictors import any_predictor
@@ -83,6 +83,20 @@ def test_scores_are_a_linear_function_of_what_is_seen(architecture: str) -> None
         torch.testing.assert_close(writer.selection.score(model, view), expected)
 
 
+def test_a_short_reference_is_repeated(model: LanguageModel) -> None:
+    """In a batch with a long one, too; at most 40 tokens."""
+    predicted = Writer(model, framing="plain", predictor=any_predictor(model))
+    measured = Writer(model, framing="plain", selection="contribution")
+    tokens = model.tokens(TEXT)
+    for short in (tokens[:40], tokens[:41]):
+        (_, found), (_, truth) = (
+            writer.scores([tokens, short])[:, :, : len(short)] for writer in (predicted, measured)
+        )
+        assert torch.allclose(found, truth, atol=1e-5) == (len(short) == 40)
+    (alone,) = predicted.scores([tokens])
+    torch.testing.assert_close(predicted.scores([tokens, tokens[:40]])[0], alone)
+
+
 def test_what_is_seen_does_not_depend_on_what_follows(model: LanguageModel) -> None:
     """Fitted to a pass that repeats the text, used on one that does not."""
     tokens = model.tokens(TEXT)
@@ -124,9 +138,10 @@ def test_fitting_finds_the_function_where_there_is_one(
     model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The contributions are such a function, with coefficients at random."""
-    writer = Writer(model, selection="predicted", predictor=any_predictor(model))
+    known = Writer(model, predictor=any_predictor(model)).selection
+    assert isinstance(known, PredictedContribution)
     with monkeypatch.context() as patch:
-        patch.setattr(Contribution, "score", lambda _, *seen: writer.selection.score(*seen))
+        patch.setattr(Contribution, "score", lambda _, *seen: known.predict(*seen))
         fit = fit_predictor(model, corpus_of(model), tmp_path / "out", framing="plain")
     assert fit.held_out == 10
     assert fit.captured > 0.99
@@ -135,7 +150,7 @@ def test_fitting_finds_the_function_where_there_is_one(
 def test_fitting_finds_what_contributes(model: LanguageModel, fitted: tuple[Path, Fit]) -> None:
     """What a random model looks at is hard to foresee, but not all of it."""
     _, fit = fitted
-    tokens = model.tokens(SAMPLE[400:520])
+    tokens = model.tokens(SAMPLE[400:700])
     seen = looked(model, tokens)
     truth = torch.cat([scores[0] for _, scores in seen])
 

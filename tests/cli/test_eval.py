@@ -10,7 +10,7 @@ import pytest
 from click.testing import Result
 
 from model_adapter import SentenceEmbedder
-from model_adapter.evaluation import EVEN, Settings, framed
+from model_adapter.evaluation import EVEN, framed
 from model_adapter.weighing import SAFE
 from tests.cli.conftest import Run, rows
 from tests.cli.small import model_folder
@@ -53,7 +53,7 @@ def test_figures_as_json(evaluate: Evaluate, tmp_path: Path) -> None:
             assert low <= found[arm][name] <= high
     assert found["share_interval"][0] <= found["share"] <= found["share_interval"][1]
     assert (found["questions"], found["references"], found["budget"]) == (4, "1", 24)
-    assert (found["selection"], found["codec"]) == (Settings().selection, "klt8")
+    assert (found["selection"], found["codec"]) == ("contribution", "klt8")
     assert found["seed"] == 0
     assert found["weighing"] == SAFE.to_json()
     assert found["stored_as"] == ["int8"]  # too few memories to fit a codec to

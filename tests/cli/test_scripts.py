@@ -159,7 +159,10 @@ def test_the_benchmark_of_one_pass_fits_measures_and_goes_on(
     files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = script("benchmarks/onepass.py")
-    options = [*files, "--fit", files[1], "--limit", "3"]
+    text = tmp_path / "text.jsonl"
+    lines = [{"id": str(i), "text": SAMPLE[9 * i : 9 * i + 90]} for i in range(24)]
+    text.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = [*files, "--fit", str(text), "--limit", "3"]
     options += ["--work", str(tmp_path / "work"), "--json", str(tmp_path / "out")]
     asked: list[int] = []
     ask = module.outcomes
@@ -180,8 +183,6 @@ def test_the_benchmark_of_one_pass_fits_measures_and_goes_on(
     for name in ("predicted", "expected"):
         assert 0 < first[name]["captured"] < 1.0001
         assert first[name]["document"] == second[name]["document"]
-    # It was fitted to what is asked about.
-    assert first["predicted"]["captured"] > first["expected"]["captured"]
 
 
 def test_the_makefile_promises_what_it_has() -> None:
