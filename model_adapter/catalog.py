@@ -131,6 +131,7 @@ CATALOG = {
             wheels=QWEN25_CODER_15B,
             size=1093,
             license="Apache-2.0",
+            predicted=True,
         ),
         CatalogEntry(
             name="all-minilm-l6-v2",
