@@ -51,7 +51,7 @@ def main(corpus: Path, model: str, framing: Framing | None, number: int, rounds:
     torch.set_num_threads(1)
     try:
         loaded = LanguageModel.load(model, notify=print)
-        writer = Writer(loaded, framing=framing)
+        writer = Writer(loaded, framing=framing, selection="contribution")
         tokens = references(writer, corpus, number)
     except MemDBError as error:
         raise click.ClickException(str(error)) from error

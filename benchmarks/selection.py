@@ -27,7 +27,8 @@ from rich.table import Table
 from memdb import CODECS, ExplicitMemory, Framing, MemDBError
 from memdb.codecs import decode_memory, encode_memory
 from model_adapter import DEFAULT_MODEL, SELECTIONS, LanguageModel, Writer
-from model_adapter.selections import DEFAULT_SELECTION, SPREADS, Spread
+from model_adapter.predictor import selection_for
+from model_adapter.selections import DEFAULT_SELECTION, SPREADS, PredictedContribution, Spread
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,11 @@ class Setting:
     codec: str = "exact"
 
 
-def settings(layers: int, kv_heads: int, quick: bool, heads: Path | None) -> list[Setting]:
-    rows = layers * kv_heads
+_OF_ANY_MODEL = SELECTIONS.keys() - {PredictedContribution.name}
+
+
+def settings(model: LanguageModel, quick: bool, heads: Path | None) -> list[Setting]:
+    layers, rows = model.layers, model.layers * model.kv_heads
     half, quarter = layers // 2, layers // 4
     where = {
         "first half of the layers": tuple(range(half)),
@@ -53,10 +57,12 @@ def settings(layers: int, kv_heads: int, quick: bool, heads: Path | None) -> lis
     }
     paper = [Setting(f"paper's rule, {name}", "paper", None, part) for name, part in where.items()]
     default = DEFAULT_SELECTION
+    known = selection_for(None, None, model)  # `predicted`, where the model has a predictor
+    names = [name for name in SELECTIONS if name in (known, *_OF_ANY_MODEL)]
     chosen = [
         Setting(f"{name}, {per_row * rows:,} pairs", name, per_row * rows)
         for per_row in (4, 8, 16)
-        for name in SELECTIONS
+        for name in names
         if name != "paper" and (per_row == 8 or name in ("reconstruction", default))
     ]
     spread: list[Setting] = [
@@ -172,7 +178,7 @@ def main(
         ]
         for name, score in plain:
             row(name, [score(question) for question in chosen])
-        for setting in settings(loaded.layers, loaded.kv_heads, quick, heads):
+        for setting in settings(loaded, quick, heads):
             scores, size, seconds = measure(harness, chosen, setting)
             row(setting.name, scores, f"{size:,.0f}", f"{seconds:.2f}")
             print(".", end="", flush=True)
