@@ -77,7 +77,7 @@ model_adapter/catalog_data/%.json: build/weights/%.jsonl recipes/head_weights.py
 	$(BIN)/python recipes/head_weights.py $< $@
 
 # The predictors of contributions that come with memdb, anew: minutes. Interrupted, it goes on.
-PREDICTED := $(WEIGHTED) qwen2.5-coder-1.5b
+PREDICTED := qwen2.5-coder-0.5b qwen2.5-coder-1.5b
 predictors: $(PREDICTED:%=model_adapter/catalog_data/%.safetensors)
 
 model_adapter/catalog_data/%.safetensors: build/weights/corpus.jsonl

@@ -106,7 +106,6 @@ CATALOG = {
             license="Apache-2.0",
             weighing=Weighing(lift=-1.0, slope=7.0, most=2.0, asked=1.5),
             weighted=True,
-            predicted=True,
         ),
         CatalogEntry(
             name="gemma3-270m",
