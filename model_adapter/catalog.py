@@ -122,7 +122,6 @@ CATALOG = {
             license="Apache-2.0",
             weighing=Weighing(lift=0.0, slope=20.0, most=2.0, asked=2.0),
             weighted=True,
-            predicted=True,
         ),
         CatalogEntry(
             name="qwen2.5-coder-1.5b",
