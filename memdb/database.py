@@ -185,7 +185,7 @@ class MemDB(Readable, Writable, Maintainable):
         rule = IndexPolicy(index, recall, checked_keys(keys))
         arguments.one_of(durability, "durability", get_args(Durability))
         arguments.whole_number(cache_bytes, "cache_bytes", 0)
-        checked_timeout(busy_timeout)
+        busy_timeout = checked_timeout(busy_timeout)
         shape = _shape_for(writer, shape)
         dimension = _dimension_for(embedder, dimension)
         settings = {
@@ -205,7 +205,8 @@ class MemDB(Readable, Writable, Maintainable):
             MemoryShape.from_json(read_json(json_payload(settings["shape"])))
         except (TypeError, ValueError, FormatError) as error:
             raise InvalidInputError(f"a database cannot keep these settings: {error}") from error
-        Store.create(folder, settings, writer.tokenizer if writer else None)
+        tokenizer = writer.tokenizer if writer else None
+        Store.create(folder, settings, tokenizer, busy_timeout=busy_timeout)
         return cls.open(
             path,
             embedder=embedder,
@@ -323,14 +324,16 @@ class MemDB(Readable, Writable, Maintainable):
             UnknownNamespaceError: it is not there, and this is open to be read alone.
         """
         self._require_open()
-        read_only = self._store.read_only
+        read_only, busy_timeout = self._store.read_only, self._store.busy_timeout
         return MemDB.open(
-            (existing_namespace if read_only else create_namespace)(self.path, name),
+            existing_namespace(self.path, name)
+            if read_only
+            else create_namespace(self.path, name, busy_timeout=busy_timeout),
             embedder=(lambda: self.embedder) if self._attached.has_embedder else None,
             writer=(lambda: self.writer) if self._attached.has_writer else None,
             durability=self._store.durability or "full",
             cache_bytes=self._cache.capacity,
-            busy_timeout=self._store.busy_timeout,
+            busy_timeout=busy_timeout,
             read_only=read_only,
         )
 

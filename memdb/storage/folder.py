@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
@@ -43,26 +44,37 @@ def current_generation(folder: Path) -> Path:
             f"there is no database at '{folder}'. `memdb init` makes one; --db or MEMDB_PATH says "
             "where it is."
         )
+    name = _named(folder)
+    while not _GENERATION.match(name) or not (folder / name / "data.mdb").is_file():
+        before, name = name, _named(folder)
+        if name == before:  # else another one was put in its place between the two looks
+            raise NotADatabaseError(
+                f"'{folder}' is no memdb database: its file {CURRENT} names {name[:40]!r}, which "
+                "is no generation in it."
+            )
+    return folder / name
+
+
+def _named(folder: Path) -> str:
+    """What `CURRENT` says."""
     try:
-        name = (folder / CURRENT).read_text("ascii").strip()
+        return (folder / CURRENT).read_text("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise NotADatabaseError(
             f"'{folder}' is no memdb database: its file {CURRENT} cannot be read ({error})."
         ) from error
-    if not _GENERATION.match(name) or not (folder / name / "data.mdb").is_file():
-        raise NotADatabaseError(
-            f"'{folder}' is no memdb database: its file {CURRENT} names {name[:40]!r}, which is no "
-            "generation in it."
-        )
-    return folder / name
 
 
 @contextmanager
-def new_database(folder: Path) -> Iterator[Path]:
+def new_database(folder: Path, timeout: float = BUSY_TIMEOUT) -> Iterator[Path]:
     """Yield the first generation's empty subfolder, and make it the current one on success.
 
     On an error all that was made is removed again, folders too. What an earlier, killed attempt
     left is cleared away.
+
+    Args:
+        folder: the database's.
+        timeout: seconds to wait for another process that makes one there.
 
     Raises:
         DatabaseExistsError: a database is there.
@@ -71,7 +83,7 @@ def new_database(folder: Path) -> Iterator[Path]:
     """
     missing = [path for path in (folder, *folder.parents) if not _exists(path)]
     try:
-        with _alone_in_new(folder):
+        with _alone_in_new(folder, timeout):
             generation = folder / _FIRST
             try:
                 shutil.rmtree(generation, ignore_errors=True)
@@ -95,7 +107,7 @@ def new_database(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _alone_in_new(folder: Path) -> Iterator[None]:
+def _alone_in_new(folder: Path, timeout: float) -> Iterator[None]:
     """Make a database's folder, and keep others from making one in it."""
     while True:
         _make(folder)
@@ -111,7 +123,7 @@ def _alone_in_new(folder: Path) -> Iterator[None]:
             there = (folder / CURRENT).exists
             what = partial("cannot make a database at '{}'".format, folder)
             # Whoever has one open there may hold the lock; nobody waits for that.
-            if not locks.take(lock, "replace", BUSY_TIMEOUT, what, there) or there():
+            if not locks.take(lock, "replace", timeout, what, there) or there():
                 raise DatabaseExistsError(f"there is already a database at '{folder}'.")
             if _is_at(folder / LOCK, lock):
                 yield
@@ -196,13 +208,19 @@ def opening(
 
 
 @contextmanager
-def new_generation(folder: Path, *, locked: bool = False) -> Iterator[Path]:
+def new_generation(
+    folder: Path, timeout: float = BUSY_TIMEOUT, *, locked: bool = False
+) -> Iterator[Path]:
     """Yield a new, empty subfolder, and make it the current generation on success: durable before
     `CURRENT` names it. The others are removed.
 
     Whoever uses this keeps writers of the old generation out until it is done. On an error the new
     subfolder is removed again; what a killed attempt left goes with the next one that succeeds.
-    `locked`: they hold the folder's lock already (`exclusively`).
+
+    Args:
+        folder: the database's.
+        timeout: seconds to wait for those that are just opening it.
+        locked: whoever uses this holds the folder's lock already (`exclusively`).
 
     Raises:
         StorageError: the disk refuses.
@@ -217,7 +235,7 @@ def new_generation(folder: Path, *, locked: bool = False) -> Iterator[Path]:
             yield generation
             sync(generation)
             sync(folder)
-            with nullcontext() if locked else _locked(folder, "replace"):
+            with nullcontext() if locked else _locked(folder, "replace", timeout):
                 _write_current(folder, generation.name)
                 _remove_others(folder, generation)
         except BaseException:
@@ -264,9 +282,9 @@ def writers_are_kept_out(generation: Path) -> bool:
 def no_writer(
     generation: Path, timeout: float, *, but_one_that_replaces: bool = False
 ) -> Iterator[None]:
-    """Keep writers of a generation out while this lasts; several may do so at once. Where the file
-    of the lock is not there nobody writes, as far as it can be known on a medium where it cannot be
-    made.
+    """Keep writers of a generation out while this lasts; several may do so at once. Where this
+    thread is the writer it does so already. Where the file of the lock is not there nobody writes,
+    as far as it can be known on a medium where it cannot be made.
 
     Args:
         generation: its folder.
@@ -276,6 +294,9 @@ def no_writer(
     Raises:
         BusyError: a writer is not done in time.
     """
+    if is_writing(generation):
+        yield
+        return
     try:
         lock = os.open(generation / _WRITERS, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -300,16 +321,22 @@ def _never() -> bool:
 def sole_writer(folder: Path, timeout: float = BUSY_TIMEOUT) -> Iterator[Path]:
     """Keep writers out of the current generation, and yield it.
 
+    Args:
+        folder: the database's.
+        timeout: seconds to wait for a writer that is at work.
+
     Raises:
         StorageError: the medium cannot be written, or this thread is in the middle of a write.
         BusyError: a writer is not done in time.
     """
+    end = time.monotonic() + timeout
     with ExitStack() as stack:
         while True:
             generation = current_generation(folder)
+            left = max(0.0, end - time.monotonic())
             try:
                 writing = stack.enter_context(ExitStack())
-                writing.enter_context(only_writer(generation, timeout, "alone"))
+                writing.enter_context(only_writer(generation, left, "alone"))
             except OSError as error:
                 if current_generation(folder) == generation:
                     raise StorageError(f"cannot write to '{folder}': {error}") from error

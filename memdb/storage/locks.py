@@ -82,7 +82,7 @@ def take(
                 return False
             if time.monotonic() >= end:
                 raise BusyError(
-                    f"{what()}: {_holder(handle)}, and was not done after {timeout:g} s"
+                    f"{what()}: {_holder(handle)}, and was not done after {timeout:.3g} s"
                 )
             time.sleep(pause)
             pause = min(pause * 2, longest)

@@ -96,10 +96,13 @@ class Store:
         settings: dict[str, Any],
         tokenizer: str | None,
         codecs: Mapping[str, bytes] = MappingProxyType({}),
+        *,
+        busy_timeout: float = BUSY_TIMEOUT,
     ) -> None:
         """Make a database that holds these settings, a tokenizer and the parameters of fitted
-        codecs by name, and nothing else."""
-        with new_database(folder) as generation:
+        codecs by name, and nothing else. For as many seconds it waits for another process that
+        makes one there."""
+        with new_database(folder, busy_timeout) as generation:
             fill_generation(generation, secrets.token_hex(16), settings, tokenizer, codecs)
 
     @property
@@ -353,5 +356,5 @@ def _take_turn(
             continue
         raise BusyError(
             f"cannot write to '{environment.generation.parent}': another thread of this process is "
-            f"writing, and was not done after {timeout:g} s"
+            f"writing, and was not done after {timeout:.3g} s"
         )

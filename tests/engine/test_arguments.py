@@ -388,7 +388,7 @@ WRONG_HERE: dict[tuple[str, str], list[Any]] = {
     ("MemDB.insert", "id"): [5, "", "a" * 481, "a\0b", "\ud800", b"a", True, ["a"]],
     ("MemDB.insert", "metadata"): METADATA,
     ("MemDB.upsert", "id"): [5, "", "a" * 481, "a\0b", "\ud800", b"a", True, ["a"]],
-    ("MemDB.delete by filter", "where"): [*WHERE, {}],
+    ("MemDB.delete by filter", "where"): [*WHERE, {}, {"$or": [{}]}, {"kind": {"$nin": []}}],
     ("Readable.get_many", "ids"): [*LIST, [5], [None], ["a", "never"]],
     ("MemDB.update", "text"): [text for text in TEXT if text is not None],
     ("MemDB.delete", "ids"): IDS,

@@ -7,9 +7,9 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing.connection import Connection
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 import memdb
 from memdb import Batch, ConflictError, Document, ExplicitMemory, MemDB, StorageError
+from memdb.care import generations
 from memdb.ingest.recording import delete
 from memdb.storage import environment
 from memdb.storage.folder import current_generation
@@ -294,6 +295,80 @@ def test_an_index_is_built_in_the_new_generation_by_who_opened_the_old_one(
         assert info is not None
         assert info.references == 83
         assert found(database) == listed(database)
+
+
+def test_a_compaction_that_waited_for_another_one_follows_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one is done after this one opened the database, and before it keeps writers out."""
+    waited = generations.sole_writer
+
+    @contextmanager
+    def late(folder: Path, *timeout: float) -> Iterator[Path]:
+        monkeypatch.setattr(generations, "sole_writer", waited)
+        memdb.compact(path)
+        with waited(folder, *timeout) as generation:
+            yield generation
+
+    with MemDB.open(path) as database:
+        names = listed(database)
+    monkeypatch.setattr(generations, "sole_writer", late)
+    memdb.compact(path)
+    assert current_generation(path).name == "gen-000003"
+    with MemDB.open(path) as database:
+        assert listed(database) == found(database) == names
+    assert memdb.verify(path) == []
+
+
+CALLS: dict[str, Callable[[Path, Path], object]] = {
+    "open": lambda path, _: MemDB.open(path).close(),
+    "read-only": lambda path, _: MemDB.open(path, read_only=True).close(),
+    "create": lambda path, _: MemDB.create(path, shape=SHAPE, dimension=DIMENSION),
+    "verify": lambda path, _: memdb.verify(path),
+    "repair": lambda path, _: memdb.repair(path),
+    "compact": lambda path, _: memdb.compact(path),
+    "migrate": lambda path, _: memdb.migrate(path),
+    "backup": lambda path, to: memdb.backup(path, to / "copy"),
+    "restore": lambda path, to: memdb.restore(to / "whole", path),
+    "import": lambda path, to: memdb.import_database(to / "out", path),
+    "namespace": lambda path, _: memdb.create_namespace(path, "new"),
+    "namespaces": lambda path, _: memdb.list_namespaces(path),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_compaction_between_reading_the_name_and_looking_for_the_folder_is_no_error(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    memdb.backup(path, tmp_path / "whole")
+    with MemDB.open(path) as database:
+        database.export(tmp_path / "out")
+        names = listed(database)
+    read = Path.read_text
+    turns = iter(range(1, 4))
+
+    def late(file: Path, *more: Any, **other: Any) -> str:
+        text = read(file, *more, **other)
+        if file == path / "CURRENT" and next(turns, None):
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, "read_text", read)
+                memdb.compact(path)
+        return text
+
+    monkeypatch.setattr(Path, "read_text", late)
+    with nullcontext() if name != "create" else pytest.raises(memdb.DatabaseExistsError):
+        CALLS[name](path, tmp_path)
+    monkeypatch.undo()
+    with MemDB.open(path) as database:
+        assert listed(database) == names
+    assert memdb.verify(path) == []
+
+
+def test_a_folder_whose_generation_is_gone_is_told_so(path: Path) -> None:
+    (path / "CURRENT").write_text("gen-000009\n")
+    for call in (MemDB.open, memdb.verify, memdb.compact, memdb.migrate):
+        with time_limit(5), pytest.raises(memdb.NotADatabaseError, match="names 'gen-000009'"):
+            call(path)
 
 
 def test_a_compaction_waits_for_a_writer(path: Path, other: ProcessPoolExecutor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -189,6 +190,72 @@ def test_who_replaces_a_database_is_named_to_who_opens_it(path: Path) -> None:
             MemDB.open(path, busy_timeout=A_LITTLE)
         with pytest.raises(BusyError, match="close it there"):
             memdb.migrate(path)
+
+
+CARE: dict[str, Callable[[Path, Path, float], object]] = {
+    "verify": lambda path, _, wait: memdb.verify(path, busy_timeout=wait),
+    "repair": lambda path, _, wait: memdb.repair(path, busy_timeout=wait),
+    "compact": lambda path, _, wait: memdb.compact(path, busy_timeout=wait),
+    "migrate": lambda path, _, wait: memdb.migrate(path, busy_timeout=wait),
+    "restore": lambda path, to, wait: memdb.restore(to / "whole", path, busy_timeout=wait),
+    "backup": lambda path, to, wait: memdb.backup(path, to / "copy", busy_timeout=wait),
+    "rewrite": lambda path, _, wait: memdb.rewrite(path, TokenWriter(), busy_timeout=wait),
+    "import": lambda path, to, wait: memdb.import_database(to / "out", path, busy_timeout=wait),
+    "namespace": lambda path, _, wait: memdb.create_namespace(path, "new", busy_timeout=wait),
+}
+
+
+@pytest.mark.parametrize("name", CARE)
+@time_limit(20)
+def test_care_of_a_database_waits_for_a_writer_as_long_as_it_is_told(
+    full: Path, tmp_path: Path, name: str
+) -> None:
+    memdb.backup(full, tmp_path / "whole")
+    with opened(full) as database:
+        database.export(tmp_path / "out")
+        before = list(database.documents())
+    with (
+        another_process(WRITES, full) as number,
+        pytest.raises(BusyError, match=rf"process {number} is writing.* 0\.05 s"),
+    ):
+        CARE[name](full, tmp_path, A_LITTLE)
+    with opened(full, read_only=True) as database:
+        assert list(database.documents()) == before
+    assert not (tmp_path / "copy").exists()
+    assert memdb.list_namespaces(full) == []
+    CARE[name](full, tmp_path, 10)
+    assert memdb.verify(full) == []
+
+
+@time_limit(20)
+def test_care_waits_no_longer_for_who_opens_and_who_replaces(path: Path, tmp_path: Path) -> None:
+    for care in (CARE["compact"], CARE["verify"]):
+        with (
+            another_process(COMPACTS, path) as number,
+            pytest.raises(BusyError, match=f"process {number} keeps writers out"),
+        ):
+            care(path, tmp_path, A_LITTLE)
+    with another_process(OPENS, path) as number:
+        generation = sorted(path.glob("gen-*"))
+        with pytest.raises(BusyError, match="another process holds it"):
+            memdb.compact(path, busy_timeout=A_LITTLE)
+        assert sorted(path.glob("gen-*")) == generation  # and the new one is gone again
+        CARE["verify"](path, tmp_path, A_LITTLE)
+
+
+@time_limit(20)
+def test_a_database_waits_for_the_words_no_longer_than_it_may(full: Path) -> None:
+    with opened(full, busy_timeout=A_LITTLE) as database:
+        database.query("harbour", mode="keyword")
+        database.insert("Another harbour.", id="new")
+        (file,) = full.glob("gen-*/keywords.db")
+        with sqlite3.connect(file, isolation_level=None) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(BusyError, match=r"keyword index.* 0\.05 s"):
+                database.query("harbour", mode="keyword")
+            other.execute("ROLLBACK")
+        other.close()
+        assert len(database.query("harbour", mode="keyword").hits) == 2
 
 
 def test_who_builds_the_index_is_named_and_ingest_does_not_fail_for_it(path: Path) -> None:
