@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,15 @@ from memdb.care.rewrite import RewriteReport
 from memdb.care.rewrite import rewrite as rewrite_one
 from memdb.care.verify import Problem
 from memdb.care.verify import verify as verify_one
+from memdb.errors import MemDBError
 from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
 from memdb.storage.locks import BUSY_TIMEOUT
-from memdb.storage.namespaces import namespace_folder, namespace_names, remove_namespace
+from memdb.storage.namespaces import (
+    namespace_folder,
+    namespace_names,
+    remove_dropped,
+    remove_namespace,
+)
 from memdb.types import arguments
 
 
@@ -47,8 +54,9 @@ def verify(
     """
     problems = verify_one(path, busy_timeout=busy_timeout, progress=progress)
     for name, folder in _namespaces(path):
-        found = verify_one(folder, busy_timeout=busy_timeout, progress=progress)
-        problems.extend(replace(problem, namespace=name) for problem in found)
+        with _unless_dropped(folder):
+            found = verify_one(folder, busy_timeout=busy_timeout, progress=progress)
+            problems.extend(replace(problem, namespace=name) for problem in found)
     return problems
 
 
@@ -87,20 +95,21 @@ def repair(
         progress=progress,
     )
     for name, folder in _namespaces(path):
-        place = None if aside is None else Path(aside) / folder.name
-        more = repair_one(
-            folder,
-            embedder=embedder,
-            drop=drop,
-            aside=place,
-            busy_timeout=busy_timeout,
-            progress=progress,
-        )
-        report.put_aside.extend(f"namespace '{name}': {what}" for what in more.put_aside)
-        report.aside.extend(more.aside)
-        report.mended.extend(f"namespace '{name}': {what}" for what in more.mended)
-        report.dropped.extend(f"{name}: {document}" for document in more.dropped)
-        report.left.extend(replace(problem, namespace=name) for problem in more.left)
+        with _unless_dropped(folder):
+            place = None if aside is None else Path(aside) / folder.name
+            more = repair_one(
+                folder,
+                embedder=embedder,
+                drop=drop,
+                aside=place,
+                busy_timeout=busy_timeout,
+                progress=progress,
+            )
+            report.put_aside.extend(f"namespace '{name}': {what}" for what in more.put_aside)
+            report.aside.extend(more.aside)
+            report.mended.extend(f"namespace '{name}': {what}" for what in more.mended)
+            report.dropped.extend(f"{name}: {document}" for document in more.dropped)
+            report.left.extend(replace(problem, namespace=name) for problem in more.left)
     return report
 
 
@@ -132,10 +141,10 @@ def compact(
         BusyError: a writer is not done in time.
     """
     sizes = [generations.compact(path, busy_timeout=busy_timeout, progress=progress)]
-    sizes += [
-        generations.compact(folder, busy_timeout=busy_timeout, progress=progress)
-        for _, folder in _namespaces(path)
-    ]
+    for _, folder in _namespaces(path):
+        with _unless_dropped(folder):
+            sizes.append(generations.compact(folder, busy_timeout=busy_timeout, progress=progress))
+    remove_dropped(Path(path))
     return sum(before for before, _ in sizes), sum(after for _, after in sizes)
 
 
@@ -167,9 +176,9 @@ def migrate(
     """
     before, after = generations.migrate(path, busy_timeout=busy_timeout, progress=progress)
     for _, folder in _namespaces(path):
-        before = min(
-            before, generations.migrate(folder, busy_timeout=busy_timeout, progress=progress)[0]
-        )
+        with _unless_dropped(folder):
+            found = generations.migrate(folder, busy_timeout=busy_timeout, progress=progress)
+            before = min(before, found[0])
     return before, after
 
 
@@ -201,12 +210,13 @@ def backup(
     size = copies.backup(path, to, busy_timeout=busy_timeout, progress=progress)
     try:
         for name, folder in _namespaces(path):
-            size += copies.backup(
-                folder,
-                namespace_folder(Path(to), name),
-                busy_timeout=busy_timeout,
-                progress=progress,
-            )
+            with _unless_dropped(folder):
+                size += copies.backup(
+                    folder,
+                    namespace_folder(Path(to), name),
+                    busy_timeout=busy_timeout,
+                    progress=progress,
+                )
     except BaseException:
         shutil.rmtree(to, ignore_errors=True)  # it was missing or empty
         raise
@@ -294,12 +304,13 @@ def rewrite(
 
     report = of(path)
     for _, folder in _namespaces(path):
-        more = of(folder)
-        report = RewriteReport(
-            report.documents + more.documents,
-            report.memories + more.memories,
-            report.recut + more.recut,
-        )
+        with _unless_dropped(folder):
+            more = of(folder)
+            report = RewriteReport(
+                report.documents + more.documents,
+                report.memories + more.memories,
+                report.recut + more.recut,
+            )
     return report
 
 
@@ -308,3 +319,13 @@ def _namespaces(path: str | os.PathLike[str]) -> Iterator[tuple[str, Path]]:
     database = Path(path)
     for name in namespace_names(database):
         yield name, namespace_folder(database, name)
+
+
+@contextmanager
+def _unless_dropped(folder: Path) -> Iterator[None]:
+    """Look after a namespace; if it is dropped meanwhile there is nothing left to look after."""
+    try:
+        yield
+    except MemDBError:
+        if folder.exists():
+            raise

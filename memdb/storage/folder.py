@@ -4,6 +4,7 @@
         CURRENT        names the generation in use, e.g. "gen-000001"
         LOCK           shared while a process opens a generation, exclusive while one is replaced
         gen-000001/    one LMDB environment, data.mdb and lock.mdb, and what is derived from it
+        namespaces/    databases that belong to this one (`memdb.storage.namespaces`)
 
 A new generation is written beside the old one and `CURRENT` swapped by a rename, so that at every
 moment the folder holds one whole database (as in LevelDB). Who has the old one open goes on reading
@@ -28,6 +29,7 @@ from memdb.storage.locks import BUSY_TIMEOUT, Purpose
 
 CURRENT = "CURRENT"
 LOCK = "LOCK"
+NAMESPACES = "namespaces"
 _WRITERS = "write.lock"
 _FIRST = "gen-000001"
 _GENERATION = re.compile(r"gen-[0-9]{6}\Z")
@@ -134,11 +136,11 @@ def _alone_in_new(folder: Path, timeout: float) -> Iterator[None]:
 
 def _require_own(folder: Path) -> None:
     """Raise `StorageError` if a folder holds what no database has."""
-    foreign = [
-        entry.name
-        for entry in folder.iterdir()
-        if entry.name not in (LOCK, CURRENT, CURRENT + ".new") and not _GENERATION.match(entry.name)
-    ]
+    names = {entry.name for entry in folder.iterdir()}
+    ours = {LOCK, CURRENT, CURRENT + ".new"}
+    if CURRENT in names:  # else those that are there would become a new one's
+        ours.add(NAMESPACES)
+    foreign = [name for name in names - ours if not _GENERATION.match(name)]
     if foreign:
         raise StorageError(
             f"'{folder}' is not empty (it holds '{min(foreign)}'): a database needs a folder of "

@@ -35,6 +35,7 @@ from memdb.storage.folder import (
 from memdb.storage.lmdb_file import lmdb_file, open_tables
 from memdb.storage.locks import BUSY_TIMEOUT
 from memdb.storage.transaction import Transaction
+from memdb.types.shown import shown_value
 
 _LOOK = 0.05  # seconds between two looks of who waits for another thread
 
@@ -339,7 +340,7 @@ def checked_timeout(seconds: float) -> float:
     """A time to wait, as seconds that a lock takes; `InvalidInputError` if it is none."""
     if isinstance(seconds, bool) or not isinstance(seconds, Real) or not 0 <= seconds < inf:
         raise InvalidInputError(
-            f"busy_timeout must be a number of seconds, 0 or more, got {seconds!r}"
+            f"busy_timeout must be a number of seconds, 0 or more, got {shown_value(seconds)}"
         )
     return float(min(seconds, threading.TIMEOUT_MAX))
 

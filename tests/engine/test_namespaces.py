@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,15 @@ import numpy as np
 import pytest
 
 import memdb
-from memdb import InvalidInputError, MemDB, NotADatabaseError, StorageError, UnknownNamespaceError
+from memdb import (
+    DatabaseExistsError,
+    InvalidInputError,
+    MemDB,
+    NotADatabaseError,
+    StorageError,
+    UnknownNamespaceError,
+)
+from memdb.care import whole
 from memdb.codecs import FAMILIES
 from tests.engine.fitted import make_like, roped_shape
 from tests.engine.helpers import TokenWriter, WordEmbedder, child, unit
@@ -245,6 +254,54 @@ def test_compact_gives_the_space_of_each_back(filled: Path) -> None:
     for file in (filled / "namespaces" / "x").rglob("*"):
         assert not file.is_file() or b"zanzibar" not in file.read_bytes()
     assert contents(filled) == {"": ["d0"], "x": [], "y": ["d2"]}
+
+
+CARE: dict[str, Callable[[Path, Path], object]] = {
+    "verify": lambda path, _: memdb.verify(path),
+    "repair": lambda path, _: memdb.repair(path).left,
+    "compact": lambda path, _: memdb.compact(path),
+    "migrate": lambda path, _: memdb.migrate(path),
+    "backup": lambda path, to: memdb.backup(path, to / "copy"),
+}
+
+
+@pytest.mark.parametrize("name", CARE)
+def test_one_that_is_dropped_meanwhile_is_passed_over(
+    filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    listed = whole.namespace_names
+
+    def late(database: Path) -> list[str]:
+        names = listed(database)
+        monkeypatch.undo()
+        memdb.drop_namespace(filled, "x")
+        return names
+
+    monkeypatch.setattr(whole, "namespace_names", late)
+    outcome = CARE[name](filled, tmp_path)
+    if name in ("verify", "repair"):
+        assert outcome == []
+    assert contents(filled) == {"": ["d0"], "y": ["d2"]}
+    if name == "backup":
+        assert contents(tmp_path / "copy") == {"": ["d0"], "y": ["d2"]}
+
+
+def test_what_a_killed_drop_left_goes_with_a_compaction(filled: Path) -> None:
+    """It holds what was deleted."""
+    gone = filled / "namespaces" / ".0123456789abcdef"
+    (filled / "namespaces" / "x").rename(gone)
+    assert contents(filled) == {"": ["d0"], "y": ["d2"]}
+    memdb.compact(filled)
+    assert not gone.exists()
+    assert contents(filled) == {"": ["d0"], "y": ["d2"]}
+
+
+def test_where_there_are_some_there_is_a_database(filled: Path) -> None:
+    with pytest.raises(DatabaseExistsError):
+        MemDB.create(filled, shape=roped_shape(), dimension=2)
+    (filled / "CURRENT").unlink()  # else a new database would have the old ones
+    with pytest.raises(StorageError, match="holds 'namespaces'"):
+        MemDB.create(filled, shape=roped_shape(), dimension=2)
 
 
 def test_a_rewrite_reaches_each(tmp_path: Path) -> None:
