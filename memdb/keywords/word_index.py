@@ -252,7 +252,7 @@ class WordIndex:
         """Walk its pages and pieces; `CorruptRecordError` if they are not whole."""
         for (problem,) in self._run("PRAGMA quick_check(1)"):
             if problem != "ok":
-                raise CorruptRecordError(TABLE, FILE, str(problem))
+                raise CorruptRecordError(TABLE, FILE, "; ".join(str(problem).splitlines()))
         self._run("INSERT INTO words(words) VALUES ('integrity-check')")
 
     def all_words(self) -> Iterator[tuple[str, int]]:
@@ -278,6 +278,8 @@ class _as_ours:  # noqa: N801 (a `with` statement, read as one)
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, UnicodeDecodeError):  # also of what SQLite's own error would say
+            raise CorruptRecordError(TABLE, FILE, "it holds text that is not UTF-8") from error
         if not isinstance(error, sqlite3.Error):
             return
         if "no such module: fts5" in str(error):
@@ -291,7 +293,8 @@ class _as_ours:  # noqa: N801 (a `with` statement, read as one)
                 "another process is writing the keyword index, and was not done after "
                 f"{self._timeout:.3g} s. Try again when it is done, or search by vectors."
             ) from error
-        if code in _DAMAGED or code == sqlite3.SQLITE_ERROR:  # tables that are not ours
+        damaged = code in _DAMAGED or "Could not decode to UTF-8" in str(error)
+        if damaged or code == sqlite3.SQLITE_ERROR:  # of tables that are not ours
             raise CorruptRecordError(TABLE, FILE, str(error)) from error
         raise Refused(str(error)) from error
 

@@ -284,9 +284,9 @@ def writers_are_kept_out(generation: Path) -> bool:
 def no_writer(
     generation: Path, timeout: float, *, but_one_that_replaces: bool = False
 ) -> Iterator[None]:
-    """Keep writers of a generation out while this lasts; several may do so at once. Where this
-    thread is the writer it does so already. Where the file of the lock is not there nobody writes,
-    as far as it can be known on a medium where it cannot be made.
+    """Keep writers of a generation out while this lasts; several may do so at once. Where the file
+    of the lock is not there nobody writes, as far as it can be known on a medium where it cannot be
+    made.
 
     Args:
         generation: its folder.
@@ -296,9 +296,6 @@ def no_writer(
     Raises:
         BusyError: a writer is not done in time.
     """
-    if is_writing(generation):
-        yield
-        return
     try:
         lock = os.open(generation / _WRITERS, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -241,21 +240,6 @@ def test_care_waits_no_longer_for_who_opens_and_who_replaces(path: Path, tmp_pat
             memdb.compact(path, busy_timeout=A_LITTLE)
         assert sorted(path.glob("gen-*")) == generation  # and the new one is gone again
         CARE["verify"](path, tmp_path, A_LITTLE)
-
-
-@time_limit(20)
-def test_a_database_waits_for_the_words_no_longer_than_it_may(full: Path) -> None:
-    with opened(full, busy_timeout=A_LITTLE) as database:
-        database.query("harbour", mode="keyword")
-        database.insert("Another harbour.", id="new")
-        (file,) = full.glob("gen-*/keywords.db")
-        with sqlite3.connect(file, isolation_level=None) as other:
-            other.execute("BEGIN IMMEDIATE")
-            with pytest.raises(BusyError, match=r"keyword index.* 0\.05 s"):
-                database.query("harbour", mode="keyword")
-            other.execute("ROLLBACK")
-        other.close()
-        assert len(database.query("harbour", mode="keyword").hits) == 2
 
 
 def test_who_builds_the_index_is_named_and_ingest_does_not_fail_for_it(path: Path) -> None:
