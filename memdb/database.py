@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self, cast, get_args
+from typing import Any, NoReturn, Self, cast, get_args
 
 from memdb.care.rewrite import PENDING
 from memdb.care.statistics import Stats, statistics
@@ -353,6 +353,12 @@ class MemDB(Readable, Writable, Maintainable):
 
     def __repr__(self) -> str:
         return f"MemDB({str(self.path)!r}{', closed' if self._closed else ''})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"the open database '{self.path}' cannot be pickled: give other processes its path, "
+            "and open it there (`MemDB.open`)"
+        )
 
     def _require_open(self) -> None:
         if self._closed:
