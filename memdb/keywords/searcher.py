@@ -250,7 +250,8 @@ class Keywords:
                     return WordIndex(path, timeout)
                 return None
             except Refused as refused:
-                self._tell(refused)
+                if path.parent.exists():  # else a snapshot outlived its generation
+                    self._tell(refused)
         if path.exists() and not path.with_name(path.name + "-wal").exists():
             with suppress(Refused, CorruptRecordError):
                 return WordIndex(path, timeout, frozen=True)
