@@ -269,6 +269,11 @@ def _parse_conditions(items: Iterable[str]) -> dict[str, Any]:
                 param_hint="--where",
             )
         key, operator = found[1], _OPERATORS[found[2]]
+        if not found[3].strip() and operator != "$eq":  # a variable of a shell that was not set
+            raise click.BadParameter(
+                f"{item!r} compares with nothing; for the empty text write {key}{found[2]}'\"\"'",
+                param_hint="--where",
+            )
         tests = where.setdefault(key, {})
         if operator in tests:  # both can't fit, and `delete` must not take half of what was said
             raise click.BadParameter(
