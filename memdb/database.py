@@ -326,9 +326,9 @@ class MemDB(Readable, Writable, Maintainable):
         self._require_open()
         read_only, busy_timeout = self._store.read_only, self._store.busy_timeout
         return MemDB.open(
-            existing_namespace(self.path, name)
+            existing_namespace(self._store.home(), name)
             if read_only
-            else create_namespace(self.path, name, busy_timeout=busy_timeout),
+            else create_namespace(self._store.home(), name, busy_timeout=busy_timeout),
             embedder=(lambda: self.embedder) if self._attached.has_embedder else None,
             writer=(lambda: self.writer) if self._attached.has_writer else None,
             durability=self._store.durability or "full",
@@ -340,7 +340,7 @@ class MemDB(Readable, Writable, Maintainable):
     def namespaces(self) -> list[str]:
         """Names of its namespaces, sorted."""
         self._require_open()
-        return list_namespaces(self.path)
+        return list_namespaces(self._store.home())
 
     def drop_namespace(self, name: str) -> None:
         """Remove a namespace with all that is in it, at once; who has it open is told so.
@@ -349,7 +349,7 @@ class MemDB(Readable, Writable, Maintainable):
             UnknownNamespaceError: it is not there.
         """
         self._require_writable()
-        drop_namespace(self.path, name)
+        drop_namespace(self._store.home(), name)
 
     def __repr__(self) -> str:
         return f"MemDB({str(self.path)!r}{', closed' if self._closed else ''})"

@@ -29,8 +29,7 @@ from memdb.readable import known
 from memdb.searchable import filter_of
 from memdb.storage.record_layout import DocumentEntry
 from memdb.storage.transaction import Transaction
-from memdb.types import arguments
-from memdb.types import checks
+from memdb.types import arguments, checks
 from memdb.types.document import Document, StoredDocument
 from memdb.types.memory import ExplicitMemory
 

@@ -111,6 +111,12 @@ class Store:
         """The folder of the generation in use, absolute."""
         return self._environment.generation
 
+    def home(self) -> Path:
+        """The database's folder, absolute, for what else lies in it: the process may have changed
+        its own folder since. `StorageError` if it is no longer the one that was opened."""
+        self._place.require_same()
+        return self._place.folder
+
     @property
     def is_writing(self) -> bool:
         """Whether this thread is in the middle of a write to the database, through whichever

@@ -296,6 +296,42 @@ def test_what_a_killed_drop_left_goes_with_a_compaction(filled: Path) -> None:
     assert contents(filled) == {"": ["d0"], "y": ["d2"]}
 
 
+def test_they_are_of_the_database_that_is_open_wherever_the_process_goes(
+    filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "elsewhere" / filled.name
+    shutil.copytree(filled, other)
+    monkeypatch.chdir(filled.parent)
+    with MemDB.open(filled.name) as db:
+        monkeypatch.chdir(other.parent)  # where another one has the same name
+        db.drop_namespace("x")
+        with db.namespace("new") as one:
+            assert len(one) == 0
+        with db.namespace("y") as one:
+            assert ids(one) == ["d2"]
+        assert db.namespaces() == ["new", "y"]
+    assert contents(other) == {"": ["d0"], "x": ["d1"], "y": ["d2"]}
+    assert contents(filled) == {"": ["d0"], "new": [], "y": ["d2"]}
+
+
+def test_they_are_of_the_database_that_is_open_whatever_lies_there_now(
+    filled: Path, tmp_path: Path
+) -> None:
+    with MemDB.open(filled) as db:
+        filled.rename(tmp_path / "moved")
+        shutil.copytree(tmp_path / "moved", filled)
+        calls: list[Callable[[], object]] = [
+            lambda: db.drop_namespace("x"),
+            lambda: db.namespace("x"),
+            lambda: db.namespace("new"),
+            db.namespaces,
+        ]
+        for call in calls:
+            with pytest.raises(StorageError, match="deleted, moved or replaced"):
+                call()
+    assert contents(filled) == {"": ["d0"], "x": ["d1"], "y": ["d2"]}
+
+
 def test_where_there_are_some_there_is_a_database(filled: Path) -> None:
     with pytest.raises(DatabaseExistsError):
         MemDB.create(filled, shape=roped_shape(), dimension=2)
