@@ -62,8 +62,11 @@ def migrate(
         )
     with ExitStack() as stack:
         # A process of the release before keeps the lock while it has the database open.
-        stack.enter_context(exclusively(folder))
+        with exclusively(folder):
+            pass
+        # In the order of all who replace a generation, or two would wait for each other.
         generation = stack.enter_context(sole_writer(folder, busy_timeout))
+        stack.enter_context(exclusively(folder, busy_timeout))
         begin = stack.enter_context(older_generation(generation))
         version = format_version(begin(SETTINGS))
         if version == FORMAT_VERSION:

@@ -347,13 +347,18 @@ def sole_writer(folder: Path, timeout: float = BUSY_TIMEOUT) -> Iterator[Path]:
 
 
 @contextmanager
-def exclusively(folder: Path) -> Iterator[None]:
-    """Keep everybody from opening the database while this lasts.
+def exclusively(folder: Path, timeout: float = 0.0) -> Iterator[None]:
+    """Keep everybody from opening the database while this lasts. Who keeps writers out, too, has
+    begun with that.
+
+    Args:
+        folder: the database's.
+        timeout: seconds to wait for those that are just opening it.
 
     Raises:
         StorageError: a process of a release of format version 1 has it open, or one opens it now.
     """
-    lock = _locked(folder, "replace", 0.0)
+    lock = _locked(folder, "replace", timeout)
     try:
         lock.__enter__()
     except BusyError as error:

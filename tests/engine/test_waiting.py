@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ import pytest
 
 import memdb
 from memdb import BusyError, InvalidInputError, MemDB, StorageError
+from memdb.care import generations
 from memdb.memories import memory_store
 from memdb.storage import locks
 from memdb.storage.folder import only_writer, opening, sole_writer
@@ -224,6 +226,31 @@ def test_care_of_a_database_waits_for_a_writer_as_long_as_it_is_told(
     assert memdb.list_namespaces(full) == []
     CARE[name](full, tmp_path, 10)
     assert memdb.verify(full) == []
+
+
+@time_limit(20)
+def test_to_migrate_beside_a_compaction_is_no_deadlock(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both need two locks: each would keep what the other one waits for."""
+    waits = threading.Event()
+    sole = generations.sole_writer
+
+    @contextmanager
+    def told(folder: Path, *timeout: float) -> Iterator[Path]:
+        waits.set()
+        with sole(folder, *timeout) as generation:
+            yield generation
+
+    monkeypatch.setattr(generations, "sole_writer", told)
+    with ThreadPoolExecutor(1) as threads:
+        with another_process(COMPACTS, path):
+            migrated = threads.submit(memdb.migrate, path)
+            assert waits.wait(10)
+            with MemDB.open(path, busy_timeout=A_LITTLE, read_only=True) as database:
+                assert len(database) == 1  # meanwhile others open it
+        assert migrated.result() == (2, 2)  # the other one went on, and ended well
+    assert memdb.verify(path) == []
 
 
 @time_limit(20)
