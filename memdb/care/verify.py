@@ -142,11 +142,21 @@ def _index_file(store: Store, transaction: Transaction) -> Iterator[Problem]:
     except CorruptRecordError as error:
         yield Problem(INDEX, FILE, error.problem)
         return
+    if index.info.change <= transaction.last_change():
+        yield from _compared(index, transaction, store.id)
+        return
+    with store.read() as now:  # it may have been built since the transaction began
+        if now.generation == transaction.generation:
+            yield from _compared(index, now, store.id)
+
+
+def _compared(index: AnnIndex, transaction: Transaction, database: str) -> Iterator[Problem]:
+    """What is wrong with an index that can be read, for a state."""
     info = index.info
     dimension = int(transaction.required_setting("embedder")["dimension"])
     if info.change > transaction.last_change():
         yield Problem(INDEX, FILE, "it was built for a later state than the database has")
-    elif (info.database, info.dimension) != (store.id, dimension):
+    elif (info.database, info.dimension) != (database, dimension):
         yield Problem(INDEX, FILE, "it was built for another database")
     elif is_of_this_past(info, transaction):
         for difference in differences(index, transaction):

@@ -19,6 +19,7 @@ from memdb.care.verify import Problem
 from memdb.care.verify import verify as verify_one
 from memdb.errors import MemDBError
 from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
+from memdb.storage.folder import is_at
 from memdb.storage.locks import BUSY_TIMEOUT
 from memdb.storage.namespaces import (
     namespace_folder,
@@ -325,7 +326,14 @@ def _namespaces(path: str | os.PathLike[str]) -> Iterator[tuple[str, Path]]:
 def _unless_dropped(folder: Path) -> Iterator[None]:
     """Look after a namespace; if it is dropped meanwhile there is nothing left to look after."""
     try:
+        opened = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)  # no other gets its number meanwhile
+    except FileNotFoundError:
+        opened = None
+    try:
         yield
     except MemDBError:
-        if folder.exists():
+        if opened is not None and is_at(folder, opened):
             raise
+    finally:
+        if opened is not None:
+            os.close(opened)

@@ -49,6 +49,9 @@ def keyword_problems(transaction: Transaction, database: str, timeout: float) ->
         yield error.problem
         return
     try:
+        if index.begin() is None:  # it is just being made, say
+            return
+        index.end()
         index.check()
         about = index.begin()
         if about is None or about.database != database or about.change > transaction.last_change():

@@ -127,7 +127,7 @@ def _alone_in_new(folder: Path, timeout: float) -> Iterator[None]:
             # Whoever has one open there may hold the lock; nobody waits for that.
             if not locks.take(lock, "replace", timeout, what, there) or there():
                 raise DatabaseExistsError(f"there is already a database at '{folder}'.")
-            if _is_at(folder / LOCK, lock):
+            if is_at(folder / LOCK, lock):
                 yield
                 return
         finally:
@@ -377,7 +377,7 @@ def _remove_others(folder: Path, generation: Path) -> None:
             shutil.rmtree(entry, ignore_errors=True)
 
 
-def _is_at(path: Path, file: int) -> bool:
+def is_at(path: Path, file: int) -> bool:
     """Whether an open file is the one that lies at a path."""
     try:
         there, ours = path.stat(), os.fstat(file)
@@ -447,7 +447,7 @@ class Place:
     def require_same(self) -> None:
         """Raise `StorageError` if another folder lies in this one's place. `LOCK` is never removed,
         and while it is open no other file has its number."""
-        if not _is_at(self._mark, self._lock):
+        if not is_at(self._mark, self._lock):
             raise self.gone()
 
     def gone(self) -> StorageError:

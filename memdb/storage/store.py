@@ -222,7 +222,9 @@ class Store:
                         only_writer(environment.generation, left, waiting=waiting)
                     )
                 except OSError as error:
-                    if self._place.stamp() == self._stamp:
+                    # Another thread may have gone over to the next generation meanwhile.
+                    same = environment is self._environment
+                    if same and self._place.stamp() == self._stamp:
                         self._place.require_same()
                         raise StorageError(f"cannot write to '{self.folder}': {error}") from error
                     continue

@@ -746,6 +746,13 @@ def test_a_writer_that_holds_the_file_is_waited_for(db: MemDB) -> None:
     other.close()
 
 
+def test_an_index_that_is_just_being_made_is_no_damage(db: MemDB) -> None:
+    put(db, "a", "a whale")
+    word_index.WordIndex(file_of(db)).close()
+    assert verify(db.path) == []
+    assert found(db, "whale") == ["a"]
+
+
 def test_a_writer_that_holds_it_too_long_is_said(db: MemDB) -> None:
     put(db, "a", "a whale")
     assert found(db, "whale") == ["a"]

@@ -25,6 +25,7 @@ from memdb import Batch, ConflictError, Document, ExplicitMemory, MemDB, Storage
 from memdb.care import generations
 from memdb.ingest.recording import delete
 from memdb.storage import environment
+from memdb.storage import store as store_module
 from memdb.storage.folder import current_generation
 from memdb.storage.store import Store
 from tests.engine.helpers import child, make_memory, make_shape, same_memory, time_limit
@@ -362,6 +363,40 @@ def test_a_compaction_between_reading_the_name_and_looking_for_the_folder_is_no_
     with MemDB.open(path) as database:
         assert listed(database) == names
     assert memdb.verify(path) == []
+
+
+def test_a_write_follows_a_compaction_that_another_thread_followed_first(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = store_module.only_writer
+
+    def late(generation: Path, *more: Any, **other: Any) -> Any:
+        monkeypatch.undo()
+        memdb.compact(path)
+        assert database.count() == 83
+        return lock(generation, *more, **other)
+
+    with MemDB.open(path) as database:
+        monkeypatch.setattr(store_module, "only_writer", late)
+        database.delete("base-00")
+        assert database.count() == 82
+    assert memdb.verify(path) == []
+
+
+def test_a_generation_that_goes_while_it_is_opened_is_an_error_of_memdb(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a namespace is dropped just then."""
+    size = environment.map_size
+
+    def late(*arguments: Any) -> int:
+        raise FileNotFoundError(2, "No such file or directory", "data.mdb")
+
+    monkeypatch.setattr(environment, "map_size", late)
+    with pytest.raises(StorageError, match=r"cannot open.*No such file"):
+        MemDB.open(path)
+    monkeypatch.setattr(environment, "map_size", size)
+    MemDB.open(path).close()
 
 
 def test_a_folder_whose_generation_is_gone_is_told_so(path: Path) -> None:

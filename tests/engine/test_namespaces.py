@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -265,19 +266,23 @@ CARE: dict[str, Callable[[Path, Path], object]] = {
 }
 
 
+@pytest.mark.parametrize("made_anew", [False, True])
 @pytest.mark.parametrize("name", CARE)
 def test_one_that_is_dropped_meanwhile_is_passed_over(
-    filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, made_anew: bool
 ) -> None:
-    listed = whole.namespace_names
+    unless_dropped = whole._unless_dropped
 
-    def late(database: Path) -> list[str]:
-        names = listed(database)
-        monkeypatch.undo()
-        memdb.drop_namespace(filled, "x")
-        return names
+    @contextmanager
+    def late(folder: Path) -> Iterator[None]:
+        with unless_dropped(folder):
+            if folder.name == "x":
+                memdb.drop_namespace(filled, "x")
+                if made_anew:  # by somebody who is not done
+                    folder.mkdir()
+            yield
 
-    monkeypatch.setattr(whole, "namespace_names", late)
+    monkeypatch.setattr(whole, "_unless_dropped", late)
     outcome = CARE[name](filled, tmp_path)
     if name in ("verify", "repair"):
         assert outcome == []

@@ -322,6 +322,25 @@ def test_an_index_of_a_later_state_than_a_searchs_own_is_used_by_the_next(
         assert database._searcher._view.base is not None
 
 
+def test_an_index_that_is_built_while_it_is_verified_is_no_damage(
+    indexed: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    query = np.ones(8, np.float32)
+    verifying = sys.modules["memdb.care.verify"]  # a function has its name, too
+    whole = verifying.AnnIndex
+    with MemDB.open(indexed) as other:
+
+        def late(file: Path) -> Any:
+            monkeypatch.undo()
+            other.insert("late", id="late", embeddings=query[None])
+            other.build_index()
+            return whole(file)
+
+        monkeypatch.setattr(verifying, "AnnIndex", late)
+        assert memdb.verify(indexed) == []
+
+
 def test_a_damaged_change_record_is_no_fault_of_the_index(
     indexed: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
