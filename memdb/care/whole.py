@@ -19,7 +19,7 @@ from memdb.care.verify import Problem
 from memdb.care.verify import verify as verify_one
 from memdb.errors import MemDBError
 from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
-from memdb.storage.folder import is_at
+from memdb.storage.folder import CURRENT, is_at
 from memdb.storage.locks import BUSY_TIMEOUT
 from memdb.storage.namespaces import (
     namespace_folder,
@@ -329,10 +329,11 @@ def _unless_dropped(folder: Path) -> Iterator[None]:
         opened = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)  # no other gets its number meanwhile
     except FileNotFoundError:
         opened = None
+    was_whole = (folder / CURRENT).exists()  # else somebody is just making it anew
     try:
         yield
     except MemDBError:
-        if opened is not None and is_at(folder, opened):
+        if was_whole and opened is not None and is_at(folder, opened):
             raise
     finally:
         if opened is not None:

@@ -266,20 +266,25 @@ CARE: dict[str, Callable[[Path, Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("made_anew", [False, True])
+@pytest.mark.parametrize("made_anew", ["", "before", "after"])
 @pytest.mark.parametrize("name", CARE)
 def test_one_that_is_dropped_meanwhile_is_passed_over(
-    filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, made_anew: bool
+    filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, made_anew: str
 ) -> None:
     unless_dropped = whole._unless_dropped
 
     @contextmanager
     def late(folder: Path) -> Iterator[None]:
+        def drop() -> None:
+            memdb.drop_namespace(filled, "x")
+            if made_anew:  # by somebody who is not done
+                folder.mkdir()
+
+        if folder.name == "x" and made_anew == "before":
+            drop()
         with unless_dropped(folder):
-            if folder.name == "x":
-                memdb.drop_namespace(filled, "x")
-                if made_anew:  # by somebody who is not done
-                    folder.mkdir()
+            if folder.name == "x" and made_anew != "before":
+                drop()
             yield
 
     monkeypatch.setattr(whole, "_unless_dropped", late)
