@@ -267,6 +267,8 @@ class Searcher:
         transaction.sync()  # a file that outlived the state it was built from would be believed
         write_index(built, info, folder)
         if self._previous(folder, transaction) is None:  # else each search would build it anew
+            if not folder.exists():
+                raise FileNotFoundError(folder)  # a compaction put another generation in its place
             raise StorageError(f"the index in '{folder}' was written, and cannot be read")
         return info
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 import memdb
 from memdb import Batch, ConflictError, Document, ExplicitMemory, MemDB, StorageError
 from memdb.care import generations
+from memdb.index import searcher
 from memdb.ingest.recording import delete
 from memdb.storage import environment
 from memdb.storage import store as store_module
@@ -363,6 +364,23 @@ def test_a_compaction_between_reading_the_name_and_looking_for_the_folder_is_no_
     with MemDB.open(path) as database:
         assert listed(database) == names
     assert memdb.verify(path) == []
+
+
+def test_an_index_that_goes_with_its_generation_is_built_in_the_next(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = searcher.write_index
+
+    def late(*arguments: Any) -> None:
+        monkeypatch.undo()
+        write(*arguments)
+        memdb.compact(path)
+
+    with MemDB.open(path) as database:
+        monkeypatch.setattr(searcher, "write_index", late)
+        assert database.build_index(kind="ivf") is not None
+        assert database.stats()["index"]["kind"] == "ivf"
+        assert found(database) == listed(database)
 
 
 def test_a_write_follows_a_compaction_that_another_thread_followed_first(
