@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-from memdb.errors import InvalidInputError, StorageError
+from memdb.errors import InvalidInputError, NotADatabaseError, StorageError
 from memdb.storage.durable import sync
 from memdb.storage.folder import CURRENT, NAMESPACES, exists
 from memdb.types.shown import shown_value
@@ -67,6 +67,10 @@ def _name(folder: Path) -> str | None:
         whole = namespace_folder(folder.parent.parent, name) == folder and exists(folder)
     except (ValueError, StorageError):
         return None
+    except NotADatabaseError:
+        if (folder / CURRENT).exists():
+            raise
+        return None  # it is being dropped
     return name if whole else None
 
 

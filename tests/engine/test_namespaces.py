@@ -296,6 +296,24 @@ def test_one_that_is_dropped_meanwhile_is_passed_over(
         assert contents(tmp_path / "copy") == {"": ["d0"], "y": ["d2"]}
 
 
+def test_one_that_is_dropped_while_they_are_listed_is_not_listed(
+    filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Path.read_text
+
+    def late(file: Path, *more: Any, **other: Any) -> str:
+        if file == filled / "namespaces" / "x" / "CURRENT":
+            monkeypatch.undo()
+            memdb.drop_namespace(filled, "x")
+        return read(file, *more, **other)
+
+    monkeypatch.setattr(Path, "read_text", late)
+    assert memdb.list_namespaces(filled) == ["y"]
+    (filled / "namespaces" / "y" / "CURRENT").write_text("nothing")
+    with pytest.raises(NotADatabaseError, match="namespaces/y"):  # damage is told
+        memdb.list_namespaces(filled)
+
+
 def test_what_a_killed_drop_left_goes_with_a_compaction(filled: Path) -> None:
     """It holds what was deleted."""
     gone = filled / "namespaces" / ".0123456789abcdef"
