@@ -291,7 +291,7 @@ class _as_ours:  # noqa: N801 (a `with` statement, read as one)
         if code in _BUSY:
             raise BusyError(
                 "another process is writing the keyword index, and was not done after "
-                f"{self._timeout:.3g} s. Try again when it is done, or search by vectors."
+                f"{self._timeout:g} s. Try again when it is done, or search by vectors."
             ) from error
         damaged = code in _DAMAGED or "Could not decode to UTF-8" in str(error)
         if damaged or code == sqlite3.SQLITE_ERROR:  # of tables that are not ours

@@ -376,7 +376,7 @@ class Environment:
                     raise BusyError(
                         f"'{self.generation.parent}' has outgrown the address space that it has in "
                         f"this process ({self._map_size()} bytes). It gets more once no "
-                        f"transaction is open, and one was for {timeout:.3g} s: end your "
+                        f"transaction is open, and one was for {timeout:g} s: end your "
                         "snapshots, and try again"
                     )
                 size = 4 * least

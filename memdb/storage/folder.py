@@ -253,6 +253,7 @@ def only_writer(
     timeout: float = BUSY_TIMEOUT,
     purpose: Purpose = "write",
     waiting: Callable[[], None] | None = None,
+    end: float | None = None,
 ) -> locks.Writing:
     """Keep all other writers of a generation out, in whichever process, from now on to the end of a
     `with` statement.
@@ -267,7 +268,7 @@ def only_writer(
     """
     lock = os.open(f"{generation}/{_WRITERS}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     what = partial("cannot write to '{}'".format, generation.parent)
-    return locks.Writing(lock, purpose, timeout, what, waiting)
+    return locks.Writing(lock, purpose, timeout, what, waiting, end)
 
 
 def is_writing(generation: Path) -> bool:
@@ -332,10 +333,9 @@ def sole_writer(folder: Path, timeout: float = BUSY_TIMEOUT) -> Iterator[Path]:
     with ExitStack() as stack:
         while True:
             generation = current_generation(folder)
-            left = max(0.0, end - time.monotonic())
             try:
                 writing = stack.enter_context(ExitStack())
-                writing.enter_context(only_writer(generation, left, "alone"))
+                writing.enter_context(only_writer(generation, timeout, "alone", end=end))
             except OSError as error:
                 if current_generation(folder) == generation:
                     raise StorageError(f"cannot write to '{folder}': {error}") from error

@@ -217,9 +217,8 @@ class Store:
                     _take_turn(environment, end, timeout, waiting)
                     unless_kept.callback(environment.turn.release)
                 try:
-                    left = max(0.0, end - time.monotonic())
                     unless_kept.enter_context(
-                        only_writer(environment.generation, left, waiting=waiting)
+                        only_writer(environment.generation, timeout, waiting=waiting, end=end)
                     )
                 except OSError as error:
                     # Another thread may have gone over to the next generation meanwhile.
@@ -365,5 +364,5 @@ def _take_turn(
             continue
         raise BusyError(
             f"cannot write to '{environment.generation.parent}': another thread of this process is "
-            f"writing, and was not done after {timeout:.3g} s"
+            f"writing, and was not done after {timeout:g} s"
         )
