@@ -141,12 +141,12 @@ def open_database(
     embedder: str | None = None,
     *,
     adapter_name: str | None = None,
-    fast: bool = False,
+    **options: Any,
 ) -> MemDB:
     """A database with the model, adapter and embedder that it records, loaded when first needed, or
-    with those given; `fast`: the model decodes with smaller weights."""
+    with those given; `options` as of `model_adapter.open_database`."""
     database: MemDB = adapter().open_database(
-        path, model=model, adapter=adapter_name, embedder=embedder, fast=fast, notify=notify
+        path, model=model, adapter=adapter_name, embedder=embedder, notify=notify, **options
     )
     return database
 

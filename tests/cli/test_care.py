@@ -251,6 +251,8 @@ WRITES: list[list[str]] = [
     ["restore", "whole", "--yes"],
     ["import", "out"],
     ["namespace", "create", "new"],
+    ["repair"],
+    ["calibrate", "--reset"],
 ]
 
 
@@ -280,6 +282,7 @@ def test_what_is_read_alone_changes_no_file(run: Run, db: Path, tmp_path: Path) 
         ["list", "--where", "year>1990"],
         ["stats", "--json"],
         ["export", "out"],
+        ["query", "number", "--mode", "keyword"],
     ):
         run(*command, "--read-only")
     assert {file: file.stat().st_mtime_ns for file in before} == times
