@@ -8,7 +8,7 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -54,6 +54,19 @@ def db_option(command: _Command) -> _Command:
     return cast(_Command, whole_db_option(namespace_option(named)))
 
 
+busy_timeout_option = click.option(
+    "--busy-timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    help="How long to wait for another process that writes, compacts or opens the database.",
+)
+read_only_option = click.option(
+    "--read-only",
+    is_flag=True,
+    help="Change nothing in the database: for one on a medium that cannot be written.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
 
 # What to make a database for; or what to open it with, where model or embedder are no longer where
@@ -128,12 +141,12 @@ def open_database(
     embedder: str | None = None,
     *,
     adapter_name: str | None = None,
-    fast: bool = False,
+    **options: Any,
 ) -> MemDB:
     """A database with the model, adapter and embedder that it records, loaded when first needed, or
-    with those given; `fast`: the model decodes with smaller weights."""
+    with those given; `options` as of `model_adapter.open_database`."""
     database: MemDB = adapter().open_database(
-        path, model=model, adapter=adapter_name, embedder=embedder, fast=fast, notify=notify
+        path, model=model, adapter=adapter_name, embedder=embedder, notify=notify, **options
     )
     return database
 
@@ -212,16 +225,55 @@ _OPERATORS = {
 
 
 def parse_where(values: tuple[str, ...]) -> dict[str, Any]:
-    """`--where` options as a metadata filter. A value is JSON if it reads as JSON, else text."""
+    """`--where` options as a metadata filter that means what all of them do. What begins with `{`
+    is a filter in JSON. Of the others a value is JSON if it reads as JSON, else text."""
+    filters = [_json_filter(item) for item in values if item.lstrip().startswith("{")]
+    tests = _parse_conditions(item for item in values if not item.lstrip().startswith("{"))
+    if not filters:
+        return tests
+    parts = [tests, *filters] if tests else filters
+    return parts[0] if len(parts) == 1 else {"$and": parts}
+
+
+def _json_filter(text: str) -> dict[str, Any]:
+    try:
+        where: dict[str, Any] = json.loads(text, object_pairs_hook=_each_once)
+    except RecursionError as error:
+        raise click.BadParameter("a filter is nested too deep", param_hint="--where") from error
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{one_line(text, 80)!r} begins with '{{', so it is to be a filter in JSON; {error}",
+            param_hint="--where",
+        ) from error
+    return where
+
+
+def _each_once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of two members of one name Python would drop one in silence."""
+    names = [name for name, _ in members]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"the name {name!r} is there twice in one object")
+    return dict(members)
+
+
+def _parse_conditions(items: Iterable[str]) -> dict[str, Any]:
+    """Conditions `KEY=VALUE` as a filter."""
     where: dict[str, dict[str, Any]] = {}
-    for item in values:
+    for item in items:
         found = _CONDITION.fullmatch(item)
         if found is None:
             raise click.BadParameter(
-                f"{item!r} is not of the form KEY=VALUE (or !=, >=, <=, >, <, in)",
+                f"{item!r} is not of the form KEY=VALUE (or !=, >=, <=, >, <, in), nor a filter in "
+                "JSON",
                 param_hint="--where",
             )
         key, operator = found[1], _OPERATORS[found[2]]
+        if not found[3].strip() and operator != "$eq":  # a variable of a shell that was not set
+            raise click.BadParameter(
+                f"{item!r} compares with nothing; for the empty text write {key}{found[2]}'\"\"'",
+                param_hint="--where",
+            )
         tests = where.setdefault(key, {})
         if operator in tests:  # both can't fit, and `delete` must not take half of what was said
             raise click.BadParameter(
@@ -270,5 +322,6 @@ where_option = click.option(
     help="Documents whose metadata fits: KEY=VALUE, KEY>=VALUE (or <=, >, <, !=), or "
     "'KEY in [..]'; given again, all must fit. A value is JSON where it reads as JSON, else text: "
     "year=2020 is a number, year='\"2020\"' is text. author.name is the key name "
-    "of the object under author.",
+    "of the object under author. Or a whole filter in JSON, which may ask more: "
+    """'{"$or": [{"year": 2020}, {"tag": {"$exists": false}}]}'.""",
 )

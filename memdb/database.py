@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self, cast, get_args
+from typing import Any, NoReturn, Self, cast, get_args
 
 from memdb.care.rewrite import PENDING
 from memdb.care.statistics import Stats, statistics
@@ -185,7 +185,7 @@ class MemDB(Readable, Writable, Maintainable):
         rule = IndexPolicy(index, recall, checked_keys(keys))
         arguments.one_of(durability, "durability", get_args(Durability))
         arguments.whole_number(cache_bytes, "cache_bytes", 0)
-        checked_timeout(busy_timeout)
+        busy_timeout = checked_timeout(busy_timeout)
         shape = _shape_for(writer, shape)
         dimension = _dimension_for(embedder, dimension)
         settings = {
@@ -205,7 +205,8 @@ class MemDB(Readable, Writable, Maintainable):
             MemoryShape.from_json(read_json(json_payload(settings["shape"])))
         except (TypeError, ValueError, FormatError) as error:
             raise InvalidInputError(f"a database cannot keep these settings: {error}") from error
-        Store.create(folder, settings, writer.tokenizer if writer else None)
+        tokenizer = writer.tokenizer if writer else None
+        Store.create(folder, settings, tokenizer, busy_timeout=busy_timeout)
         return cls.open(
             path,
             embedder=embedder,
@@ -323,21 +324,23 @@ class MemDB(Readable, Writable, Maintainable):
             UnknownNamespaceError: it is not there, and this is open to be read alone.
         """
         self._require_open()
-        read_only = self._store.read_only
+        read_only, busy_timeout = self._store.read_only, self._store.busy_timeout
         return MemDB.open(
-            (existing_namespace if read_only else create_namespace)(self.path, name),
+            existing_namespace(self._store.home(), name)
+            if read_only
+            else create_namespace(self._store.home(), name, busy_timeout=busy_timeout),
             embedder=(lambda: self.embedder) if self._attached.has_embedder else None,
             writer=(lambda: self.writer) if self._attached.has_writer else None,
             durability=self._store.durability or "full",
             cache_bytes=self._cache.capacity,
-            busy_timeout=self._store.busy_timeout,
+            busy_timeout=busy_timeout,
             read_only=read_only,
         )
 
     def namespaces(self) -> list[str]:
         """Names of its namespaces, sorted."""
         self._require_open()
-        return list_namespaces(self.path)
+        return list_namespaces(self._store.home())
 
     def drop_namespace(self, name: str) -> None:
         """Remove a namespace with all that is in it, at once; who has it open is told so.
@@ -346,10 +349,16 @@ class MemDB(Readable, Writable, Maintainable):
             UnknownNamespaceError: it is not there.
         """
         self._require_writable()
-        drop_namespace(self.path, name)
+        drop_namespace(self._store.home(), name)
 
     def __repr__(self) -> str:
         return f"MemDB({str(self.path)!r}{', closed' if self._closed else ''})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"the open database '{self.path}' cannot be pickled: give other processes its path, "
+            "and open it there (`MemDB.open`)"
+        )
 
     def _require_open(self) -> None:
         if self._closed:

@@ -16,8 +16,9 @@ from memdb.ingest.chunking import Chunker
 from memdb.ingest.load import DocumentBatch, LoadReport
 from memdb.protocols import Progress, no_progress
 from memdb.storage.folder import exists
+from memdb.storage.locks import BUSY_TIMEOUT
 from memdb.storage.record_layout import CALIBRATION
-from memdb.storage.store import Store
+from memdb.storage.store import Store, checked_timeout
 from memdb.types import arguments
 
 
@@ -25,6 +26,7 @@ def import_database(
     source: str | os.PathLike[str],
     path: str | os.PathLike[str],
     *,
+    busy_timeout: float = BUSY_TIMEOUT,
     progress: Progress = no_progress,
 ) -> LoadReport:
     """Bring an export in, or embeddings and memories that were computed elsewhere and written in
@@ -37,21 +39,24 @@ def import_database(
     Args:
         source: the export's folder.
         path: the database.
+        busy_timeout: seconds to wait for a writer in another thread or process.
         progress: told of the work.
 
     Raises:
         InvalidInputError: the export is wrong; file, line or tensor is named.
         MismatchError: the database is for another model or embedder.
+        BusyError: a writer is not done in time.
     """
     folder = arguments.path(source, "the export's folder")
     target = arguments.path(path, "the database's path")
+    busy_timeout = checked_timeout(busy_timeout)
     arguments.function(progress, "progress")
     manifest, _ = read_export(folder)
     if not exists(target):
-        _create(target, manifest, folder)
+        _create(target, manifest, folder, busy_timeout)
     else:
-        _add_codecs(target, manifest)
-    with MemDB.open(target) as database:
+        _add_codecs(target, manifest, busy_timeout)
+    with MemDB.open(target, busy_timeout=busy_timeout) as database:
         _require_same(database, manifest, folder)
         _, parts = read_export(folder, database.split)
         report = database.load(_batches(parts), progress=progress)
@@ -71,7 +76,7 @@ def _batches(parts: Iterator[ExportPart]) -> Iterator[DocumentBatch]:
         )
 
 
-def _create(path: Path, manifest: Manifest, source: Path) -> None:
+def _create(path: Path, manifest: Manifest, source: Path, busy_timeout: float) -> None:
     if manifest.shape is None or manifest.dimension is None:
         raise InvalidInputError(
             f"'{source}' does not say what memory shape and embedder it is for, so no database can "
@@ -88,7 +93,7 @@ def _create(path: Path, manifest: Manifest, source: Path) -> None:
     if CALIBRATION in manifest.settings:
         settings[CALIBRATION] = manifest.settings[CALIBRATION]
     Chunker(manifest.tokenizer, manifest.shape.reference_length).count("")  # loads, or is refused
-    Store.create(path, settings, manifest.tokenizer, manifest.codecs)
+    Store.create(path, settings, manifest.tokenizer, manifest.codecs, busy_timeout=busy_timeout)
 
 
 def _memory(manifest: Manifest) -> dict[str, Any]:
@@ -99,11 +104,11 @@ def _memory(manifest: Manifest) -> dict[str, Any]:
     return memory
 
 
-def _add_codecs(path: Path, manifest: Manifest) -> None:
+def _add_codecs(path: Path, manifest: Manifest, busy_timeout: float) -> None:
     """What stored memories are decoded with, before they come."""
     if not manifest.codecs:
         return
-    store = Store(path)
+    store = Store(path, busy_timeout=busy_timeout)
     try:
         with store.write() as transaction:
             for name, parameters in manifest.codecs.items():

@@ -355,7 +355,7 @@ class Maintainable(ABC):
 
         Raises:
             MissingPartError: this Python's SQLite has no full-text search.
-            StorageError: another process has been writing that index for half a minute.
+            BusyError: another process writes that index, and is not done in time.
         """
         self._require_writable()
         arguments.function(progress, "progress")

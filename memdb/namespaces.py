@@ -16,6 +16,7 @@ from pathlib import Path
 from memdb.care.rewrite import PENDING
 from memdb.errors import DatabaseExistsError, MismatchError, UnknownNamespaceError
 from memdb.storage.folder import current_generation, exists
+from memdb.storage.locks import BUSY_TIMEOUT
 from memdb.storage.namespaces import namespace_folder, namespace_names, remove_namespace
 from memdb.storage.record_layout import CALIBRATION
 from memdb.storage.store import Store
@@ -36,18 +37,26 @@ def list_namespaces(path: str | os.PathLike[str]) -> list[str]:
     return namespace_names(database)
 
 
-def create_namespace(path: str | os.PathLike[str], name: str) -> Path:
+def create_namespace(
+    path: str | os.PathLike[str], name: str, *, busy_timeout: float = BUSY_TIMEOUT
+) -> Path:
     """Make an empty namespace with the settings of the database at `path`; returns its folder. One
     that is there already stays as it is.
+
+    Args:
+        path: the database.
+        name: 1 to 80 bytes of UTF-8.
+        busy_timeout: seconds to wait for a writer in another thread or process.
 
     Raises:
         InvalidInputError: no namespace can have this name, or `path` is one itself.
         NotADatabaseError: there is no database.
+        BusyError: a writer is not done in time.
         MismatchError: it is being rewritten for another model.
     """
     database = arguments.path(path, "the database's path")
     folder = namespace_folder(database, name)
-    store = Store(database)
+    store = Store(database, busy_timeout=busy_timeout)
     try:
         if exists(folder):
             return folder
@@ -65,7 +74,7 @@ def create_namespace(path: str | os.PathLike[str], name: str) -> Path:
             fitted = settings["memory"].get("fitted")
             codecs = {} if fitted is None else {fitted: transaction.codec_parameters(fitted)}
         with suppress(DatabaseExistsError):  # another process was faster
-            Store.create(folder, settings, tokenizer, codecs)
+            Store.create(folder, settings, tokenizer, codecs, busy_timeout=store.busy_timeout)
         return folder
     finally:
         store.close()

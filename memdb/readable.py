@@ -21,6 +21,7 @@ from memdb.types import arguments
 from memdb.types.change import Change
 from memdb.types.checks import check_id, is_id
 from memdb.types.document import Reference, StoredDocument
+from memdb.types.shown import shown_value
 
 _PAGE = 256  # documents, or changes, read in one transaction by a walk
 
@@ -297,6 +298,6 @@ def _require_kept(transaction: Transaction, since: int) -> None:
             else f"the newest change has number {newest}"
         )
         raise InvalidInputError(
-            f"changes since {since} cannot be told: {why}. Read the documents of a `snapshot`, and "
-            "follow from its `change` on"
+            f"changes since {shown_value(since)} cannot be told: {why}. Read the documents of a "
+            "`snapshot`, and follow from its `change` on"
         )

@@ -117,7 +117,7 @@ class Searchable(ABC):
                 argument is wrong, or an embedding is to be found by its words.
             MissingPartError: the query needs an embedder or a tokenizer, and there is none; or
                 words, and this Python's SQLite has no full-text search.
-            StorageError: another process has been indexing words for half a minute.
+            BusyError: another process is indexing words, and is not done in time.
             CorruptRecordError: a reference to be asked about is damaged.
         """
         if (tokens is None) is (embedding is None):

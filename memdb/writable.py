@@ -29,8 +29,7 @@ from memdb.readable import known
 from memdb.searchable import filter_of
 from memdb.storage.record_layout import DocumentEntry
 from memdb.storage.transaction import Transaction
-from memdb.types import arguments
-from memdb.types import checks as rules
+from memdb.types import arguments, checks
 from memdb.types.document import Document, StoredDocument
 from memdb.types.memory import ExplicitMemory
 
@@ -219,7 +218,7 @@ class Writable(ABC):
         _check_version(if_version)
         old = self.get(id)
         require_version(id, old.version, if_version)
-        name, document = rules.checked(
+        name, document = checks.checked(
             Document(
                 old.text if text is None else text,
                 id,
@@ -233,7 +232,7 @@ class Writable(ABC):
                 [(name, document)], cold=cold, embeddings=embeddings, memories=memories
             )
             step = Put(ready, seen, "unchanged")
-        elif rules.content_hash(document) != seen.content_hash:
+        elif checks.content_hash(document) != seen.content_hash:
             step = Describe(old, document.metadata, if_version)
         else:
             return old
@@ -332,7 +331,7 @@ class Writable(ABC):
             assert one is not None
             describe = Describe(one.with_text(name, document.text), document.metadata)
             outcomes[name] = describe.outcome
-            if rules.content_hash(document) == one.entry.content_hash:
+            if checks.content_hash(document) == one.entry.content_hash:
                 outcomes[name] = replace(outcomes[name], version=one.entry.version)
             else:
                 steps.append(describe)
@@ -353,7 +352,7 @@ def _entries(seen: Mapping[str, Seen | None]) -> dict[str, DocumentEntry | None]
 
 def _has_text(seen: Seen | None, document: Document) -> bool:
     """Whether a document is there with this text."""
-    return seen is not None and seen.entry.text_hash == rules.text_hash(document.text)
+    return seen is not None and seen.entry.text_hash == checks.text_hash(document.text)
 
 
 def _named(
@@ -365,7 +364,7 @@ def _named(
     several = not isinstance(documents, list) or len(documents) != 1
     for place, given in enumerate(documents):
         try:
-            name, document = rules.checked(document_of(given))
+            name, document = checks.checked(document_of(given))
             if name in named:
                 raise InvalidInputError(f"the id '{name}' is there twice; ids must differ")
         except InvalidInputError as error:

@@ -137,6 +137,8 @@ def open_database(
     embedder: str | SentenceEmbedder | None = None,
     durability: Durability = "full",
     cache_bytes: int = 256 << 20,
+    busy_timeout: float = 30.0,
+    read_only: bool = False,
     fast: bool = False,
     notify: Notify = lambda _: None,
 ) -> MemDB:
@@ -144,14 +146,14 @@ def open_database(
     that match.
 
     Recorded ones are loaded when they are first needed; those given are checked at once. `adapter`
-    is a name of the catalogue, a folder, or `none`. For `durability` and `cache_bytes` see
-    `memdb.MemDB.open`; for `fast`, `LanguageModel.load`.
+    is a name of the catalogue, a folder, or `none`. For `durability`, `cache_bytes`, `busy_timeout`
+    and `read_only` see `memdb.MemDB.open`; for `fast`, `LanguageModel.load`.
 
     Raises:
         NotADatabaseError: there is none.
         MismatchError: the model, the adapter or the embedder is another than the one recorded.
     """
-    with MemDB.open(path) as database:
+    with MemDB.open(path, busy_timeout=busy_timeout, read_only=read_only) as database:
         settings, shape = database.settings, database.shape
 
     def writer(source: str | LanguageModel) -> Writer:
@@ -196,6 +198,8 @@ def open_database(
         writer=part(model, settings["model"]["name"], writer),
         durability=durability,
         cache_bytes=cache_bytes,
+        busy_timeout=busy_timeout,
+        read_only=read_only,
     )
 
 
@@ -214,6 +218,7 @@ def rewrite_database(
     head_weights: GivenWeights | None = None,
     predictor: GivenPredictor | None = None,
     codec: str | None = None,
+    busy_timeout: float = 30.0,
     progress: Progress = no_progress,
     notify: Notify = lambda _: None,
 ) -> RewriteReport:
@@ -231,7 +236,7 @@ def rewrite_database(
         InvalidInputError: it was made without a model and none is given, or an option is wrong.
         UnsupportedModelError: the model cannot be used.
     """
-    with MemDB.open(path) as database:
+    with MemDB.open(path, busy_timeout=busy_timeout) as database:
         settings, shape = database.settings, database.shape
     memory = settings["memory"]
     source = model if model is not None else settings["model"]["name"]
@@ -278,6 +283,7 @@ def rewrite_database(
         writer,
         embedder=None if name is None else lambda: load_embedder(name, notify),
         codec=codec,
+        busy_timeout=busy_timeout,
         progress=progress,
     )
 
@@ -294,6 +300,7 @@ def repair_database(
     embedder: str | None = None,
     drop: bool = False,
     aside: str | os.PathLike[str] | None = None,
+    busy_timeout: float = 30.0,
     progress: Progress = no_progress,
     notify: Notify = lambda _: None,
 ) -> Repair:
@@ -302,10 +309,17 @@ def repair_database(
     def load() -> Embedder:
         if embedder is not None:
             return load_embedder(embedder, notify)
-        with MemDB.open(path) as database:
+        with MemDB.open(path, busy_timeout=busy_timeout) as database:
             name = database.settings["embedder"]["name"]
         if name is None:
             raise InvalidInputError(f"the database '{path}' records no embedder; say which it is")
         return load_embedder(name, notify)
 
-    return repair(path, embedder=load, drop=drop, aside=aside, progress=progress)
+    return repair(
+        path,
+        embedder=load,
+        drop=drop,
+        aside=aside,
+        busy_timeout=busy_timeout,
+        progress=progress,
+    )

@@ -54,6 +54,7 @@ def warm_database(
     top: int | None = None,
     model: str | None = None,
     adapter: str | None = None,
+    busy_timeout: float = 30.0,
     progress: Progress = no_progress,
     notify: Notify = lambda _: None,
 ) -> int:
@@ -70,6 +71,7 @@ def warm_database(
         top: only so many references: those that were retrieved most often.
         model: a name of the catalogue, a folder or a Hugging Face id; default: as recorded.
         adapter: a name of the catalogue, a folder, or `none`; default: as recorded.
+        busy_timeout: seconds that each of them waits for another that writes.
         progress: told of the work, in this process.
         notify: told when a model is pulled.
 
@@ -84,9 +86,11 @@ def warm_database(
     if isinstance(workers, bool) or workers < 1:
         raise InvalidInputError(f"workers must be a whole number of at least 1, got {workers!r}")
     if workers == 1:
-        with open_database(path, model=model, adapter=adapter, notify=notify) as database:
+        with open_database(
+            path, model=model, adapter=adapter, busy_timeout=busy_timeout, notify=notify
+        ) as database:
             return database.warm(ids, top=top, progress=progress)
-    with MemDB.open(path) as database:
+    with MemDB.open(path, busy_timeout=busy_timeout) as database:
         source = model or database.settings["model"]["name"]
         if source is None:
             raise MissingPartError(f"the database '{path}' records no model to write memories with")
@@ -100,7 +104,10 @@ def warm_database(
                 pull(source, notify)  # here, where somebody is told
             count = min(workers, len(references))
             threads = max(1, torch.get_num_threads() // count)
-            jobs = [_Job(os.fspath(path), source, trained, dtype, i, threads) for i in range(count)]
+            jobs = [
+                _Job(os.fspath(path), source, trained, dtype, i, threads, busy_timeout)
+                for i in range(count)
+            ]
             with _Team(jobs) as team:
                 return team.write(references, told)
 
@@ -120,6 +127,7 @@ class _Job:
     dtype: DType
     number: int
     threads: int
+    busy_timeout: float = 30.0
 
 
 class _Team:
@@ -291,7 +299,7 @@ def _open(job: _Job) -> MemDB:
         dtype=getattr(torch, job.dtype),
         device=f"cuda:{job.number % devices}" if devices else None,
     )
-    return open_database(job.path, model=language)
+    return open_database(job.path, model=language, busy_timeout=job.busy_timeout)
 
 
 def _asked(connection: Connection) -> Iterator[Sequence[int]]:

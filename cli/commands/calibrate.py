@@ -12,6 +12,7 @@ from rich.table import Table
 from cli.common import (
     adapter,
     adapter_option,
+    busy_timeout_option,
     counted,
     db_option,
     embedder_option,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:  # it loads torch
     help="What is measured lies here; default: calibrate in the cache folder.",
 )
 @click.option("--reset", is_flag=True, help="Remove what is recorded; nothing is measured.")
+@busy_timeout_option
 @model_option
 @adapter_option
 @embedder_option
@@ -53,6 +55,7 @@ def calibrate(
     seed: int,
     work: Path | None,
     reset: bool,
+    busy_timeout: float,
     model: str | None,
     adapter_name: str | None,
     embedder: str | None,
@@ -65,7 +68,7 @@ def calibrate(
     interrupted; the same command goes on.
     """
     if reset:
-        with MemDB.open(path) as database:
+        with MemDB.open(path, busy_timeout=busy_timeout) as database:
             was = "calibration" in database.settings
             database.record_calibration(None)
         click.echo("the calibration was removed" if was else "no calibration was recorded")
@@ -73,7 +76,9 @@ def calibrate(
     goes_on()
     models = adapter()
     with (
-        open_database(path, model, embedder, adapter_name=adapter_name) as database,
+        open_database(
+            path, model, embedder, adapter_name=adapter_name, busy_timeout=busy_timeout
+        ) as database,
         progress_bar() as progress,
     ):
         found: Calibration = models.calibrate(

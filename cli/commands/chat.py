@@ -18,6 +18,7 @@ from cli.common import (
     example,
     notify,
     open_database,
+    read_only_option,
     standard_input,
 )
 from cli.options import answer_options, parsed
@@ -59,6 +60,7 @@ Ctrl-C stops its answer."""
 )
 @click.option("--system", metavar="TEXT", help="What is said to the model before everything.")
 @click.option("--no-memory", is_flag=True, help="For comparison: the model alone.")
+@read_only_option
 @answer_options(max_new_tokens=256)
 def chat(
     path: Path,
@@ -66,6 +68,7 @@ def chat(
     remember_turns: bool,
     system: str | None,
     no_memory: bool,
+    read_only: bool,
     model: str | None,
     adapter_name: str | None,
     embedder: str | None,
@@ -81,7 +84,9 @@ def chat(
     options["mode"] = "none" if no_memory else "memory"
     with (
         busy("loading the model") as loaded,
-        open_database(path, model, embedder, adapter_name=adapter_name, fast=fast) as database,
+        open_database(
+            path, model, embedder, adapter_name=adapter_name, fast=fast, read_only=read_only
+        ) as database,
     ):
         conversation = adapter().Chat(
             database,

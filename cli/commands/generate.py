@@ -19,6 +19,7 @@ from cli.common import (
     one_line,
     open_database,
     print_json,
+    read_only_option,
     standard_input,
 )
 from cli.options import answer_options, parsed
@@ -48,6 +49,7 @@ if TYPE_CHECKING:  # it loads torch
 @click.option("--no-memory", is_flag=True, help="For comparison: the model alone.")
 @click.option("--rag", is_flag=True, help="For comparison: the references as text in the prompt.")
 @click.option("--cite", is_flag=True, help="Say how much each memory was used.")
+@read_only_option
 @answer_options(max_new_tokens=128)
 @json_option
 def generate(
@@ -57,6 +59,7 @@ def generate(
     no_memory: bool,
     rag: bool,
     cite: bool,
+    read_only: bool,
     model: str | None,
     adapter_name: str | None,
     embedder: str | None,
@@ -79,7 +82,9 @@ def generate(
     asked = _conversation(messages) if messages is not None else _text(prompt or "")
     with (
         busy("remembering") as stop,
-        open_database(path, model, embedder, adapter_name=adapter_name, fast=fast) as database,
+        open_database(
+            path, model, embedder, adapter_name=adapter_name, fast=fast, read_only=read_only
+        ) as database,
     ):
         answer = adapter().stream(asked, database, cite=cite, **options)
         for piece in answer:

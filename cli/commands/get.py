@@ -6,17 +6,26 @@ from pathlib import Path
 
 import click
 
-from cli.common import counted, db_option, document_json, example, json_option, print_json
+from cli.common import (
+    counted,
+    db_option,
+    document_json,
+    example,
+    json_option,
+    print_json,
+    read_only_option,
+)
 from memdb import MemDB
 
 
 @click.command(short_help="One document.", epilog=example("memdb get library/json --json"))
 @click.argument("id")
 @db_option
+@read_only_option
 @json_option
-def get(id: str, path: Path, as_json: bool) -> None:
+def get(id: str, path: Path, read_only: bool, as_json: bool) -> None:
     """The document with this ID: its text, metadata, version and references."""
-    with MemDB.open(path) as database:
+    with MemDB.open(path, read_only=read_only) as database:
         document = database.get(id)
     if as_json:
         print_json(document_json(document))

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli.common import db_option, example, key_option
+from cli.common import busy_timeout_option, db_option, example, key_option
 from cli.progress import progress_bar
 from memdb import MemDB
 
@@ -37,8 +37,14 @@ from memdb import MemDB
     metavar="NAME",
     help="A metadata key to index no longer; may be given again.",
 )
+@busy_timeout_option
 def index(
-    path: Path, kind: Any, recall: float | None, keys: tuple[str, ...], gone: tuple[str, ...]
+    path: Path,
+    kind: Any,
+    recall: float | None,
+    keys: tuple[str, ...],
+    gone: tuple[str, ...],
+    busy_timeout: float,
 ) -> None:
     """Build the index over the embeddings anew, and index metadata keys.
 
@@ -46,7 +52,7 @@ def index(
     have it now, or of another kind. With --key or --no-key alone only these are indexed, or no
     longer are.
     """
-    with MemDB.open(path) as database, progress_bar() as progress:
+    with MemDB.open(path, busy_timeout=busy_timeout) as database, progress_bar() as progress:
         database.undeclare_keys(*gone)
         if keys:
             database.declare_keys(*keys, progress=progress)

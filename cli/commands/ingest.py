@@ -18,6 +18,7 @@ from cli.commands.init import make_database
 from cli.commands.warm import warm_database, workers_option
 from cli.common import (
     adapter_option,
+    busy_timeout_option,
     counted,
     db_option,
     embedder_option,
@@ -48,6 +49,7 @@ from memdb import read_corpus
     "--prune", is_flag=True, help="Delete the documents that the file does not have any more."
 )
 @workers_option
+@busy_timeout_option
 @model_option
 @adapter_option
 @embedder_option
@@ -58,6 +60,7 @@ def ingest(
     cold: bool,
     prune: bool,
     workers: int,
+    busy_timeout: float,
     model: str | None,
     adapter_name: str | None,
     embedder: str | None,
@@ -76,7 +79,9 @@ def ingest(
                 pass
             make_database(path, model=model, adapter=adapter_name, embedder=embedder)
         with progress_bar() as progress:
-            with open_database(path, model, embedder, adapter_name=adapter_name) as database:
+            with open_database(
+                path, model, embedder, adapter_name=adapter_name, busy_timeout=busy_timeout
+            ) as database:
                 report = database.ingest(
                     file, cold=cold or workers > 1, prune=prune, progress=progress, name=name
                 )
@@ -88,6 +93,7 @@ def ingest(
                     ids=ids,
                     model=model,
                     adapter=adapter_name,
+                    busy_timeout=busy_timeout,
                     progress=progress,
                 )
                 report = replace(report, memories=memories)

@@ -23,6 +23,7 @@ from cli.common import (
     model_option,
     open_database,
     print_json,
+    read_only_option,
 )
 from cli.heat import has_colours, heat_lines, heat_map
 from cli.inspected import Inspected, inspect_document
@@ -47,6 +48,7 @@ if TYPE_CHECKING:  # it loads torch
 @model_option
 @adapter_option
 @embedder_option
+@read_only_option
 @json_option
 def inspect(
     id: str,
@@ -56,6 +58,7 @@ def inspect(
     model: str | None,
     adapter_name: str | None,
     embedder: str | None,
+    read_only: bool,
     as_json: bool,
 ) -> None:
     """Show which tokens of the document with this ID its memories keep: the more (layer, kv head)
@@ -63,7 +66,9 @@ def inspect(
     answer: Generation | None = None
     with (
         busy("looking"),
-        open_database(path, model, embedder, adapter_name=adapter_name) as database,
+        open_database(
+            path, model, embedder, adapter_name=adapter_name, read_only=read_only
+        ) as database,
     ):
         database.get(id)  # it is there, before anything is answered
         if question is not None:

@@ -14,6 +14,7 @@ from cli.common import (
     one_line,
     parse_where,
     print_json,
+    read_only_option,
     where_option,
 )
 from memdb import MemDB
@@ -22,16 +23,23 @@ from memdb import MemDB
 @click.command(
     "list",
     short_help="All documents, or those with some metadata.",
-    epilog=example("memdb list --where source=library --limit 10"),
+    epilog=example(
+        "memdb list --where source=library --limit 10",
+        """memdb list --where '{"source": {"$nin": ["library", "man"]}}'""",
+    ),
 )
 @db_option
 @where_option
 @click.option("--limit", type=click.IntRange(1, 10**9), help="At most so many.")
+@read_only_option
 @json_option
-def list_documents(path: Path, where: tuple[str, ...], limit: int | None, as_json: bool) -> None:
+def list_documents(
+    path: Path, where: tuple[str, ...], limit: int | None, read_only: bool, as_json: bool
+) -> None:
     """The documents in the order of their ids: id, references, how many are warm, text."""
-    with MemDB.open(path) as database:
-        for document in database.documents(parse_where(where), limit=limit):
+    wanted = parse_where(where)
+    with MemDB.open(path, read_only=read_only) as database:
+        for document in database.documents(wanted, limit=limit):
             if as_json:
                 print_json(document_json(document))
             else:

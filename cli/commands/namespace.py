@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.common import example, json_option, print_json, whole_db_option
+from cli.common import busy_timeout_option, example, json_option, print_json, whole_db_option
 from memdb import create_namespace, drop_namespace, existing_namespace, list_namespaces
 
 
@@ -24,9 +24,10 @@ def namespace() -> None:
 )
 @click.argument("name")
 @whole_db_option
-def create(name: str, path: Path) -> None:
+@busy_timeout_option
+def create(name: str, path: Path, busy_timeout: float) -> None:
     """Make an empty namespace; one that is there stays as it is."""
-    click.echo(create_namespace(path, name))
+    click.echo(create_namespace(path, name, busy_timeout=busy_timeout))
 
 
 @namespace.command("list", epilog=example("memdb namespace list"))

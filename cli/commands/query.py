@@ -18,6 +18,7 @@ from cli.common import (
     open_database,
     parse_where,
     print_json,
+    read_only_option,
     where_option,
 )
 from cli.progress import progress_bar
@@ -44,6 +45,7 @@ from memdb import MemDB
     help="vector: by meaning. keyword: by the words that both have (BM25). hybrid: by both.",
 )
 @embedder_option
+@read_only_option
 @json_option
 def query(
     text: str,
@@ -52,6 +54,7 @@ def query(
     where: tuple[str, ...],
     mode: Any,
     embedder: str | None,
+    read_only: bool,
     as_json: bool,
 ) -> None:
     """The references nearest to TEXT, best first, with their cosine similarity.
@@ -60,8 +63,8 @@ def query(
     that of both together. Words are indexed when they are first asked for.
     """
     wanted = parse_where(where)
-    with _opened(path, mode, embedder) as database:
-        if mode != "vector":
+    with _opened(path, mode, embedder, read_only) as database:
+        if mode != "vector" and not read_only:
             with progress_bar() as progress:
                 database.build_keywords(progress=progress)
         with busy("searching"):
@@ -74,6 +77,8 @@ def query(
             click.echo(f"   {one_line(hit.reference.content, 160)}")
 
 
-def _opened(path: Path, mode: str, embedder: str | None) -> MemDB:
+def _opened(path: Path, mode: str, embedder: str | None, read_only: bool) -> MemDB:
     """The database; words need no embedder."""
-    return MemDB.open(path) if mode == "keyword" else open_database(path, embedder=embedder)
+    if mode == "keyword":
+        return MemDB.open(path, read_only=read_only)
+    return open_database(path, embedder=embedder, read_only=read_only)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cli.commands.init import codec_option
-from cli.common import counted, db_option, example, goes_on
+from cli.common import busy_timeout_option, counted, db_option, example, goes_on
 from cli.progress import progress_bar
 from memdb import MemDB
 
@@ -19,7 +19,8 @@ from memdb import MemDB
 @db_option
 @codec_option
 @click.option("--refit", is_flag=True, help="Fit the codec anew, to the memories of now.")
-def recode(path: Path, codec: str | None, refit: bool) -> None:
+@busy_timeout_option
+def recode(path: Path, codec: str | None, refit: bool, busy_timeout: float) -> None:
     """Keep all memories under another codec from now on; without --codec, under the recorded one.
 
     What is stored is decoded and coded anew, without the model; what an earlier codec lost does not
@@ -27,7 +28,7 @@ def recode(path: Path, codec: str | None, refit: bool) -> None:
     interrupted; the same command goes on.
     """
     goes_on()
-    with MemDB.open(path) as database, progress_bar() as progress:
+    with MemDB.open(path, busy_timeout=busy_timeout) as database, progress_bar() as progress:
         report = database.recode(codec, refit=refit, progress=progress)
     sizes = ""
     if report.recoded:

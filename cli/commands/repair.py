@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from cli.common import adapter, counted, embedder_option, example, notify, whole_db_option
+from cli.common import (
+    adapter,
+    busy_timeout_option,
+    counted,
+    embedder_option,
+    example,
+    notify,
+    whole_db_option,
+)
 from cli.progress import progress_bar
 
 
@@ -23,8 +31,15 @@ from cli.progress import progress_bar
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for what is taken out.  [default: the database's generation]",
 )
+@busy_timeout_option
 @embedder_option
-def repair(path: Path, drop_damaged: bool, aside: Path | None, embedder: str | None) -> None:
+def repair(
+    path: Path,
+    drop_damaged: bool,
+    aside: Path | None,
+    busy_timeout: float,
+    embedder: str | None,
+) -> None:
     """Mend what `memdb verify` finds, as far as it can be derived from the rest.
 
     The index, postings, document map and embeddings are made anew; a damaged memory is taken out,
@@ -43,6 +58,7 @@ def repair(path: Path, drop_damaged: bool, aside: Path | None, embedder: str | N
             embedder=embedder,
             drop=drop_damaged,
             aside=aside,
+            busy_timeout=busy_timeout,
             progress=progress,
             notify=notify,
         )

@@ -11,6 +11,7 @@ from cli.commands.init import how_options, parse_layers
 from cli.common import (
     adapter,
     adapter_option,
+    busy_timeout_option,
     counted,
     example,
     goes_on,
@@ -30,10 +31,17 @@ from cli.progress import progress_bar
     ),
 )
 @whole_db_option
+@busy_timeout_option
 @model_option
 @adapter_option
 @how_options
-def rewrite(path: Path, layers: str | None, adapter_name: str | None, **options: Any) -> None:
+def rewrite(
+    path: Path,
+    layers: str | None,
+    adapter_name: str | None,
+    busy_timeout: float,
+    **options: Any,
+) -> None:
     """Write the memories of all warm references anew, with another model, adapter, framing,
     selection, budget, head weights, predictor or codec; what is not given stays as it was.
 
@@ -47,6 +55,7 @@ def rewrite(path: Path, layers: str | None, adapter_name: str | None, **options:
             path,
             adapter=adapter_name,
             layers=parse_layers(layers),
+            busy_timeout=busy_timeout,
             progress=progress,
             notify=notify,
             **given,

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cli.commands.calibrate import constants
-from cli.common import counted, db_option, example, json_option, print_json
+from cli.common import counted, db_option, example, json_option, print_json, read_only_option
 from memdb import MemDB, Stats
 
 
@@ -17,11 +17,12 @@ from memdb import MemDB, Stats
     epilog=example("memdb stats", "memdb stats --json"),
 )
 @db_option
+@read_only_option
 @json_option
-def stats(path: Path, as_json: bool) -> None:
+def stats(path: Path, read_only: bool, as_json: bool) -> None:
     """Counts, bytes on disk, the state of the index, and the model, embedder and settings that the
     database records."""
-    with MemDB.open(path) as database:
+    with MemDB.open(path, read_only=read_only) as database:
         values = database.stats()
     if as_json:
         print_json(values)

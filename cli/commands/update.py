@@ -10,6 +10,7 @@ import click
 from cli.common import (
     adapter_option,
     busy,
+    busy_timeout_option,
     db_option,
     document_json,
     embedder_option,
@@ -38,6 +39,7 @@ from cli.common import (
 @click.option("--metadata", help="The new metadata, a JSON object.")
 @click.option("--cold", is_flag=True, help="Leave the memories of a new text to their first use.")
 @if_version_option
+@busy_timeout_option
 @model_option
 @adapter_option
 @embedder_option
@@ -50,6 +52,7 @@ def update(
     metadata: str | None,
     cold: bool,
     if_version: int | None,
+    busy_timeout: float,
     model: str | None,
     adapter_name: str | None,
     embedder: str | None,
@@ -68,7 +71,9 @@ def update(
         raise click.UsageError("nothing to change: give --text, --file or --metadata")
     with (
         busy("updating"),
-        open_database(path, model, embedder, adapter_name=adapter_name) as database,
+        open_database(
+            path, model, embedder, adapter_name=adapter_name, busy_timeout=busy_timeout
+        ) as database,
     ):
         document = database.update(id, text=text, metadata=values, cold=cold, if_version=if_version)
     if as_json:

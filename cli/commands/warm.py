@@ -10,6 +10,7 @@ import click
 from cli.common import (
     adapter,
     adapter_option,
+    busy_timeout_option,
     counted,
     db_option,
     example,
@@ -43,6 +44,7 @@ workers_option = click.option(
     help="Only so many references: those that were retrieved most often.",
 )
 @workers_option
+@busy_timeout_option
 @model_option
 @adapter_option
 def warm(
@@ -51,6 +53,7 @@ def warm(
     everything: bool,
     top: int | None,
     workers: int,
+    busy_timeout: float,
     model: str | None,
     adapter_name: str | None,
 ) -> None:
@@ -69,6 +72,7 @@ def warm(
             top=top,
             model=model,
             adapter=adapter_name,
+            busy_timeout=busy_timeout,
             progress=progress,
         )
     click.echo(f"{counted(written, 'memory', 'memories')} written")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from memdb.errors import BusyError, FormatError
@@ -17,32 +17,43 @@ from memdb.protocols import Progress, no_progress
 from memdb.storage.copying import Step, copy_records, format_version, older_generation
 from memdb.storage.environment import is_open
 from memdb.storage.folder import current_generation, exclusively, new_generation, sole_writer
+from memdb.storage.locks import BUSY_TIMEOUT
 from memdb.storage.record_layout import FORMAT_VERSION, POSTINGS, REFERENCES, SETTINGS, TABLES
-from memdb.storage.store import Store
+from memdb.storage.store import Store, checked_timeout
 from memdb.storage.transaction import Transaction
 from memdb.storage.usage import read_usage, write_usage
 from memdb.types import arguments
 
 
-def compact(path: str | os.PathLike[str], *, progress: Progress = no_progress) -> tuple[int, int]:
+def compact(
+    path: str | os.PathLike[str],
+    *,
+    busy_timeout: float = BUSY_TIMEOUT,
+    progress: Progress = no_progress,
+) -> tuple[int, int]:
     """See `memdb.compact`; of one folder, without its namespaces."""
     folder = arguments.path(path, "the database's path")
     arguments.function(progress, "progress")
-    store = Store(folder)  # refuses what is no database of this release
+    store = Store(folder, busy_timeout=busy_timeout)  # refuses what is none of this release
     try:
-        with sole_writer(folder) as generation:
+        with sole_writer(folder, store.busy_timeout) as generation:
             before = _bytes(generation)
             with store.read() as transaction:
-                _renew(folder, transaction, lambda _: None, progress)
-        after = current_generation(folder)
-        return before, _bytes(after)
+                after = _renew(folder, transaction, lambda _: None, store.busy_timeout, progress)
+        return before, after
     finally:
         store.close()
 
 
-def migrate(path: str | os.PathLike[str], *, progress: Progress = no_progress) -> tuple[int, int]:
+def migrate(
+    path: str | os.PathLike[str],
+    *,
+    busy_timeout: float = BUSY_TIMEOUT,
+    progress: Progress = no_progress,
+) -> tuple[int, int]:
     """See `memdb.migrate`; of one folder, without its namespaces."""
     folder = arguments.path(path, "the database's path")
+    busy_timeout = checked_timeout(busy_timeout)
     arguments.function(progress, "progress")
     if is_open(current_generation(folder)):
         raise BusyError(
@@ -51,8 +62,11 @@ def migrate(path: str | os.PathLike[str], *, progress: Progress = no_progress) -
         )
     with ExitStack() as stack:
         # A process of the release before keeps the lock while it has the database open.
-        stack.enter_context(exclusively(folder))
-        generation = stack.enter_context(sole_writer(folder))
+        with exclusively(folder):
+            pass
+        # In the order of all who replace a generation, or two would wait for each other.
+        generation = stack.enter_context(sole_writer(folder, busy_timeout))
+        stack.enter_context(exclusively(folder, busy_timeout))
         begin = stack.enter_context(older_generation(generation))
         version = format_version(begin(SETTINGS))
         if version == FORMAT_VERSION:
@@ -63,7 +77,7 @@ def migrate(path: str | os.PathLike[str], *, progress: Progress = no_progress) -
                 f"{FORMAT_VERSION}"
             )
         source = begin(*(name for name in TABLES if name != POSTINGS))
-        _renew(folder, source, _from_version_1, progress, locked=True)
+        _renew(folder, source, _from_version_1, busy_timeout, progress, locked=True)
     return version, FORMAT_VERSION
 
 
@@ -77,15 +91,23 @@ def _from_version_1(transaction: Transaction) -> None:
 
 
 def _renew(
-    folder: Path, source: Transaction, settle: Step, progress: Progress, *, locked: bool = False
-) -> None:
-    """Write what a transaction sees into a new generation, and make that the current."""
+    folder: Path,
+    source: Transaction,
+    settle: Step,
+    timeout: float,
+    progress: Progress,
+    *,
+    locked: bool = False,
+) -> int:
+    """Write what a transaction sees into a new generation, and make that the current; returns the
+    bytes of its files."""
     old = current_generation(folder)
-    with new_generation(folder, locked=locked) as generation:
+    with new_generation(folder, timeout, locked=locked) as generation:
         used = read_usage(old)
         write_generation(generation, source, settle, progress)
         there = {number for number in used if source.has_reference(number)}
         write_usage(generation, Counter({number: used[number] for number in there}))
+        return _bytes(generation)
 
 
 def write_generation(
@@ -135,4 +157,8 @@ def new_identity(transaction: Transaction) -> None:
 
 
 def _bytes(generation: Path) -> int:
-    return sum(file.stat().st_size for file in generation.iterdir() if file.is_file())
+    size = 0
+    for file in generation.iterdir():
+        with suppress(FileNotFoundError):  # an index that another one just took the place of
+            size += file.stat().st_size if file.is_file() else 0
+    return size

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from memdb.care.aside import Aside
@@ -22,6 +23,7 @@ from memdb.keywords import remove_index
 from memdb.protocols import Embedder, Progress, no_progress
 from memdb.storage import record_layout
 from memdb.storage.folder import opening
+from memdb.storage.locks import BUSY_TIMEOUT
 from memdb.storage.record_layout import (
     CALIBRATION,
     CHANGES,
@@ -35,7 +37,7 @@ from memdb.storage.record_layout import (
     SETTINGS,
     DocumentEntry,
 )
-from memdb.storage.store import Store
+from memdb.storage.store import Store, checked_timeout
 from memdb.storage.transaction import Transaction
 from memdb.storage.usage import FILE as USAGE
 from memdb.types import arguments
@@ -74,6 +76,7 @@ def repair(
     embedder: Callable[[], Embedder] | None = None,
     drop: bool = False,
     aside: str | os.PathLike[str] | None = None,
+    busy_timeout: float = BUSY_TIMEOUT,
     progress: Progress = no_progress,
 ) -> Repair:
     """Mend what `verify` finds.
@@ -96,11 +99,13 @@ def repair(
         drop: whether to delete documents that cannot be mended.
         aside: a folder for what is taken out, made if it is missing; default: the database's
             generation.
+        busy_timeout: seconds to wait for a writer in another thread or process.
         progress: told of the work.
 
     Raises:
         NotADatabaseError: there is none.
         StorageError: the disk refuses, also what is to be put aside; nothing was taken out.
+        BusyError: a writer is not done in time.
         MemoryError: there is not enough; nothing was changed.
     """
     folder = arguments.path(path, "the database's path")
@@ -110,15 +115,17 @@ def repair(
         arguments.function(embedder, "embedder")
     if aside is not None:
         aside = arguments.path(aside, "aside")
+    busy_timeout = checked_timeout(busy_timeout)
+    looked = partial(verify, folder, busy_timeout=busy_timeout, progress=progress)
     report = Repair()
-    with opening(folder):
+    with opening(folder, busy_timeout):
         pass
-    problems = verify(folder, progress=progress)
+    problems = looked()
     if any(problem.table == PAGES for problem in problems):
         report.left = problems
         return report
     try:
-        store = Store(folder)
+        store = Store(folder, busy_timeout=busy_timeout)
     except CorruptRecordError:  # what it is and of which format cannot be derived
         report.left = problems
         return report
@@ -139,12 +146,12 @@ def repair(
                     report.mended.append("the keyword index was damaged: removed")
             if len(report.mended) == mended:
                 break
-            problems = verify(folder, progress=progress)
+            problems = looked()
         if problems and drop:
             with store.write() as transaction, _putting(transaction, aside, report) as put:
                 found = Walk(transaction, progress).problems()
                 report.dropped = _dropped(transaction, found, put)
-            problems = verify(folder, progress=progress)
+            problems = looked()
         report.left = problems
         if not problems:
             with store.read() as transaction:

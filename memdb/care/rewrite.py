@@ -23,6 +23,7 @@ from memdb.memories.cache import MemoryCache
 from memdb.memories.codec_choice import CodecChoice
 from memdb.memories.memory_store import MemoryStore
 from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
+from memdb.storage.locks import BUSY_TIMEOUT
 from memdb.storage.record_layout import CALIBRATION, DOCUMENTS, DocumentEntry
 from memdb.storage.store import Store
 from memdb.storage.transaction import Transaction
@@ -55,6 +56,7 @@ def rewrite(
     *,
     embedder: Callable[[], Embedder] | None = None,
     codec: str | None = None,
+    busy_timeout: float = BUSY_TIMEOUT,
     progress: Progress = no_progress,
 ) -> RewriteReport:
     """See `memdb.rewrite`; of one folder, without its namespaces."""
@@ -66,7 +68,7 @@ def rewrite(
         require_part(embedder, Embedder, or_maker=True)
     if codec is not None:
         codec_named(codec)
-    store = Store(arguments.path(path, "the database's path"))
+    store = Store(arguments.path(path, "the database's path"), busy_timeout=busy_timeout)
     try:
         return _Rewriting(store, writer, embedder, codec, progress).run()
     finally:

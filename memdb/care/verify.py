@@ -47,7 +47,7 @@ from memdb.storage.record_layout import (
     REMEMBERED,
     SETTINGS,
 )
-from memdb.storage.store import Store
+from memdb.storage.store import Store, checked_timeout
 from memdb.storage.transaction import Transaction
 from memdb.types import arguments
 from memdb.types.checks import check_id, content_hash_of, text_hash
@@ -88,27 +88,22 @@ class Problem:
         return f"{place}{owner}: {self.what}"
 
 
-def verify(path: str | os.PathLike[str], *, progress: Progress = no_progress) -> list[Problem]:
-    """What is wrong with a database; nothing, if the list is empty.
-
-    First LMDB's pages are walked without LMDB, which trusts them; if they are damaged, nothing else
-    is looked at. Then all records, in one read transaction; then the index file and the keyword
-    index. Nothing is changed, and the medium may be one that cannot be written. Writers wait while
-    the pages are walked. Memory is bounded by a small share of the file's size.
-
-    Raises:
-        NotADatabaseError: there is none.
-        FormatError: a format version that this release does not read.
-        BusyError: a writer is not done in half a minute.
-    """
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    busy_timeout: float = BUSY_TIMEOUT,
+    progress: Progress = no_progress,
+) -> list[Problem]:
+    """See `memdb.verify`; of one folder, without its namespaces."""
     folder = arguments.path(path, "the database's path")
+    busy_timeout = checked_timeout(busy_timeout)
     arguments.function(progress, "progress")
     progress("walking pages", 0, 0)
-    problems = _pages(folder)
+    problems = _pages(folder, busy_timeout)
     if problems:
         return problems
     try:
-        store = Store(folder, read_only=True)
+        store = Store(folder, read_only=True, busy_timeout=busy_timeout)
     except CorruptRecordError as error:  # one of the settings that are read first
         return [Problem(error.table, error.key, error.problem)]
     try:
@@ -117,22 +112,22 @@ def verify(path: str | os.PathLike[str], *, progress: Progress = no_progress) ->
             with suppress(CorruptRecordError):  # of records that were told already
                 problems.extend(_index_file(store, transaction))
             with suppress(CorruptRecordError, StorageError):  # or somebody writes it just now
-                wrong = keyword_problems(transaction, store.id)
+                wrong = keyword_problems(transaction, store.id, store.busy_timeout)
                 problems.extend(Problem(KEYWORDS, "", problem) for problem in wrong)
     finally:
         store.close()
     return problems
 
 
-def _pages(folder: Path) -> list[Problem]:
+def _pages(folder: Path, timeout: float) -> list[Problem]:
     with ExitStack() as stack:
         generation = current_generation(folder)
         try:
-            generation = stack.enter_context(sole_writer(folder))
+            generation = stack.enter_context(sole_writer(folder, timeout))
         except BusyError:
             raise
         except StorageError:  # of a medium that cannot be written
-            stack.enter_context(no_writer(generation, BUSY_TIMEOUT))
+            stack.enter_context(no_writer(generation, timeout))
         return [Problem(PAGES, "", problem) for problem in damaged_pages(generation)]
 
 
@@ -147,11 +142,21 @@ def _index_file(store: Store, transaction: Transaction) -> Iterator[Problem]:
     except CorruptRecordError as error:
         yield Problem(INDEX, FILE, error.problem)
         return
+    if index.info.change <= transaction.last_change():
+        yield from _compared(index, transaction, store.id)
+        return
+    with store.read() as now:  # it may have been built since the transaction began
+        if now.generation == transaction.generation:
+            yield from _compared(index, now, store.id)
+
+
+def _compared(index: AnnIndex, transaction: Transaction, database: str) -> Iterator[Problem]:
+    """What is wrong with an index that can be read, for a state."""
     info = index.info
     dimension = int(transaction.required_setting("embedder")["dimension"])
     if info.change > transaction.last_change():
         yield Problem(INDEX, FILE, "it was built for a later state than the database has")
-    elif (info.database, info.dimension) != (store.id, dimension):
+    elif (info.database, info.dimension) != (database, dimension):
         yield Problem(INDEX, FILE, "it was built for another database")
     elif is_of_this_past(info, transaction):
         for difference in differences(index, transaction):

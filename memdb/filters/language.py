@@ -73,12 +73,23 @@ class Node(ABC):
     def matches(self, metadata: Mapping[str, Any]) -> bool:
         """Whether it holds for a document with this metadata."""
 
+    @property
+    def constant(self) -> bool | None:
+        """What it says of every document, if that is seen without looking at one."""
+        return None
+
 
 @dataclass(frozen=True)
 class All(Node):
     """All parts hold."""
 
     parts: tuple[Node, ...]
+
+    @property
+    def constant(self) -> bool | None:
+        """See `Node`."""
+        found = {part.constant for part in self.parts}
+        return False if False in found else None if None in found else True
 
     def matches(self, metadata: Mapping[str, Any]) -> bool:
         """See `Node`."""
@@ -91,6 +102,12 @@ class One(Node):
 
     parts: tuple[Node, ...]
 
+    @property
+    def constant(self) -> bool | None:
+        """See `Node`."""
+        found = {part.constant for part in self.parts}
+        return True if True in found else None if None in found else False
+
     def matches(self, metadata: Mapping[str, Any]) -> bool:
         """See `Node`."""
         return any(part.matches(metadata) for part in self.parts)
@@ -101,6 +118,12 @@ class Not(Node):
     """The part does not hold."""
 
     part: Node
+
+    @property
+    def constant(self) -> bool | None:
+        """See `Node`."""
+        inner = self.part.constant
+        return None if inner is None else not inner
 
     def matches(self, metadata: Mapping[str, Any]) -> bool:
         """See `Node`."""
@@ -129,6 +152,11 @@ class Condition(Node):
 
     path: str
     tests: tuple[tuple[str, Any], ...]
+
+    @property
+    def constant(self) -> bool | None:
+        """See `Node`."""
+        return False if ("$in", []) in self.tests else None
 
     def matches(self, metadata: Mapping[str, Any]) -> bool:
         """See `Node`."""
@@ -169,8 +197,9 @@ class Filter:
 
     @property
     def means_all(self) -> bool:
-        """Whether it asks nothing."""
-        return self.root == All(())
+        """Whether it means every document, whatever there is: since it is empty, or of empty parts
+        (`{"$or": [{}]}`, `{"key": {"$nin": []}}`)."""
+        return self.root.constant is True
 
 
 def parse(where: Where) -> Filter:

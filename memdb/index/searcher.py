@@ -165,10 +165,10 @@ class Searcher:
             base = self._opened(generation, transaction)
         except OSError:  # it may be read at the next look
             return view
-        if base is None:
+        except CorruptRecordError:
             self._bad = stamp  # it costs a rebuild, never an error
             return view
-        return View.empty(self._dimension, base)
+        return view if base is None else View.empty(self._dimension, base)
 
     def _applied(self, view: View, transaction: Transaction, last: int) -> View | None:
         """The view after the changes up to `last`; None if the log has a gap there: the view is
@@ -267,6 +267,8 @@ class Searcher:
         transaction.sync()  # a file that outlived the state it was built from would be believed
         write_index(built, info, folder)
         if self._previous(folder, transaction) is None:  # else each search would build it anew
+            if not folder.exists():
+                raise FileNotFoundError(folder)  # a compaction put another generation in its place
             raise StorageError(f"the index in '{folder}' was written, and cannot be read")
         return info
 
@@ -280,23 +282,31 @@ class Searcher:
         """The index file there is, if one is to be had that is of this state's past."""
         try:
             return self._opened(folder, transaction)
-        except OSError:  # a disk that refuses: search is right without
+        except (OSError, CorruptRecordError):  # search is right without
             return None
 
     def _opened(self, folder: Path, transaction: Transaction) -> AnnIndex | None:
-        """As `_previous`, but it says why the file cannot be had: that is no fault of the file's.
+        """The index file there is; None: it is right, but cannot be had for this state, which was
+        before it, say.
 
         Raises:
             OSError: it cannot be read, or there is none.
+            CorruptRecordError: it is damaged, or of another database or another past: of no use to
+                any state that comes.
         """
+        index = AnnIndex(folder / FILE)
+        info = index.info
+        if info.database != self._store.id or info.dimension != self._dimension:
+            raise CorruptRecordError("index", FILE, "it is of another database")
+        if index.stamp == self._bad:
+            raise CorruptRecordError("index", FILE, "it was found damaged")
         try:
-            index = AnnIndex(folder / FILE)
-            info = index.info
-            right = info.database == self._store.id and info.dimension == self._dimension
-            right = right and index.stamp != self._bad
-            return index if right and is_of_this_past(info, transaction) else None
-        except CorruptRecordError:
+            of_this_past = is_of_this_past(info, transaction)
+        except CorruptRecordError:  # the change log is: that is no fault of the index's
             return None
+        if not of_this_past and info.change <= transaction.last_change():
+            raise CorruptRecordError("index", FILE, "it is of another past")
+        return index if of_this_past else None
 
     def _build_if_due(self, view: View, transaction: Transaction) -> None:
         """Build in the background what is due; searches go on over what there is."""

@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 
 from memdb.errors import CorruptRecordError
-from memdb.keywords.about import FILE
+from memdb.keywords.about import FILE, Refused
 from memdb.keywords.words import words_of
 from memdb.storage.record_layout import INSERTED, REFERENCES
 from memdb.storage.transaction import Transaction
@@ -20,13 +20,14 @@ _TOLD = 3  # ids of those that are wrong
 _MASK = (1 << 64) - 1
 
 
-def keyword_problems(transaction: Transaction, database: str) -> Iterator[str]:
+def keyword_problems(transaction: Transaction, database: str, timeout: float) -> Iterator[str]:
     """In words, what is wrong with the keyword index that a state finds; nothing where there is
     none, or one that no search would use. References that are damaged themselves are left out.
 
     Args:
         transaction: the state.
         database: the database's id.
+        timeout: seconds to wait for another process that writes the index.
 
     Raises:
         CorruptRecordError: the change log is damaged.
@@ -38,11 +39,19 @@ def keyword_problems(transaction: Transaction, database: str) -> Iterator[str]:
     from memdb.keywords.word_index import WordIndex
 
     try:
-        index = WordIndex(path)
+        try:
+            index = WordIndex(path, timeout)
+        except Refused:  # of a medium that cannot be written
+            if path.with_name(path.name + "-wal").exists():
+                raise
+            index = WordIndex(path, timeout, frozen=True)
     except CorruptRecordError as error:
         yield error.problem
         return
     try:
+        if index.begin() is None:  # it is just being made, say
+            return
+        index.end()
         index.check()
         about = index.begin()
         if about is None or about.database != database or about.change > transaction.last_change():

@@ -69,7 +69,7 @@ class Keywords:
         Raises:
             CorruptRecordError: a reference is damaged.
             MissingPartError: this Python's SQLite has no full-text search.
-            StorageError: another process has been writing the index for half a minute.
+            BusyError: another process writes the index, and is not done in `busy_timeout`.
         """
         words = query_words(text)
         if not words or (allowed is not None and not len(allowed)):
@@ -239,20 +239,22 @@ class Keywords:
                 f"keyword search needs SQLite, and this Python has none ({error}). Use another "
                 "Python, or search by vectors."
             ) from error
+        timeout = self._store.busy_timeout
         if not self._store.read_only:
             try:
-                return WordIndex(path)
+                return WordIndex(path, timeout)
             except CorruptRecordError as error:
                 _log.warning("the keyword index is damaged, and is built anew: %s", error)
                 with suppress(OSError):
                     _remove(path, None)
-                    return WordIndex(path)
+                    return WordIndex(path, timeout)
                 return None
             except Refused as refused:
-                self._tell(refused)
+                if path.parent.exists():  # else a snapshot outlived its generation
+                    self._tell(refused)
         if path.exists() and not path.with_name(path.name + "-wal").exists():
             with suppress(Refused, CorruptRecordError):
-                return WordIndex(path, frozen=True)
+                return WordIndex(path, timeout, frozen=True)
         return None
 
     def _throw_away(self, index: WordIndex) -> None:

@@ -19,12 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from memdb.errors import CorruptRecordError, MissingPartError, StorageError
+from memdb.errors import BusyError, CorruptRecordError, MissingPartError
 from memdb.keywords.about import FILE, TABLE, VERSION, About, Refused, Size
 from memdb.keywords.matched import Ids, Scores
 from memdb.keywords.words import words_of
 
-_WAIT = 30.0  # seconds for another process that writes
 _ROWS = 20_000  # that a query looks at, those of its rarest words; for the others only the best
 _BEST = 200
 _SCANNED = 10  # times as many, where a filter leaves out most of them before they are scored
@@ -48,25 +47,27 @@ class WordIndex:
     Raises in all methods:
         Refused: see there.
         CorruptRecordError: the file is damaged.
-        StorageError: another process has been writing it for half a minute.
+        BusyError: another process writes it, and is not done in time.
     """
 
-    def __init__(self, path: Path | None, *, frozen: bool = False) -> None:
+    def __init__(self, path: Path | None, timeout: float = 0.0, *, frozen: bool = False) -> None:
         """Open the index in a file, which is made if it is missing, or one in RAM.
 
         Args:
             path: the file; None: in RAM, and empty.
+            timeout: seconds to wait for another process that writes.
             frozen: nothing is written beside the file either: for a medium that cannot be written.
         """
         self.path = path
+        self._timeout = timeout
         self._counts: dict[str, int] = {}  # references with a word, for those with many
         self._counts_of = 0  # how many rows there were then
         where = ":memory:"
         if path is not None:
             where = path.absolute().as_uri() + ("?mode=ro&immutable=1" if frozen else "?mode=rwc")
-        with _as_ours():
+        with _as_ours(timeout):
             self._connection = sqlite3.connect(
-                where, timeout=_WAIT, isolation_level=None, check_same_thread=False, uri=True
+                where, timeout=timeout, isolation_level=None, check_same_thread=False, uri=True
             )
         try:
             self._run("PRAGMA trusted_schema = OFF")
@@ -92,13 +93,13 @@ class WordIndex:
     def _set_up(self) -> None:
         """A log beside the file, so that who reads waits for nobody. (SQLite does not wait for
         another process that sets it up, too.)"""
-        until = time.monotonic() + _WAIT
+        until = time.monotonic() + self._timeout
         while True:
             try:
                 self._run("PRAGMA journal_mode = WAL")
                 break
-            except StorageError as error:
-                if isinstance(error, Refused) or time.monotonic() > until:
+            except BusyError:
+                if time.monotonic() > until:
                     raise
                 time.sleep(0.02)
         self._run("PRAGMA synchronous = NORMAL")
@@ -126,7 +127,7 @@ class WordIndex:
     def commit(self, about: About) -> None:
         """End a transaction that wrote."""
         rows = list(asdict(about).items())
-        with _as_ours():
+        with _as_ours(self._timeout):
             self._connection.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", rows)
         self._run("COMMIT")
 
@@ -157,7 +158,7 @@ class WordIndex:
                 total += len(words)
                 yield number, " ".join(words)
 
-        with _as_ours():
+        with _as_ours(self._timeout):
             self._connection.executemany("INSERT INTO words(rowid, text) VALUES (?, ?)", rows())
         return total
 
@@ -251,7 +252,7 @@ class WordIndex:
         """Walk its pages and pieces; `CorruptRecordError` if they are not whole."""
         for (problem,) in self._run("PRAGMA quick_check(1)"):
             if problem != "ok":
-                raise CorruptRecordError(TABLE, FILE, str(problem))
+                raise CorruptRecordError(TABLE, FILE, "; ".join(str(problem).splitlines()))
         self._run("INSERT INTO words(words) VALUES ('integrity-check')")
 
     def all_words(self) -> Iterator[tuple[str, int]]:
@@ -259,21 +260,26 @@ class WordIndex:
         self._run(
             "CREATE VIRTUAL TABLE IF NOT EXISTS temp.every USING fts5vocab(main, words, instance)"
         )
-        with _as_ours():
+        with _as_ours(self._timeout):
             yield from self._connection.execute("SELECT term, doc FROM temp.every")
 
     def _run(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        with _as_ours():
+        with _as_ours(self._timeout):
             return self._connection.execute(statement, values).fetchall()
 
 
 class _as_ours:  # noqa: N801 (a `with` statement, read as one)
-    """Raise what SQLite raises as an error of memdb."""
+    """Raise what SQLite raises as an error of memdb; it waits for others for so many seconds."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, UnicodeDecodeError):  # also of what SQLite's own error would say
+            raise CorruptRecordError(TABLE, FILE, "it holds text that is not UTF-8") from error
         if not isinstance(error, sqlite3.Error):
             return
         if "no such module: fts5" in str(error):
@@ -283,11 +289,12 @@ class _as_ours:  # noqa: N801 (a `with` statement, read as one)
             ) from error
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in _BUSY:
-            raise StorageError(
-                f"another process has been writing the keyword index for {_WAIT:.0f} s. Try again "
-                "when it is done, or search by vectors."
+            raise BusyError(
+                "another process is writing the keyword index, and was not done after "
+                f"{self._timeout:g} s. Try again when it is done, or search by vectors."
             ) from error
-        if code in _DAMAGED or code == sqlite3.SQLITE_ERROR:  # tables that are not ours
+        damaged = code in _DAMAGED or "Could not decode to UTF-8" in str(error)
+        if damaged or code == sqlite3.SQLITE_ERROR:  # of tables that are not ours
             raise CorruptRecordError(TABLE, FILE, str(error)) from error
         raise Refused(str(error)) from error
 

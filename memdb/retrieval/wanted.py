@@ -15,6 +15,7 @@ from memdb.filters.language import Filter
 from memdb.retrieval.hits import Hit
 from memdb.types import arguments
 from memdb.types.document import Reference
+from memdb.types.shown import shown_value
 
 #: Whether a reference may be a hit of the query of this number.
 Accept = Callable[[int, Reference], bool]
@@ -95,4 +96,4 @@ def _check_number(name: str, value: object, least: float, most: float) -> None:
     is_number = isinstance(value, (int, float, np.integer, np.floating))
     if isinstance(value, bool) or not is_number or not least <= value <= most:  # type: ignore[operator]
         limits = "" if least == -math.inf else f" from {least} to {most}"
-        raise InvalidInputError(f"{name} must be a number{limits}, got {value!r:.60}")
+        raise InvalidInputError(f"{name} must be a number{limits}, got {shown_value(value)}")

@@ -29,7 +29,7 @@ from memdb.errors import (
     StorageError,
 )
 from memdb.storage import lmdb_file, record_layout
-from memdb.storage.folder import no_writer
+from memdb.storage.folder import is_writing, no_writer
 from memdb.storage.lmdb_file import FOREIGN, LmdbFile, complete, map_size, open_tables
 from memdb.storage.locks import BUSY_TIMEOUT
 from memdb.storage.record_layout import SETTINGS
@@ -101,7 +101,7 @@ class Environment:
                 raise
         except FOREIGN as error:
             raise NotADatabaseError(f"'{folder}' is no memdb database: {error}") from error
-        except lmdb.Error as error:
+        except (lmdb.Error, OSError) as error:
             raise StorageError(f"cannot open '{folder}': {error}") from error
 
     def _opened(self, writable: bool) -> LmdbFile:
@@ -147,9 +147,11 @@ class Environment:
         if found is not None:
             return found
         # LMDB looks up tables under its lock of writers. Who replaces the generation does not hold
-        # that, and may take long.
+        # that, and may take long; it may be this thread.
         with (
-            no_writer(generation, timeout, but_one_that_replaces=True),
+            nullcontext()
+            if is_writing(generation)
+            else no_writer(generation, timeout, but_one_that_replaces=True),
             cls._guard,  # not before: others need not wait with this one
         ):
             found = cls._found(key, generation, durability, writable)
@@ -374,8 +376,8 @@ class Environment:
                     raise BusyError(
                         f"'{self.generation.parent}' has outgrown the address space that it has in "
                         f"this process ({self._map_size()} bytes). It gets more once no "
-                        f"transaction is open, and one was for {timeout:g} s: end your snapshots, "
-                        "and try again"
+                        f"transaction is open, and one was for {timeout:g} s: end your "
+                        "snapshots, and try again"
                     )
                 size = 4 * least
                 while self._map_size() < least <= size:

@@ -4,6 +4,7 @@
         CURRENT        names the generation in use, e.g. "gen-000001"
         LOCK           shared while a process opens a generation, exclusive while one is replaced
         gen-000001/    one LMDB environment, data.mdb and lock.mdb, and what is derived from it
+        namespaces/    databases that belong to this one (`memdb.storage.namespaces`)
 
 A new generation is written beside the old one and `CURRENT` swapped by a rename, so that at every
 moment the folder holds one whole database (as in LevelDB). Who has the old one open goes on reading
@@ -15,6 +16,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
@@ -27,6 +29,7 @@ from memdb.storage.locks import BUSY_TIMEOUT, Purpose
 
 CURRENT = "CURRENT"
 LOCK = "LOCK"
+NAMESPACES = "namespaces"
 _WRITERS = "write.lock"
 _FIRST = "gen-000001"
 _GENERATION = re.compile(r"gen-[0-9]{6}\Z")
@@ -43,26 +46,37 @@ def current_generation(folder: Path) -> Path:
             f"there is no database at '{folder}'. `memdb init` makes one; --db or MEMDB_PATH says "
             "where it is."
         )
+    name = _named(folder)
+    while not _GENERATION.match(name) or not (folder / name / "data.mdb").is_file():
+        before, name = name, _named(folder)
+        if name == before:  # else another one was put in its place between the two looks
+            raise NotADatabaseError(
+                f"'{folder}' is no memdb database: its file {CURRENT} names {name[:40]!r}, which "
+                "is no generation in it."
+            )
+    return folder / name
+
+
+def _named(folder: Path) -> str:
+    """What `CURRENT` says."""
     try:
-        name = (folder / CURRENT).read_text("ascii").strip()
+        return (folder / CURRENT).read_text("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise NotADatabaseError(
             f"'{folder}' is no memdb database: its file {CURRENT} cannot be read ({error})."
         ) from error
-    if not _GENERATION.match(name) or not (folder / name / "data.mdb").is_file():
-        raise NotADatabaseError(
-            f"'{folder}' is no memdb database: its file {CURRENT} names {name[:40]!r}, which is no "
-            "generation in it."
-        )
-    return folder / name
 
 
 @contextmanager
-def new_database(folder: Path) -> Iterator[Path]:
+def new_database(folder: Path, timeout: float = BUSY_TIMEOUT) -> Iterator[Path]:
     """Yield the first generation's empty subfolder, and make it the current one on success.
 
     On an error all that was made is removed again, folders too. What an earlier, killed attempt
     left is cleared away.
+
+    Args:
+        folder: the database's.
+        timeout: seconds to wait for another process that makes one there.
 
     Raises:
         DatabaseExistsError: a database is there.
@@ -71,7 +85,7 @@ def new_database(folder: Path) -> Iterator[Path]:
     """
     missing = [path for path in (folder, *folder.parents) if not _exists(path)]
     try:
-        with _alone_in_new(folder):
+        with _alone_in_new(folder, timeout):
             generation = folder / _FIRST
             try:
                 shutil.rmtree(generation, ignore_errors=True)
@@ -95,7 +109,7 @@ def new_database(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _alone_in_new(folder: Path) -> Iterator[None]:
+def _alone_in_new(folder: Path, timeout: float) -> Iterator[None]:
     """Make a database's folder, and keep others from making one in it."""
     while True:
         _make(folder)
@@ -111,9 +125,9 @@ def _alone_in_new(folder: Path) -> Iterator[None]:
             there = (folder / CURRENT).exists
             what = partial("cannot make a database at '{}'".format, folder)
             # Whoever has one open there may hold the lock; nobody waits for that.
-            if not locks.take(lock, "replace", BUSY_TIMEOUT, what, there) or there():
+            if not locks.take(lock, "replace", timeout, what, there) or there():
                 raise DatabaseExistsError(f"there is already a database at '{folder}'.")
-            if _is_at(folder / LOCK, lock):
+            if is_at(folder / LOCK, lock):
                 yield
                 return
         finally:
@@ -122,11 +136,11 @@ def _alone_in_new(folder: Path) -> Iterator[None]:
 
 def _require_own(folder: Path) -> None:
     """Raise `StorageError` if a folder holds what no database has."""
-    foreign = [
-        entry.name
-        for entry in folder.iterdir()
-        if entry.name not in (LOCK, CURRENT, CURRENT + ".new") and not _GENERATION.match(entry.name)
-    ]
+    names = {entry.name for entry in folder.iterdir()}
+    ours = {LOCK, CURRENT, CURRENT + ".new"}
+    if CURRENT in names:  # else those that are there would become a new one's
+        ours.add(NAMESPACES)
+    foreign = [name for name in names - ours if not _GENERATION.match(name)]
     if foreign:
         raise StorageError(
             f"'{folder}' is not empty (it holds '{min(foreign)}'): a database needs a folder of "
@@ -196,13 +210,19 @@ def opening(
 
 
 @contextmanager
-def new_generation(folder: Path, *, locked: bool = False) -> Iterator[Path]:
+def new_generation(
+    folder: Path, timeout: float = BUSY_TIMEOUT, *, locked: bool = False
+) -> Iterator[Path]:
     """Yield a new, empty subfolder, and make it the current generation on success: durable before
     `CURRENT` names it. The others are removed.
 
     Whoever uses this keeps writers of the old generation out until it is done. On an error the new
     subfolder is removed again; what a killed attempt left goes with the next one that succeeds.
-    `locked`: they hold the folder's lock already (`exclusively`).
+
+    Args:
+        folder: the database's.
+        timeout: seconds to wait for those that are just opening it.
+        locked: whoever uses this holds the folder's lock already (`exclusively`).
 
     Raises:
         StorageError: the disk refuses.
@@ -217,7 +237,7 @@ def new_generation(folder: Path, *, locked: bool = False) -> Iterator[Path]:
             yield generation
             sync(generation)
             sync(folder)
-            with nullcontext() if locked else _locked(folder, "replace"):
+            with nullcontext() if locked else _locked(folder, "replace", timeout):
                 _write_current(folder, generation.name)
                 _remove_others(folder, generation)
         except BaseException:
@@ -233,6 +253,7 @@ def only_writer(
     timeout: float = BUSY_TIMEOUT,
     purpose: Purpose = "write",
     waiting: Callable[[], None] | None = None,
+    end: float | None = None,
 ) -> locks.Writing:
     """Keep all other writers of a generation out, in whichever process, from now on to the end of a
     `with` statement.
@@ -247,7 +268,7 @@ def only_writer(
     """
     lock = os.open(f"{generation}/{_WRITERS}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     what = partial("cannot write to '{}'".format, generation.parent)
-    return locks.Writing(lock, purpose, timeout, what, waiting)
+    return locks.Writing(lock, purpose, timeout, what, waiting, end)
 
 
 def is_writing(generation: Path) -> bool:
@@ -300,16 +321,21 @@ def _never() -> bool:
 def sole_writer(folder: Path, timeout: float = BUSY_TIMEOUT) -> Iterator[Path]:
     """Keep writers out of the current generation, and yield it.
 
+    Args:
+        folder: the database's.
+        timeout: seconds to wait for a writer that is at work.
+
     Raises:
         StorageError: the medium cannot be written, or this thread is in the middle of a write.
         BusyError: a writer is not done in time.
     """
+    end = time.monotonic() + timeout
     with ExitStack() as stack:
         while True:
             generation = current_generation(folder)
             try:
                 writing = stack.enter_context(ExitStack())
-                writing.enter_context(only_writer(generation, timeout, "alone"))
+                writing.enter_context(only_writer(generation, timeout, "alone", end=end))
             except OSError as error:
                 if current_generation(folder) == generation:
                     raise StorageError(f"cannot write to '{folder}': {error}") from error
@@ -321,13 +347,18 @@ def sole_writer(folder: Path, timeout: float = BUSY_TIMEOUT) -> Iterator[Path]:
 
 
 @contextmanager
-def exclusively(folder: Path) -> Iterator[None]:
-    """Keep everybody from opening the database while this lasts.
+def exclusively(folder: Path, timeout: float = 0.0) -> Iterator[None]:
+    """Keep everybody from opening the database while this lasts. Who keeps writers out, too, has
+    begun with that.
+
+    Args:
+        folder: the database's.
+        timeout: seconds to wait for those that are just opening it.
 
     Raises:
         StorageError: a process of a release of format version 1 has it open, or one opens it now.
     """
-    lock = _locked(folder, "replace", 0.0)
+    lock = _locked(folder, "replace", timeout)
     try:
         lock.__enter__()
     except BusyError as error:
@@ -346,7 +377,7 @@ def _remove_others(folder: Path, generation: Path) -> None:
             shutil.rmtree(entry, ignore_errors=True)
 
 
-def _is_at(path: Path, file: int) -> bool:
+def is_at(path: Path, file: int) -> bool:
     """Whether an open file is the one that lies at a path."""
     try:
         there, ours = path.stat(), os.fstat(file)
@@ -416,7 +447,7 @@ class Place:
     def require_same(self) -> None:
         """Raise `StorageError` if another folder lies in this one's place. `LOCK` is never removed,
         and while it is open no other file has its number."""
-        if not _is_at(self._mark, self._lock):
+        if not is_at(self._mark, self._lock):
             raise self.gone()
 
     def gone(self) -> StorageError:

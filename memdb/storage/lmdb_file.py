@@ -182,7 +182,9 @@ class LmdbFile:
 
     def _refused(self, error: OSError) -> StorageError:
         closed = self.writable and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
-        way_out = ". To read it alone, open it with read_only=True" if closed else ""
+        way_out = (
+            ". To read it alone, open it with read_only=True (`--read-only`)" if closed else ""
+        )
         return StorageError(f"cannot open '{self._folder}': {error}{way_out}")
 
     def _close_lock(self) -> None:

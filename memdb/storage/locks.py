@@ -50,6 +50,7 @@ def take(
     timeout: float,
     what: Callable[[], str],
     cancelled: Callable[[], bool] = lambda: False,
+    end: float | None = None,
 ) -> bool:
     """Lock an open file; whoever called it gives it back with `give_back`.
 
@@ -59,6 +60,7 @@ def take(
         timeout: seconds to wait; 0 tries once.
         what: says what cannot be done, for the error: "cannot write to 'my.memdb'".
         cancelled: looked at while it waits.
+        end: until when, on the clock of `time.monotonic`, if some of the time is over already.
 
     Returns:
         Whether it is locked; False: it was cancelled.
@@ -75,7 +77,7 @@ def take(
         )
     how = fcntl.LOCK_NB | (fcntl.LOCK_SH if purpose == "share" else fcntl.LOCK_EX)
     if not _taken(handle, how):
-        end = time.monotonic() + timeout
+        end = time.monotonic() + timeout if end is None else end
         pause, longest = _PAUSE
         while not _taken(handle, how):
             if cancelled():
@@ -117,11 +119,12 @@ class Writing:
         timeout: float,
         what: Callable[[], str],
         waiting: Callable[[], None] | None = None,
+        end: float | None = None,
     ) -> None:
         self._handle = handle
         self._pid = os.getpid()
         try:
-            take(handle, purpose, timeout, what, lambda: _tell(waiting))
+            take(handle, purpose, timeout, what, lambda: _tell(waiting), end)
             self._key = _key(os.fstat(handle))
         except BaseException:
             os.close(handle)

@@ -8,11 +8,11 @@ import shutil
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-from memdb.errors import InvalidInputError, StorageError
+from memdb.errors import InvalidInputError, NotADatabaseError, StorageError
 from memdb.storage.durable import sync
-from memdb.storage.folder import CURRENT, exists
+from memdb.storage.folder import CURRENT, NAMESPACES, exists
+from memdb.types.shown import shown_value
 
-FOLDER = "namespaces"
 MAX_NAME = 80  # bytes; a file name of 255 bytes holds it with every byte escaped
 
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_")
@@ -29,7 +29,7 @@ def namespace_folder(database: Path, name: object) -> Path:
         InvalidInputError: no namespace can have this name, or this is a namespace itself.
     """
     if not isinstance(name, str):
-        raise InvalidInputError(f"a namespace's name is a string, got {name!r:.60}")
+        raise InvalidInputError(f"a namespace's name is a string, got {shown_value(name)}")
     try:
         encoded = name.encode()
     except UnicodeEncodeError as error:
@@ -40,16 +40,16 @@ def namespace_folder(database: Path, name: object) -> Path:
             f"{MAX_NAME}"
         )
     above = database.absolute().parent
-    if above.name == FOLDER and (above.parent / CURRENT).exists():
+    if above.name == NAMESPACES and (above.parent / CURRENT).exists():
         raise InvalidInputError(f"'{database}' is a namespace, which has none of its own")
     escaped = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in encoded)
-    return database / FOLDER / escaped
+    return database / NAMESPACES / escaped
 
 
 def namespace_names(database: Path) -> list[str]:
     """The namespaces that are there, by name; `StorageError` if they cannot be listed."""
     try:
-        entries = [entry for entry in (database / FOLDER).iterdir() if entry.is_dir()]
+        entries = [entry for entry in (database / NAMESPACES).iterdir() if entry.is_dir()]
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -67,6 +67,10 @@ def _name(folder: Path) -> str | None:
         whole = namespace_folder(folder.parent.parent, name) == folder and exists(folder)
     except (ValueError, StorageError):
         return None
+    except NotADatabaseError:
+        if (folder / CURRENT).exists():
+            raise
+        return None  # it is being dropped
     return name if whole else None
 
 
@@ -86,5 +90,10 @@ def remove_namespace(database: Path, name: str) -> None:
         raise StorageError(
             f"cannot drop the namespace '{name}' of '{database}': {error}"
         ) from error
-    for left in folder.parent.glob(f"{_GONE}*"):  # of a drop that was killed, too
+    remove_dropped(database)
+
+
+def remove_dropped(database: Path) -> None:
+    """Remove what is left of namespaces that are dropped, also of a drop that was killed."""
+    for left in (database / NAMESPACES).glob(f"{_GONE}*"):
         shutil.rmtree(left, ignore_errors=True)

@@ -35,6 +35,7 @@ from memdb.storage.folder import (
 from memdb.storage.lmdb_file import lmdb_file, open_tables
 from memdb.storage.locks import BUSY_TIMEOUT
 from memdb.storage.transaction import Transaction
+from memdb.types.shown import shown_value
 
 _LOOK = 0.05  # seconds between two looks of who waits for another thread
 
@@ -96,16 +97,25 @@ class Store:
         settings: dict[str, Any],
         tokenizer: str | None,
         codecs: Mapping[str, bytes] = MappingProxyType({}),
+        *,
+        busy_timeout: float = BUSY_TIMEOUT,
     ) -> None:
         """Make a database that holds these settings, a tokenizer and the parameters of fitted
-        codecs by name, and nothing else."""
-        with new_database(folder) as generation:
+        codecs by name, and nothing else. For as many seconds it waits for another process that
+        makes one there."""
+        with new_database(folder, busy_timeout) as generation:
             fill_generation(generation, secrets.token_hex(16), settings, tokenizer, codecs)
 
     @property
     def generation(self) -> Path:
         """The folder of the generation in use, absolute."""
         return self._environment.generation
+
+    def home(self) -> Path:
+        """The database's folder, absolute, for what else lies in it: the process may have changed
+        its own folder since. `StorageError` if it is no longer the one that was opened."""
+        self._place.require_same()
+        return self._place.folder
 
     @property
     def is_writing(self) -> bool:
@@ -207,12 +217,13 @@ class Store:
                     _take_turn(environment, end, timeout, waiting)
                     unless_kept.callback(environment.turn.release)
                 try:
-                    left = max(0.0, end - time.monotonic())
                     unless_kept.enter_context(
-                        only_writer(environment.generation, left, waiting=waiting)
+                        only_writer(environment.generation, timeout, waiting=waiting, end=end)
                     )
                 except OSError as error:
-                    if self._place.stamp() == self._stamp:
+                    # Another thread may have gone over to the next generation meanwhile.
+                    same = environment is self._environment
+                    if same and self._place.stamp() == self._stamp:
                         self._place.require_same()
                         raise StorageError(f"cannot write to '{self.folder}': {error}") from error
                     continue
@@ -336,7 +347,7 @@ def checked_timeout(seconds: float) -> float:
     """A time to wait, as seconds that a lock takes; `InvalidInputError` if it is none."""
     if isinstance(seconds, bool) or not isinstance(seconds, Real) or not 0 <= seconds < inf:
         raise InvalidInputError(
-            f"busy_timeout must be a number of seconds, 0 or more, got {seconds!r}"
+            f"busy_timeout must be a number of seconds, 0 or more, got {shown_value(seconds)}"
         )
     return float(min(seconds, threading.TIMEOUT_MAX))
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from memdb.errors import InvalidInputError
+from memdb.types.shown import shown_value
 
 _T = TypeVar("_T")
 
@@ -22,7 +23,7 @@ def whole_number(value: object, name: str, least: int, most: int | None = None) 
     if not given or int(value) < least or (most is not None and int(value) > most):  # type: ignore[call-overload]
         limit = "" if most is None else f" and at most {most}"
         raise InvalidInputError(
-            f"{name} must be a whole number of at least {least}{limit}, got {value!r:.60}"
+            f"{name} must be a whole number of at least {least}{limit}, got {shown_value(value)}"
         )
     return int(value)  # type: ignore[call-overload, no-any-return]
 
@@ -33,7 +34,7 @@ def number(value: object, name: str, above: float, most: float) -> float:
     if not given or isinstance(value, bool) or not above < value <= most:  # type: ignore[operator]
         limit = "" if most == math.inf else f" and at most {most:g}"
         raise InvalidInputError(
-            f"{name} must be a number of more than {above:g}{limit}, got {value!r:.60}"
+            f"{name} must be a number of more than {above:g}{limit}, got {shown_value(value)}"
         )
     return float(value)  # type: ignore[arg-type]
 
@@ -41,34 +42,36 @@ def number(value: object, name: str, above: float, most: float) -> float:
 def flag(value: object, name: str) -> bool:
     """True or False."""
     if not isinstance(value, (bool, np.bool_)):
-        raise InvalidInputError(f"{name} must be True or False, got {value!r:.60}")
+        raise InvalidInputError(f"{name} must be True or False, got {shown_value(value)}")
     return bool(value)
 
 
 def one_of(value: object, name: str, choices: Collection[str]) -> None:
     """Refuse what is not one of these texts."""
     if not isinstance(value, str) or value not in choices:
-        raise InvalidInputError(f"{name} is one of {', '.join(choices)}; got {value!r:.60}")
+        raise InvalidInputError(f"{name} is one of {', '.join(choices)}; got {shown_value(value)}")
 
 
 def function(value: object, name: str) -> None:
     """Refuse what cannot be called."""
     if not callable(value):
-        raise InvalidInputError(f"{name} must be a function, got {value!r:.60}")
+        raise InvalidInputError(f"{name} must be a function, got {shown_value(value)}")
 
 
 def a(kind: type[_T], value: object, name: str) -> _T:
     """A value of that class."""
     if not isinstance(value, kind):
         article = "an" if kind.__name__[0] in "AEIOU" else "a"
-        raise InvalidInputError(f"{name} must be {article} {kind.__name__}, got {value!r:.60}")
+        raise InvalidInputError(
+            f"{name} must be {article} {kind.__name__}, got {shown_value(value)}"
+        )
     return value
 
 
 def some(value: object, name: str, of: str) -> Iterable[Any]:
     """Something to iterate over; a text, bytes or a mapping is meant as one thing."""
     if isinstance(value, (str, bytes, bytearray, Mapping)) or not isinstance(value, Iterable):
-        raise InvalidInputError(f"{name} must be several {of}, got {value!r:.60}")
+        raise InvalidInputError(f"{name} must be several {of}, got {shown_value(value)}")
     return value
 
 
@@ -78,7 +81,7 @@ def path(value: object, name: str) -> Path:
     if isinstance(value, os.PathLike):
         text = os.fspath(value)
     if not isinstance(text, str) or not text:
-        raise InvalidInputError(f"{name} must be a path, got {value!r:.60}")
+        raise InvalidInputError(f"{name} must be a path, got {shown_value(value)}")
     if "\0" in text:
         raise InvalidInputError(f"{name} contains a zero character")
     try:

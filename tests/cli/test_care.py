@@ -13,6 +13,8 @@ from safetensors.numpy import save_file
 from memdb import MemDB
 from tests.cli.conftest import Run, rows
 from tests.engine.helpers import make_memory, make_shape, unit
+from tests.engine.test_waiting import WRITES as WRITING
+from tests.engine.test_waiting import another_process
 
 
 @pytest.fixture
@@ -169,6 +171,25 @@ def test_an_index_of_another_kind(run: Run, db: Path) -> None:
         (["year in [1991, 1995, 7]"], [1, 5]),
         (["kind=fact", "year>=1991"], [2, 4]),
         (["kind>=g"], [1, 3, 5]),
+        (['{"$or": [{"year": 1990}, {"year": {"$gt": 1994}}]}'], [0, 5]),
+        (['{"$or": [{"year": 1990}, {"year": {"$gt": 1994}}]}', "kind=note"], [5]),
+        (["year>1990", ' {"$not": {"kind": "note"}}', '{"year": {"$nin": [1994]}}'], [2]),
+        (['{"gone": {"$exists": false}, "year": {"$in": [1992, 1993]}}'], [2, 3]),
+        (["{}"], [0, 1, 2, 3, 4, 5]),
+        (["kind="], []),
+        (['kind!=""'], [0, 1, 2, 3, 4, 5]),
+        (["kind!="], None),
+        (["kind>= "], None),
+        (["year in "], None),
+        (['{"year": 1990} x'], None),
+        (['{"year": 1990, "year": 1991}'], None),
+        (['{"year": {"$gte": 1990, "$gte": 1991}}'], None),
+        (['{"year": {"$foo": 1}}'], None),
+        (['{"$or": []}'], None),
+        (["{'year': 1990}"], None),
+        (['{"year": NaN}'], None),
+        (["{"], None),
+        (['{"a":' * 20_000], None),
         (["kind=fact", "kind=note"], None),
         (["year in 5"], None),
         (["year"], None),
@@ -183,6 +204,89 @@ def test_conditions_on_metadata(
         assert "Error" in run("list", *options, code=2).stderr
     else:
         assert [name for name, _, _ in documents(run, *options)] == [f"doc-{n}" for n in found]
+
+
+def test_a_filter_in_json_that_is_wrong_says_where(run: Run, db: Path) -> None:
+    for command in (("list",), ("delete", "--yes")):
+        message = run(*command, "--where", '{"year": 1990,}', code=2).stderr
+        assert "filter in JSON" in message
+        assert "line 1 column 15" in message
+        message = run(*command, "--where", '{"year": 1990, "year": 1991}', code=2).stderr
+        assert "the name 'year' is there twice" in message
+    assert len(documents(run)) == 6
+
+
+@pytest.mark.parametrize("where", ["{}", '{"$or": [{}]}', '{"year": {"$nin": []}}'])
+def test_a_filter_that_says_nothing_deletes_nothing(run: Run, db: Path, where: str) -> None:
+    message = run("delete", "--where", where, "--yes", code=2).stderr
+    assert "this filter means every document" in message
+    assert len(documents(run)) == 6
+
+
+def test_what_a_filter_in_json_means_is_deleted(run: Run, db: Path) -> None:
+    where = '{"$or": [{"year": 1990}, {"year": {"$gt": 1993}}]}'
+    message = run("delete", "--where", where, code=2).stderr
+    assert "3 documents found; --yes deletes what is found" in message
+    assert len(documents(run)) == 6
+    assert (
+        "at version 1, not 2"
+        in run("delete", "--where", where, "--yes", "--if-version", "2", code=2).stderr
+    )
+    gone = rows(run("delete", "--where", where, "--where", "kind=fact", "--yes", "--json"))
+    assert gone == [{"deleted": "doc-0"}, {"deleted": "doc-4"}]
+    assert [name for name, _, _ in documents(run)] == ["doc-1", "doc-2", "doc-3", "doc-5"]
+    assert run("delete", "--where", where, "--where", "kind=fact", "--yes").stdout.startswith("0 ")
+
+
+WRITES: list[list[str]] = [
+    ["delete", "doc-1"],
+    ["delete", "--where", "year=1990", "--yes"],
+    ["index", "--key", "kind"],
+    ["index", "--kind", "exact"],
+    ["recode", "--codec", "exact"],
+    ["compact"],
+    ["migrate"],
+    ["verify"],
+    ["backup", "copy"],
+    ["restore", "whole", "--yes"],
+    ["import", "out"],
+    ["namespace", "create", "new"],
+    ["repair"],
+    ["calibrate", "--reset"],
+]
+
+
+@pytest.mark.parametrize("command", WRITES, ids=" ".join)
+def test_a_command_waits_for_a_writer_as_long_as_it_is_told(
+    run: Run, db: Path, command: list[str]
+) -> None:
+    run("backup", "whole")
+    run("export", "out")
+    before = documents(run)
+    with another_process(WRITING, db):
+        message = run(*command, "--busy-timeout", "0.05", code=2).stderr
+        assert "is writing, and was not done after 0.05 s" in message
+        message = run(*command, "--busy-timeout", "-1", code=2).stderr
+        assert "--busy-timeout" in message
+        run(*command, "--busy-timeout", "nan", code=2)
+    assert documents(run) == before
+    run(*command, "--busy-timeout", "10")
+
+
+def test_what_is_read_alone_changes_no_file(run: Run, db: Path, tmp_path: Path) -> None:
+    files = {file for file in db.rglob("*") if file.is_file()} - {*db.rglob("lock.mdb")}
+    before = {file: file.read_bytes() for file in files}
+    times = {file: file.stat().st_mtime_ns for file in before}
+    for command in (
+        ["get", "doc-1"],
+        ["list", "--where", "year>1990"],
+        ["stats", "--json"],
+        ["export", "out"],
+        ["query", "number", "--mode", "keyword"],
+    ):
+        run(*command, "--read-only")
+    assert {file: file.stat().st_mtime_ns for file in before} == times
+    assert {file: file.read_bytes() for file in before} == before
 
 
 def test_what_there_is_no_database_for(run: Run) -> None:

@@ -14,6 +14,7 @@ from memdb.storage.record_layout import SETTINGS, seal
 from memdb.types.canonical import json_payload
 from model_adapter import SentenceEmbedder, create_database
 from tests.cli.conftest import Run, rows
+from tests.engine.test_waiting import WRITES, another_process
 from tests.helpers import tiny_model
 
 
@@ -266,3 +267,33 @@ def test_a_damaged_record_is_named(run: Run, tmp_path: Path, database: None) -> 
 
 def test_the_commands_are_those_of_main() -> None:
     assert set(main.commands) >= {command[0] for command in COMMANDS} | {"init", "ingest", "model"}
+
+
+def test_with_a_model_commands_wait_and_read_as_they_are_told(
+    run: Run, tmp_path: Path, database: None
+) -> None:
+    (tmp_path / "corpus.jsonl").write_text(GOOD)
+    run("ingest", "corpus.jsonl", "--cold", "--busy-timeout", "10")
+    (tmp_path / "more.jsonl").write_text(line(id="new", text="A new text."))
+    with another_process(WRITES, tmp_path / "db"):
+        for command in (
+            ("ingest", "more.jsonl"),
+            ("update", "a", "--text", "Another text."),
+            ("warm", "--all"),
+            ("rewrite", "--budget", "20"),
+        ):
+            message = run(*command, "--busy-timeout", "0.05", code=2).stderr
+            assert "is writing, and was not done after 0.05 s" in message
+    for command in (
+        ("query", "text"),
+        ("query", "text", "--mode", "hybrid"),
+        ("inspect", "a"),
+        ("generate", "text", "--max-new-tokens", "1"),
+    ):
+        run(*command, "--read-only")
+    run("chat", "--read-only", "--max-new-tokens", "1", input="text\n")
+    assert rows(run("stats", "--json"))[0]["memories"] == 0  # what is cold stays so
+    run("query", "text", "--mode", "keyword", "--read-only")
+    assert rows(run("stats", "--json"))[0]["keywords"] is None
+    run("generate", "text", "--max-new-tokens", "1")
+    assert rows(run("stats", "--json"))[0]["memories"] > 0

@@ -31,6 +31,7 @@ from memdb import (
 )
 from memdb.maintainable import Maintainable
 from memdb.searchable import Searchable
+from memdb.types.shown import shown_value
 from tests.engine.helpers import (
     TokenWriter,
     WordEmbedder,
@@ -48,7 +49,20 @@ NOT_FINITE = make_memory(SHAPE, 1)
 NOT_FINITE.values[0, 0] = NAN
 VECTOR = np.eye(1, 64, dtype=np.float32)
 
-COUNT = [0, -1, 1.0, "1", None, True, NAN, [1], np.float32(1), np.bool_(True), np.array([1])]
+COUNT = [
+    0,
+    -1,
+    -(10**5000),
+    1.0,
+    "1",
+    None,
+    True,
+    NAN,
+    [1],
+    np.float32(1),
+    np.bool_(True),
+    np.array([1]),
+]
 MAYBE_COUNT = [value for value in COUNT if value is not None]
 FLAG = [None, 0, 1, "", "no", NAN, [], np.int64(1)]
 FUNCTION = [None, 0, "print", []]
@@ -316,7 +330,7 @@ WRONG: dict[str, list[Any]] = {
     "keys": [*LIST, ["a", 5], [""], ["a" * 65], ["\ud800"], [None]],
     "durability": ["", "fast", None, 5, True, ["full"]],
     "cache_bytes": [-1, 1.0, "1", None, True, NAN, [1]],
-    "busy_timeout": [-1, NAN, INF, "1", None, True, [1]],
+    "busy_timeout": [-1, -(10**5000), NAN, INF, "1", None, True, [1]],
     "read_only": FLAG,
     "text": TEXT,
     "id": IDS,
@@ -349,10 +363,10 @@ WRONG: dict[str, list[Any]] = {
     "documents": [None, *LIST, [5], [" "], [{}], ["A text."] * 2, [{"text": "a", "x": 1}]],
     "after": [5, "", "a" * 481, "\ud800", b"a", True, ["a"]],
     "limit": [-1, 1.5, "5", True, NAN, [1]],
-    "since": [-1, 1.5, "5", True, NAN, [1], None, 1 << 40],
+    "since": [-1, 10**5000, 1.5, "5", True, NAN, [1], None, 1 << 40],
     "min_score": ["0.5", True, NAN, [0.5], 1j],
     "exclude": [None, *LIST, [5], [None]],
-    "diversity": ["0.5", True, NAN, [0.5], -0.1, 1.1, 1j],
+    "diversity": [10**5000, "0.5", True, NAN, [0.5], -0.1, 1.1, 1j],
     "rerank": [5, "a", []],
     "exact": FLAG,
     "k": COUNT,
@@ -388,7 +402,7 @@ WRONG_HERE: dict[tuple[str, str], list[Any]] = {
     ("MemDB.insert", "id"): [5, "", "a" * 481, "a\0b", "\ud800", b"a", True, ["a"]],
     ("MemDB.insert", "metadata"): METADATA,
     ("MemDB.upsert", "id"): [5, "", "a" * 481, "a\0b", "\ud800", b"a", True, ["a"]],
-    ("MemDB.delete by filter", "where"): [*WHERE, {}],
+    ("MemDB.delete by filter", "where"): [*WHERE, {}, {"$or": [{}]}, {"kind": {"$nin": []}}],
     ("Readable.get_many", "ids"): [*LIST, [5], [None], ["a", "never"]],
     ("MemDB.update", "text"): [text for text in TEXT if text is not None],
     ("MemDB.delete", "ids"): IDS,
@@ -463,7 +477,7 @@ def test_a_wrong_argument_is_refused_and_changes_nothing(place: Place, name: str
         assert wrong is not None, f"say what is wrong for {parameter} of {name}"
         expected = (InvalidInputError, *ALSO.get(parameter, ()))
         for value in wrong:
-            case = f"{name}({parameter}={value!r:.60})"
+            case = f"{name}({parameter}={shown_value(value)})"
             try:
                 call(**{**good, parameter: value})
             except expected as error:
@@ -531,6 +545,18 @@ def test_numbers_of_numpy_are_numbers(place: Place) -> None:
     ):
         pass
     assert memdb.verify(path) == []
+
+
+def test_what_cannot_be_printed_is_refused_like_the_rest(place: Place) -> None:
+    class Silent:
+        def __repr__(self) -> str:
+            raise RuntimeError("no words")
+
+    for call in (place.db.get, place.db.count, place.db.query, place.db.namespace):
+        with pytest.raises(InvalidInputError):
+            call(Silent())  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="a Silent that cannot be printed"):
+        place.db.retrieve("harbour", Silent())  # type: ignore[arg-type]
 
 
 def test_the_number_of_hits_may_be_any(place: Place) -> None:

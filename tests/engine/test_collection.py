@@ -395,6 +395,59 @@ def test_what_a_filter_means_is_deleted(bare: MemDB, declared: bool) -> None:
     assert verify(bare.path) == []
 
 
+#: Filters that say nothing, and what a user forgot to fill in.
+EMPTY: list[dict[str, Any]] = [
+    {},
+    {"$and": [{}]},
+    {"$or": [{}]},
+    {"$or": [{"n": 1}, {}]},
+    {"$and": [{}, {"$or": [{}, {"n": 1}]}]},
+    {"$not": {"$not": {}}},
+    {"$not": {"$or": [{"$not": {}}]}},
+    {"$not": {"n": {"$in": []}}},
+    {"n": {"$nin": []}},
+    {"n": {"$nin": []}, "$and": [{"m": {"$nin": []}}]},
+    {"$not": {"n": {"$in": [], "$gt": 3}}},
+]
+#: Filters that look like them, and ask something.
+NOT_EMPTY: list[tuple[dict[str, Any], str]] = [
+    ({"$not": {}}, ""),
+    ({"$and": [{}, {"$not": {}}]}, ""),
+    ({"n": {"$in": []}}, ""),
+    ({"$or": [{"n": 1}, {"$not": {}}]}, "1"),
+    ({"$and": [{"n": 1}, {}]}, "1"),
+    ({"n": {"$nin": [], "$gte": 1}}, "12"),
+    ({"n": {"$exists": True}}, "012"),
+    ({"n": {"$ne": 5}}, "012"),
+    ({"n": {}}, ""),
+]
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_filter_that_says_nothing_deletes_nothing(bare: MemDB, declared: bool) -> None:
+    if declared:
+        bare.declare_keys("n")
+    for number in range(3):
+        bare.insert(f"t {number}", id=str(number), metadata={"n": number}, embeddings=EAST)
+    for where in EMPTY:
+        with pytest.raises(InvalidInputError, match=r"means every document.*delete\(\*db\)"):
+            bare.delete(where=where)
+        with (
+            pytest.raises(InvalidInputError, match="means every document"),
+            bare.transaction() as t,
+        ):
+            t.delete(where=where)
+        # To read all is no accident.
+        assert bare.count(where) == len(list(bare.documents(where))) == 3, where
+        assert len(bare.retrieve(EAST[0], where=where).hits) == 3
+    for where, left in NOT_EMPTY:
+        assert "".join(document.id for document in bare.documents(where)) == left, where
+        with bare.snapshot() as snapshot:
+            assert snapshot.count(where) == len(left)
+    assert list(bare) == list("012")
+    assert bare.delete(where={"n": {"$exists": True}}) == 3  # it may be all that there are
+
+
 def test_what_meanwhile_is_no_longer_meant_stays(
     full: MemDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from memdb import (
+    BusyError,
     Document,
     DocumentBatch,
     InvalidInputError,
@@ -538,7 +539,20 @@ def test_a_file_of_an_undone_past_is_not_believed(bare_template: Path, tmp_path:
 
 @pytest.mark.parametrize(
     "damage",
-    ["empty", "zeros", "text", "cut", "head", "tables", "values", "version", "other", "missing"],
+    [
+        "empty",
+        "zeros",
+        "text",
+        "cut",
+        "head",
+        "schema",
+        "tables",
+        "values",
+        "letters",
+        "version",
+        "other",
+        "missing",
+    ],
 )
 @pytest.mark.parametrize("open_now", [True, False])
 def test_a_damaged_file_is_built_anew(db: MemDB, damage: str, open_now: bool) -> None:
@@ -560,12 +574,15 @@ def test_a_damaged_file_is_built_anew(db: MemDB, damage: str, open_now: bool) ->
         _close_and(db, lambda: os.truncate(file, size // 2))
     elif damage == "head":
         _close_and(db, lambda: _overwrite(file, 0, bytes(100)))
+    elif damage == "schema":  # what SQLite says of it is not UTF-8 itself
+        _close_and(db, lambda: _overwrite(file, file.read_bytes().index(b"E about"), b"\xeb"))
     elif damage == "missing":
         file.unlink()
     else:
         statements = {
             "tables": "DROP TABLE about",
             "values": "UPDATE about SET value = 'x' WHERE name = 'change'",
+            "letters": "UPDATE about SET value = CAST(x'eb' AS TEXT) WHERE name = 'seal'",
             "version": "UPDATE about SET value = 99 WHERE name = 'version'",
             "other": "UPDATE about SET value = 'another' WHERE name = 'database'",
         }
@@ -577,7 +594,7 @@ def test_a_damaged_file_is_built_anew(db: MemDB, damage: str, open_now: bool) ->
         assert len(found(again, "whale", 300)) == 200
         put(again, "new", "a new whale")
         assert found(again, "new") == ["new"]
-    if open_now and damage not in ("cut", "head"):
+    if open_now and damage not in ("cut", "head", "schema"):
         assert len(found(db, "whale", 300)) == 201
 
 
@@ -675,10 +692,10 @@ def test_a_file_that_cannot_be_written_is_searched_with_a_tail_in_ram(db: MemDB)
         from memdb import MemDB
         import memdb.keywords.word_index as module
         whole = module.WordIndex.__init__
-        def only_frozen(self, path, *, frozen=False):
+        def only_frozen(self, path, timeout=0.0, *, frozen=False):
             if path is not None and not frozen:
                 raise module.Refused("attempt to write a readonly database")
-            whole(self, path, frozen=frozen)
+            whole(self, path, timeout, frozen=frozen)
         module.WordIndex.__init__ = only_frozen
         def found():
             hits = db.query("whale", mode="keyword").hits
@@ -729,17 +746,23 @@ def test_a_writer_that_holds_the_file_is_waited_for(db: MemDB) -> None:
     other.close()
 
 
-def test_a_writer_that_holds_it_too_long_is_said(
-    db: MemDB, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("memdb.keywords.word_index._WAIT", 0.1)
+def test_an_index_that_is_just_being_made_is_no_damage(db: MemDB) -> None:
+    put(db, "a", "a whale")
+    word_index.WordIndex(file_of(db)).close()
+    assert verify(db.path) == []
+    assert found(db, "whale") == ["a"]
+
+
+def test_a_writer_that_holds_it_too_long_is_said(db: MemDB) -> None:
     put(db, "a", "a whale")
     assert found(db, "whale") == ["a"]
     other = sqlite3.connect(file_of(db), isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     put(db, "b", "b whale")
-    with pytest.raises(Exception, match="another process has been writing the keyword index"):
-        found(db, "whale")
+    with MemDB.open(db.path, busy_timeout=0.05) as impatient:
+        with pytest.raises(BusyError, match=r"is writing the keyword index.* 0\.05 s"):
+            found(impatient, "whale")
+        assert verify(db.path, busy_timeout=0.05) == []
     other.rollback()
     other.close()
     assert sorted(found(db, "whale")) == ["a", "b"]

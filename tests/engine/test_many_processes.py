@@ -7,9 +7,9 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing.connection import Connection
@@ -22,8 +22,11 @@ from numpy.typing import NDArray
 
 import memdb
 from memdb import Batch, ConflictError, Document, ExplicitMemory, MemDB, StorageError
+from memdb.care import generations
+from memdb.index import searcher
 from memdb.ingest.recording import delete
 from memdb.storage import environment
+from memdb.storage import store as store_module
 from memdb.storage.folder import current_generation
 from memdb.storage.store import Store
 from tests.engine.helpers import child, make_memory, make_shape, same_memory, time_limit
@@ -294,6 +297,131 @@ def test_an_index_is_built_in_the_new_generation_by_who_opened_the_old_one(
         assert info is not None
         assert info.references == 83
         assert found(database) == listed(database)
+
+
+def test_a_compaction_that_waited_for_another_one_follows_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one is done after this one opened the database, and before it keeps writers out."""
+    waited = generations.sole_writer
+
+    @contextmanager
+    def late(folder: Path, *timeout: float) -> Iterator[Path]:
+        monkeypatch.setattr(generations, "sole_writer", waited)
+        memdb.compact(path)
+        with waited(folder, *timeout) as generation:
+            yield generation
+
+    with MemDB.open(path) as database:
+        names = listed(database)
+    monkeypatch.setattr(generations, "sole_writer", late)
+    memdb.compact(path)
+    assert current_generation(path).name == "gen-000003"
+    with MemDB.open(path) as database:
+        assert listed(database) == found(database) == names
+    assert memdb.verify(path) == []
+
+
+CALLS: dict[str, Callable[[Path, Path], object]] = {
+    "open": lambda path, _: MemDB.open(path).close(),
+    "read-only": lambda path, _: MemDB.open(path, read_only=True).close(),
+    "create": lambda path, _: MemDB.create(path, shape=SHAPE, dimension=DIMENSION),
+    "verify": lambda path, _: memdb.verify(path),
+    "repair": lambda path, _: memdb.repair(path),
+    "compact": lambda path, _: memdb.compact(path),
+    "migrate": lambda path, _: memdb.migrate(path),
+    "backup": lambda path, to: memdb.backup(path, to / "copy"),
+    "restore": lambda path, to: memdb.restore(to / "whole", path),
+    "import": lambda path, to: memdb.import_database(to / "out", path),
+    "namespace": lambda path, _: memdb.create_namespace(path, "new"),
+    "namespaces": lambda path, _: memdb.list_namespaces(path),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_compaction_between_reading_the_name_and_looking_for_the_folder_is_no_error(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    memdb.backup(path, tmp_path / "whole")
+    with MemDB.open(path) as database:
+        database.export(tmp_path / "out")
+        names = listed(database)
+    read = Path.read_text
+    turns = iter(range(1, 4))
+
+    def late(file: Path, *more: Any, **other: Any) -> str:
+        text = read(file, *more, **other)
+        if file == path / "CURRENT" and next(turns, None):
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, "read_text", read)
+                memdb.compact(path)
+        return text
+
+    monkeypatch.setattr(Path, "read_text", late)
+    with nullcontext() if name != "create" else pytest.raises(memdb.DatabaseExistsError):
+        CALLS[name](path, tmp_path)
+    monkeypatch.undo()
+    with MemDB.open(path) as database:
+        assert listed(database) == names
+    assert memdb.verify(path) == []
+
+
+def test_an_index_that_goes_with_its_generation_is_built_in_the_next(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = searcher.write_index
+
+    def late(*arguments: Any) -> None:
+        monkeypatch.undo()
+        write(*arguments)
+        memdb.compact(path)
+
+    with MemDB.open(path) as database:
+        monkeypatch.setattr(searcher, "write_index", late)
+        assert database.build_index(kind="ivf") is not None
+        assert database.stats()["index"]["kind"] == "ivf"
+        assert found(database) == listed(database)
+
+
+def test_a_write_follows_a_compaction_that_another_thread_followed_first(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = store_module.only_writer
+
+    def late(generation: Path, *more: Any, **other: Any) -> Any:
+        monkeypatch.undo()
+        memdb.compact(path)
+        assert database.count() == 83
+        return lock(generation, *more, **other)
+
+    with MemDB.open(path) as database:
+        monkeypatch.setattr(store_module, "only_writer", late)
+        database.delete("base-00")
+        assert database.count() == 82
+    assert memdb.verify(path) == []
+
+
+def test_a_generation_that_goes_while_it_is_opened_is_an_error_of_memdb(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a namespace is dropped just then."""
+    size = environment.map_size
+
+    def late(*arguments: Any) -> int:
+        raise FileNotFoundError(2, "No such file or directory", "data.mdb")
+
+    monkeypatch.setattr(environment, "map_size", late)
+    with pytest.raises(StorageError, match=r"cannot open.*No such file"):
+        MemDB.open(path)
+    monkeypatch.setattr(environment, "map_size", size)
+    MemDB.open(path).close()
+
+
+def test_a_folder_whose_generation_is_gone_is_told_so(path: Path) -> None:
+    (path / "CURRENT").write_text("gen-000009\n")
+    for call in (MemDB.open, memdb.verify, memdb.compact, memdb.migrate):
+        with time_limit(5), pytest.raises(memdb.NotADatabaseError, match="names 'gen-000009'"):
+            call(path)
 
 
 def test_a_compaction_waits_for_a_writer(path: Path, other: ProcessPoolExecutor) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,15 @@ import numpy as np
 import pytest
 
 import memdb
-from memdb import InvalidInputError, MemDB, NotADatabaseError, StorageError, UnknownNamespaceError
+from memdb import (
+    DatabaseExistsError,
+    InvalidInputError,
+    MemDB,
+    NotADatabaseError,
+    StorageError,
+    UnknownNamespaceError,
+)
+from memdb.care import whole
 from memdb.codecs import FAMILIES
 from tests.engine.fitted import make_like, roped_shape
 from tests.engine.helpers import TokenWriter, WordEmbedder, child, unit
@@ -245,6 +255,117 @@ def test_compact_gives_the_space_of_each_back(filled: Path) -> None:
     for file in (filled / "namespaces" / "x").rglob("*"):
         assert not file.is_file() or b"zanzibar" not in file.read_bytes()
     assert contents(filled) == {"": ["d0"], "x": [], "y": ["d2"]}
+
+
+CARE: dict[str, Callable[[Path, Path], object]] = {
+    "verify": lambda path, _: memdb.verify(path),
+    "repair": lambda path, _: memdb.repair(path).left,
+    "compact": lambda path, _: memdb.compact(path),
+    "migrate": lambda path, _: memdb.migrate(path),
+    "backup": lambda path, to: memdb.backup(path, to / "copy"),
+}
+
+
+@pytest.mark.parametrize("made_anew", ["", "before", "after"])
+@pytest.mark.parametrize("name", CARE)
+def test_one_that_is_dropped_meanwhile_is_passed_over(
+    filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, made_anew: str
+) -> None:
+    unless_dropped = whole._unless_dropped
+
+    @contextmanager
+    def late(folder: Path) -> Iterator[None]:
+        def drop() -> None:
+            memdb.drop_namespace(filled, "x")
+            if made_anew:  # by somebody who is not done
+                folder.mkdir()
+
+        if folder.name == "x" and made_anew == "before":
+            drop()
+        with unless_dropped(folder):
+            if folder.name == "x" and made_anew != "before":
+                drop()
+            yield
+
+    monkeypatch.setattr(whole, "_unless_dropped", late)
+    outcome = CARE[name](filled, tmp_path)
+    if name in ("verify", "repair"):
+        assert outcome == []
+    assert contents(filled) == {"": ["d0"], "y": ["d2"]}
+    if name == "backup":
+        assert contents(tmp_path / "copy") == {"": ["d0"], "y": ["d2"]}
+
+
+def test_one_that_is_dropped_while_they_are_listed_is_not_listed(
+    filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Path.read_text
+
+    def late(file: Path, *more: Any, **other: Any) -> str:
+        if file == filled / "namespaces" / "x" / "CURRENT":
+            monkeypatch.undo()
+            memdb.drop_namespace(filled, "x")
+        return read(file, *more, **other)
+
+    monkeypatch.setattr(Path, "read_text", late)
+    assert memdb.list_namespaces(filled) == ["y"]
+    (filled / "namespaces" / "y" / "CURRENT").write_text("nothing")
+    with pytest.raises(NotADatabaseError, match="namespaces/y"):  # damage is told
+        memdb.list_namespaces(filled)
+
+
+def test_what_a_killed_drop_left_goes_with_a_compaction(filled: Path) -> None:
+    """It holds what was deleted."""
+    gone = filled / "namespaces" / ".0123456789abcdef"
+    (filled / "namespaces" / "x").rename(gone)
+    assert contents(filled) == {"": ["d0"], "y": ["d2"]}
+    memdb.compact(filled)
+    assert not gone.exists()
+    assert contents(filled) == {"": ["d0"], "y": ["d2"]}
+
+
+def test_they_are_of_the_database_that_is_open_wherever_the_process_goes(
+    filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "elsewhere" / filled.name
+    shutil.copytree(filled, other)
+    monkeypatch.chdir(filled.parent)
+    with MemDB.open(filled.name) as db:
+        monkeypatch.chdir(other.parent)  # where another one has the same name
+        db.drop_namespace("x")
+        with db.namespace("new") as one:
+            assert len(one) == 0
+        with db.namespace("y") as one:
+            assert ids(one) == ["d2"]
+        assert db.namespaces() == ["new", "y"]
+    assert contents(other) == {"": ["d0"], "x": ["d1"], "y": ["d2"]}
+    assert contents(filled) == {"": ["d0"], "new": [], "y": ["d2"]}
+
+
+def test_they_are_of_the_database_that_is_open_whatever_lies_there_now(
+    filled: Path, tmp_path: Path
+) -> None:
+    with MemDB.open(filled) as db:
+        filled.rename(tmp_path / "moved")
+        shutil.copytree(tmp_path / "moved", filled)
+        calls: list[Callable[[], object]] = [
+            lambda: db.drop_namespace("x"),
+            lambda: db.namespace("x"),
+            lambda: db.namespace("new"),
+            db.namespaces,
+        ]
+        for call in calls:
+            with pytest.raises(StorageError, match="deleted, moved or replaced"):
+                call()
+    assert contents(filled) == {"": ["d0"], "x": ["d1"], "y": ["d2"]}
+
+
+def test_where_there_are_some_there_is_a_database(filled: Path) -> None:
+    with pytest.raises(DatabaseExistsError):
+        MemDB.create(filled, shape=roped_shape(), dimension=2)
+    (filled / "CURRENT").unlink()  # else a new database would have the old ones
+    with pytest.raises(StorageError, match="holds 'namespaces'"):
+        MemDB.create(filled, shape=roped_shape(), dimension=2)
 
 
 def test_a_rewrite_reaches_each(tmp_path: Path) -> None:

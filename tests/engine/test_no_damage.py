@@ -23,6 +23,7 @@ import memdb
 from memdb import CorruptRecordError, MemDB, Problem, StorageError
 from memdb.care import read_aside
 from memdb.codecs import FAMILIES
+from memdb.index import searcher
 from memdb.ingest.chunking import text_tokenizer
 from memdb.memories.codec_choice import KnownCodecs
 from memdb.storage.record_layout import (
@@ -295,6 +296,67 @@ def test_an_index_file_that_cannot_be_read_now_is_whole(
         assert database._searcher._view is not None
         assert database._searcher._view.base is not None
     assert index_file(indexed).read_bytes() == whole
+
+
+def test_an_index_of_a_later_state_than_a_searchs_own_is_used_by_the_next(
+    indexed: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between the beginning of a search and its look at the file another one writes, and builds."""
+    query = np.ones(8, np.float32)
+    look = searcher.file_stamp
+    with MemDB.open(indexed) as other, MemDB.open(indexed) as database:
+
+        def late(file: Path) -> tuple[int, int, int]:
+            monkeypatch.undo()
+            other.insert("late", id="late", embeddings=query[None])
+            other.build_index()
+            return look(file)
+
+        monkeypatch.setattr(searcher, "file_stamp", late)
+        assert len(database.retrieve(query, 100).hits) == 80  # of its own state
+        database._searcher._looked = 0.0  # the next look
+        assert database.retrieve(query, 1).hits[0].document_id == "late"
+        assert database.stats()["index"]["kind"] == "ivf"
+        assert database._searcher._view is not None
+        assert database._searcher._view.base is not None
+
+
+def test_an_index_that_is_built_while_it_is_verified_is_no_damage(
+    indexed: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    query = np.ones(8, np.float32)
+    verifying = sys.modules["memdb.care.verify"]  # a function has its name, too
+    whole = verifying.AnnIndex
+    with MemDB.open(indexed) as other:
+
+        def late(file: Path) -> Any:
+            monkeypatch.undo()
+            other.insert("late", id="late", embeddings=query[None])
+            other.build_index()
+            return whole(file)
+
+        monkeypatch.setattr(verifying, "AnnIndex", late)
+        assert memdb.verify(indexed) == []
+
+
+def test_a_damaged_change_record_is_no_fault_of_the_index(
+    indexed: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    query = np.ones(8, np.float32)
+
+    def damaged(*_: object) -> bool:
+        raise CorruptRecordError(CHANGES, "80", "its checksum does not match")
+
+    with MemDB.open(indexed) as database:
+        monkeypatch.setattr(searcher, "is_of_this_past", damaged)
+        assert len(database.retrieve(query, 100).hits) == 80
+        monkeypatch.undo()
+        database._searcher._looked = 0.0
+        assert len(database.retrieve(query, 100).hits) == 80
+        assert database.stats()["index"]["kind"] == "ivf"
 
 
 def test_an_index_that_faiss_had_no_memory_for_is_whole(

@@ -265,3 +265,9 @@ def test_stats_have_the_fields_that_are_named(full: MemDB, tmp_path: Path) -> No
 def test_memories_of_no_database_are_still_memories() -> None:
     memory: ExplicitMemory = make_memory(SHAPE, 3)
     assert same_memory(pickle.loads(pickle.dumps(memory)), memory)
+
+
+def test_an_open_database_is_no_plain_data_and_says_what_to_do(full: MemDB) -> None:
+    for copied in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match=r"give other processes its path.*MemDB\.open"):
+            copied(full)

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ import pytest
 
 import memdb
 from memdb import BusyError, InvalidInputError, MemDB, StorageError
+from memdb.care import generations
 from memdb.memories import memory_store
 from memdb.storage import locks
 from memdb.storage.folder import only_writer, opening, sole_writer
@@ -189,6 +191,82 @@ def test_who_replaces_a_database_is_named_to_who_opens_it(path: Path) -> None:
             MemDB.open(path, busy_timeout=A_LITTLE)
         with pytest.raises(BusyError, match="close it there"):
             memdb.migrate(path)
+
+
+CARE: dict[str, Callable[[Path, Path, float], object]] = {
+    "verify": lambda path, _, wait: memdb.verify(path, busy_timeout=wait),
+    "repair": lambda path, _, wait: memdb.repair(path, busy_timeout=wait),
+    "compact": lambda path, _, wait: memdb.compact(path, busy_timeout=wait),
+    "migrate": lambda path, _, wait: memdb.migrate(path, busy_timeout=wait),
+    "restore": lambda path, to, wait: memdb.restore(to / "whole", path, busy_timeout=wait),
+    "backup": lambda path, to, wait: memdb.backup(path, to / "copy", busy_timeout=wait),
+    "rewrite": lambda path, _, wait: memdb.rewrite(path, TokenWriter(), busy_timeout=wait),
+    "import": lambda path, to, wait: memdb.import_database(to / "out", path, busy_timeout=wait),
+    "namespace": lambda path, _, wait: memdb.create_namespace(path, "new", busy_timeout=wait),
+}
+
+
+@pytest.mark.parametrize("name", CARE)
+@time_limit(20)
+def test_care_of_a_database_waits_for_a_writer_as_long_as_it_is_told(
+    full: Path, tmp_path: Path, name: str
+) -> None:
+    memdb.backup(full, tmp_path / "whole")
+    with opened(full) as database:
+        database.export(tmp_path / "out")
+        before = list(database.documents())
+    with (
+        another_process(WRITES, full) as number,
+        pytest.raises(BusyError, match=rf"process {number} is writing.* 0\.05 s"),
+    ):
+        CARE[name](full, tmp_path, A_LITTLE)
+    with opened(full, read_only=True) as database:
+        assert list(database.documents()) == before
+    assert not (tmp_path / "copy").exists()
+    assert memdb.list_namespaces(full) == []
+    CARE[name](full, tmp_path, 10)
+    assert memdb.verify(full) == []
+
+
+@time_limit(20)
+def test_to_migrate_beside_a_compaction_is_no_deadlock(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both need two locks: each would keep what the other one waits for."""
+    waits = threading.Event()
+    sole = generations.sole_writer
+
+    @contextmanager
+    def told(folder: Path, *timeout: float) -> Iterator[Path]:
+        waits.set()
+        with sole(folder, *timeout) as generation:
+            yield generation
+
+    monkeypatch.setattr(generations, "sole_writer", told)
+    with ThreadPoolExecutor(1) as threads:
+        with another_process(COMPACTS, path):
+            migrated = threads.submit(memdb.migrate, path)
+            assert waits.wait(10)
+            with MemDB.open(path, busy_timeout=A_LITTLE, read_only=True) as database:
+                assert len(database) == 1  # meanwhile others open it
+        assert migrated.result() == (2, 2)  # the other one went on, and ended well
+    assert memdb.verify(path) == []
+
+
+@time_limit(20)
+def test_care_waits_no_longer_for_who_opens_and_who_replaces(path: Path, tmp_path: Path) -> None:
+    for care in (CARE["compact"], CARE["verify"]):
+        with (
+            another_process(COMPACTS, path) as number,
+            pytest.raises(BusyError, match=f"process {number} keeps writers out"),
+        ):
+            care(path, tmp_path, A_LITTLE)
+    with another_process(OPENS, path) as number:
+        generation = sorted(path.glob("gen-*"))
+        with pytest.raises(BusyError, match="another process holds it"):
+            memdb.compact(path, busy_timeout=A_LITTLE)
+        assert sorted(path.glob("gen-*")) == generation  # and the new one is gone again
+        CARE["verify"](path, tmp_path, A_LITTLE)
 
 
 def test_who_builds_the_index_is_named_and_ingest_does_not_fail_for_it(path: Path) -> None:
