@@ -177,12 +177,13 @@ def _transactions(documents: Iterator[Prepared]) -> Iterator[list[Prepared]]:
         except Exception as error:
             failed = error
             break
-        if found and (size + document.size > _BYTES or document.id in ids):
+        more = document.size
+        if found and (size + more > _BYTES or document.id in ids):
             yield found
             found, ids, size = [], set(), 0
         found.append(document)
         ids.add(document.id)
-        size += document.size
+        size += more
     if found:
         yield found
     if failed is not None:
@@ -260,8 +261,9 @@ def _write(transaction: Transaction, documents: list[Prepared]) -> LoadReport:
     """Write those that are new or have other content, and what else is new of the others."""
     whole: list[Prepared] = []
     inserted = updated = renewed = memories = 0
+    known = {item.id: transaction.document(item.id) for item in documents}
     for item in documents:
-        old = transaction.document(item.id)
+        old = known[item.id]
         if old is None or old.content_hash != item.content_hash:
             whole.append(item)
             inserted += old is None
@@ -275,7 +277,7 @@ def _write(transaction: Transaction, documents: list[Prepared]) -> LoadReport:
             transaction.replace_memory(number, version, payload)
         memories += len(remembered)
         renewed += anew is not None or bool(remembered)
-    put(transaction, *whole)
+    put(transaction, *whole, known=known)
     return LoadReport(
         inserted,
         updated,

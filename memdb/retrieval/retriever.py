@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -83,8 +84,8 @@ class Retriever:
             transaction = state.transaction
             found, matched = self._found(state, vectors, texts, wanted)
             # A reference that several queries find is read once.
-            once = dict.fromkeys(number for numbers, _ in found for number in numbers)
-            records, stored = self._read(transaction, list(once), wanted.memories)
+            once = dict.fromkeys(chain.from_iterable(numbers for numbers, _ in found))
+            records, stored = self._read(transaction, once, wanted.memories)
             if wanted.memories:
                 self._usage.count(records, transaction.generation)
         written: dict[int, StoredMemory] = {}
@@ -161,23 +162,23 @@ class Retriever:
             elif wanted.rerank is not None:
                 read = transaction.hits(near[0], False)
                 hits = [
-                    Hit(number, score, (reference, metadata))
-                    for (number, reference, metadata, _), score in zip(read, near[1], strict=True)
+                    Hit(number, score, records)
+                    for (number, records, _), score in zip(read, near[1], strict=True)
                 ]
                 near = reranked(hits, texts[n], wanted.rerank, wanted.k)
             found[n] = near
         return found, matched
 
     def _read(
-        self, transaction: Transaction, numbers: list[int], memories: bool
+        self, transaction: Transaction, numbers: Iterable[int], memories: bool
     ) -> tuple[dict[int, tuple[bytes, bytes]], dict[int, StoredMemory | None]]:
         """By reference, its record and that of its document's metadata; and its memory, if these
         are asked for. Nothing is checked before somebody asks for it."""
         records: dict[int, tuple[bytes, bytes]] = {}
         stored: dict[int, StoredMemory | None] = {}
         wrapped = self._memory_store.wrapped
-        for number, reference, metadata, memory in transaction.hits(numbers, memories):
-            records[number] = reference, metadata
+        for number, found, memory in transaction.hits(numbers, memories):
+            records[number] = found
             if memories:
                 stored[number] = None if memory is None else wrapped(number, memory)
         return records, stored
@@ -242,7 +243,7 @@ class Retriever:
             raise InvalidInputError(
                 f"an embedding must have shape ({self._dimension},), got {given.shape}"
             )
-        if given.dtype == np.float32 and abs(float(given @ given) - 1) < 1e-5:
+        if given.dtype == np.float32 and abs(float(given.dot(given)) - 1) < 1e-5:
             return given[None]  # near enough to 1 for a score, and quick
         return unit_vectors(given[None], 1, self._dimension)
 

@@ -67,7 +67,6 @@ _REFERENCE = struct.Struct("<IHH")  # ordinal, tokens, bytes of the document's i
 _OWNER, _OWNER_AT = struct.Struct("<H"), _SEAL.size + 6  # of a whole record: that size again
 _ENTRY = struct.Struct("<Bq")  # what, reference
 _CHANGE = np.dtype([("what", "u1"), ("reference", "<i8")])
-_SHORT = 4096  # bytes that are copied faster than a digest is set up
 _PLACES = {table: table.encode() + b"\0" for table in TABLES}
 _RAW = 128  # bytes of text that are not worth compressing
 _HUGE = 1e300
@@ -144,7 +143,7 @@ def unseal(table: str, key: bytes | memoryview, record: memoryview) -> tuple[int
         raise CorruptRecordError(table, readable(table, key), f"it has only {len(record)} bytes")
     checksum, version, length = _SEAL.unpack_from(record)
     payload = record[_SEAL.size :]
-    if len(payload) != length or checksum != _checksum(table, key, record[8:16], payload):
+    if len(payload) != length or checksum != _checksum(table, key, b"", record[8:]):
         raise CorruptRecordError(table, readable(table, key), "its checksum does not match")
     return int(version), payload
 
@@ -161,13 +160,11 @@ def readable(table: str, key: bytes) -> str:
     return repr(key.decode("utf-8", "backslashreplace"))
 
 
-def _checksum(table: str, key: bytes, head: bytes | memoryview, payload: bytes | memoryview) -> int:
-    parts = (_PLACES[table], key, b"\0", head, payload)
-    if len(payload) < _SHORT:
-        return xxhash.xxh3_64_intdigest(b"".join(parts))
-    digest = xxhash.xxh3_64(b"".join(parts[:4]))
-    digest.update(payload)
-    return int(digest.intdigest())
+def _checksum(table: str, key: bytes, head: bytes, rest: bytes | memoryview) -> int:
+    """Of a record's table, key, version, length and payload, the last three in two pieces."""
+    digest = xxhash.xxh3_64(b"".join((_PLACES[table], key, b"\0", head)))
+    digest.update(rest)
+    return digest.intdigest()
 
 
 # --- payloads -------------------------------------------------------------------------------------

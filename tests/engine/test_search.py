@@ -362,6 +362,25 @@ def test_a_damaged_cluster_is_noticed_when_it_is_looked_at(indexed: Path) -> Non
     assert memdb.verify(indexed) == []
 
 
+def test_the_last_clusters_are_looked_at_together(indexed: Path) -> None:
+    """A query would pay for each later one with a look whether it was checked."""
+    vectors, _ = Points().draw(4000)
+    file = index_file(indexed)
+    whole = file.read_bytes()
+    index = AnnIndex(file)
+    damaged = int(index._clusters[0])
+    content = whole.find(vectors[0].astype("<f2").tobytes())
+    file.write_bytes(whole[:content] + b"\xff\x7b" + whole[content + 2 :])
+    clusters = [cluster for cluster in range(index.info.lists) if cluster != damaged]
+    index = AnnIndex(file)
+    few = index.info.nprobe
+    for cluster in clusters[:-few]:
+        index.scan(vectors[:1], 5, np.array([cluster]), None)
+    with pytest.raises(CorruptRecordError, match=f"cluster {damaged} "):
+        index.scan(vectors[:1], 5, np.array([clusters[-few]]), None)
+    assert index.damaged
+
+
 def test_verify_looks_at_all_clusters(indexed: Path) -> None:
     assert memdb.verify(indexed) == []
     file = index_file(indexed)
