@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from itertools import chain
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from memdb.types.checks import check_text, is_id
 Query = str | Sequence[int] | NDArray[Any]
 
 _MANY = 1000  # hits
+_NOT_ASKED = repeat(None)  # keyword scores of a search without words
 
 
 class Retriever:
@@ -83,9 +84,10 @@ class Retriever:
         with self._searcher.pin() if pinned is None else pinned as state:
             transaction = state.transaction
             found, matched = self._found(state, vectors, texts, wanted)
-            # A reference that several queries find is read once.
-            once = dict.fromkeys(chain.from_iterable(numbers for numbers, _ in found))
-            records, stored = self._read(transaction, once, wanted.memories)
+            numbers = found[0][0]
+            if len(found) > 1:  # a reference that several queries find is read once
+                numbers = list(dict.fromkeys(number for near, _ in found for number in near))
+            records, stored = self._read(transaction, numbers, wanted.memories)
             if wanted.memories:
                 self._usage.count(records, transaction.generation)
         written: dict[int, StoredMemory] = {}
@@ -96,19 +98,16 @@ class Retriever:
                 references = [Hit(number, 0.0, records[number]).reference for number in cold]
                 written = self._memory_store.remember(references)
                 stored.update(written)
-        return [
-            Retrieval(
-                text,
-                [
-                    Hit(number, score, records[number], stored.get(number), worded)
-                    for number, score, worded in zip(
-                        numbers, scores, _worded(one, numbers), strict=True
-                    )
-                ],
-                sum(number in written for number in numbers) if written else 0,
-            )
-            for text, (numbers, scores), one in zip(texts, found, matched, strict=True)
-        ]
+        retrievals = []
+        for text, (numbers, scores), words in zip(texts, found, matched, strict=True):
+            worded = _NOT_ASKED if words is None else words.scores_of(numbers)
+            hits = [
+                Hit(number, score, records[number], stored.get(number), keyword_score)
+                for number, score, keyword_score in zip(numbers, scores, worded, strict=False)
+            ]
+            fresh = sum(number in written for number in numbers) if written else 0
+            retrievals.append(Retrieval(text, hits, fresh))
+        return retrievals
 
     def _found(
         self,
@@ -246,11 +245,6 @@ class Retriever:
         if given.dtype == np.float32 and abs(float(given.dot(given)) - 1) < 1e-5:
             return given[None]  # near enough to 1 for a score, and quick
         return unit_vectors(given[None], 1, self._dimension)
-
-
-def _worded(matched: Matched | None, numbers: list[int]) -> list[float | None]:
-    """Keyword scores of hits."""
-    return [None] * len(numbers) if matched is None else [*matched.scores_of(numbers)]
 
 
 def _may(

@@ -141,11 +141,12 @@ def unseal(table: str, key: bytes | memoryview, record: memoryview) -> tuple[int
     key = bytes(key)
     if len(record) < _SEAL.size:
         raise CorruptRecordError(table, readable(table, key), f"it has only {len(record)} bytes")
+    version: int
     checksum, version, length = _SEAL.unpack_from(record)
     payload = record[_SEAL.size :]
     if len(payload) != length or checksum != _checksum(table, key, b"", record[8:]):
         raise CorruptRecordError(table, readable(table, key), "its checksum does not match")
-    return int(version), payload
+    return version, payload
 
 
 def seal_in(record: bytes | memoryview) -> str:
