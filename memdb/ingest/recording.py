@@ -23,6 +23,7 @@ from memdb.storage.record_layout import (
     REFERENCES,
     REMEMBERED,
     DocumentEntry,
+    compress,
     integer_key,
     reference_bytes,
 )
@@ -49,6 +50,7 @@ class Prepared:
         text_hash, content_hash: 32 bytes each.
         metadata: as stored.
         pieces: its references' texts and lengths.
+        texts: of each piece, as stored.
         embeddings: of each piece, as stored.
         memories: of each piece, as stored; None: it stays cold.
         version: of a document that is new.
@@ -61,6 +63,7 @@ class Prepared:
     content_hash: bytes
     metadata: bytes
     pieces: Sequence[Piece]
+    texts: Sequence[bytes]
     embeddings: Sequence[bytes]
     memories: Sequence[bytes | None]
     version: int = 1
@@ -108,6 +111,7 @@ def prepared(
         content_hash_of(text, metadata),
         metadata,
         pieces,
+        [compress(piece.text.encode()) for piece in pieces],
         [row.tobytes() for row in embeddings.astype("<f4", copy=False)],
         [None] * len(pieces) if memories is None else memories,
         version,
@@ -162,7 +166,8 @@ def put(
         first = number
         for ordinal, piece in enumerate(item.pieces):
             key = integer_key(number)
-            texts.append((key, version, reference_bytes(ordinal, piece.tokens, name, piece.text)))
+            text = item.texts[ordinal]
+            texts.append((key, version, reference_bytes(ordinal, piece.tokens, name, text)))
             vectors.append((key, version, item.embeddings[ordinal]))
             changes.append((INSERTED, number))
             memory = item.memories[ordinal]

@@ -203,14 +203,16 @@ class DocumentEntry:
 
 def reference_payload(reference: Reference) -> bytes:
     """Bytes for the table `references`."""
+    text = compress(reference.text.encode())
     return reference_bytes(
-        reference.ordinal, reference.tokens, reference.document_id.encode(), reference.text
+        reference.ordinal, reference.tokens, reference.document_id.encode(), text
     )
 
 
-def reference_bytes(ordinal: int, tokens: int, document: bytes, text: str) -> bytes:
-    """As `reference_payload`, from a reference's parts; the document's id as UTF-8."""
-    return _REFERENCE.pack(ordinal, tokens, len(document)) + document + compress(text.encode())
+def reference_bytes(ordinal: int, tokens: int, document: bytes, text: bytes) -> bytes:
+    """As `reference_payload`, from a reference's parts; the document's id as UTF-8, the text as
+    `compress` has it."""
+    return _REFERENCE.pack(ordinal, tokens, len(document)) + document + text
 
 
 def read_owner(payload: bytes | memoryview) -> bytes:
