@@ -17,7 +17,8 @@ is base64, among the metadata, and in a second run a document. What has not fini
 its time is measured with what it had, which is marked with *.
 
 Filtered search is measured by how many references a filter leaves, at random and far from the query
-(engine_filtered.py).
+(engine_filtered.py), search by words beside vectors with queries that ask for one reference
+(engine_hybrid.py); neither has a limit or a peer beside it.
 """
 
 from __future__ import annotations
@@ -83,6 +84,15 @@ def filtered_table(size: Size) -> Table:
     for row in size.filtered:
         kind = {"random": "at random", "unrelated": "far from the query"}[row.kind]
         table.add_row(kind, row.share, f"{row.p50:.3f}", f"{row.recall:.3f}")
+    return table
+
+
+def modes_table(size: Size) -> Table:
+    table = Table(title=f"modes of search at {size.references:,}")
+    for column in ("mode", "p50 ms", "recall@5"):
+        table.add_column(column, justify="left" if column == "mode" else "right")
+    for row in size.modes:
+        table.add_row(row.mode, f"{row.p50:.3f}", f"{row.recall:.3f}")
     return table
 
 
@@ -207,7 +217,7 @@ def main(
             title = f"{references:,} references with {kib} KiB of memory each"
             size = bench.measure(title, references, pairs_of(kib), "exact")
             console.print(rows_table(size), opening(size), *size.notes, "", sep="\n")
-            console.print(filtered_table(size), "", sep="\n")
+            console.print(filtered_table(size), "", modes_table(size), "", sep="\n")
             measured.append(size)
         if not quick:
             title = f"the real size: {_REAL_REFERENCES:,} references, {_REAL_PAIRS:,} pairs, int8"

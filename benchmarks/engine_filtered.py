@@ -3,6 +3,7 @@
 Each size once more, without memories, in a database whose metadata keys are indexed. A filter
 leaves references drawn at random, or those nearest to a place that the query is far from. Filters
 are asked once before they are timed: which references one means is kept, and is not what is timed.
+The same database is searched by words (engine_hybrid.py).
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
-from engine_data import DIMENSION, SHAPE, K, Vectors, reference_id, reference_number
+from engine_data import SHAPE, K, Vectors, reference_id, reference_number
+from engine_hybrid import Texts
 from numpy.typing import NDArray
 
 from memdb import Batch, Document, MemDB, Progress
@@ -44,31 +47,36 @@ class FilteredRow:
         return f"{self.per_mille / 10:g}"
 
 
-def measure(
-    vectors: Vectors, queries: Vectors, folder: Path, progress: Progress
-) -> list[FilteredRow]:
-    """The rows, in a database that is made in a folder, and removed."""
+@contextmanager
+def database(vectors: Vectors, texts: Texts, folder: Path, progress: Progress) -> Iterator[MemDB]:
+    """The database, made in a folder, and removed. FAISS has one thread meanwhile."""
     metadata = _metadata(vectors)
     db = MemDB.create(
         folder,
+        embedder=texts,
         shape=SHAPE,
-        dimension=DIMENSION,
         codec="exact",
         durability="off",
         keys=list(metadata),
     )
     with db:
-        db.load(_batches(vectors, metadata), progress=progress)
+        db.load(_batches(vectors, texts, metadata), progress=progress)
         db.build_index(progress=progress)
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(1)
-        rows: list[FilteredRow] = []
-        for kind in KINDS:
-            for per_mille in PER_MILLE:
-                progress("filtered search", len(rows), len(KINDS) * len(PER_MILLE))
-                rows.append(_row(db, kind, per_mille, vectors, queries, metadata))
+        yield db
         faiss.omp_set_num_threads(threads)
     shutil.rmtree(folder)
+
+
+def measure(db: MemDB, vectors: Vectors, queries: Vectors, progress: Progress) -> list[FilteredRow]:
+    """The rows, of that database."""
+    metadata = _metadata(vectors)
+    rows: list[FilteredRow] = []
+    for kind in KINDS:
+        for per_mille in PER_MILLE:
+            progress("filtered search", len(rows), len(KINDS) * len(PER_MILLE))
+            rows.append(_row(db, kind, per_mille, vectors, queries, metadata))
     return rows
 
 
@@ -84,11 +92,15 @@ def _metadata(vectors: Vectors) -> dict[str, NDArray[np.int64]]:
     return {key: ranks * 1000 // n for key, ranks in found.items()}
 
 
-def _batches(vectors: Vectors, metadata: dict[str, NDArray[np.int64]]) -> Iterator[Batch]:
+def _batches(
+    vectors: Vectors, texts: Texts, metadata: dict[str, NDArray[np.int64]]
+) -> Iterator[Batch]:
     for first in range(0, len(vectors), _BATCH):
         end = min(first + _BATCH, len(vectors))
         documents = [
-            Document("text", reference_id(n), {key: int(of[n]) for key, of in metadata.items()})
+            Document(
+                texts.text(n), reference_id(n), {key: int(of[n]) for key, of in metadata.items()}
+            )
             for n in range(first, end)
         ]
         yield Batch(documents, vectors[first:end])

@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import engine_filtered
+import engine_hybrid
 import engine_peers
 import faiss
 import numpy as np
 from engine_data import Corpus, Vectors, embeddings, nearest
 from engine_filtered import FilteredRow
+from engine_hybrid import ModeRow, Texts
 from engine_stores import MemDBStore, RawStore, disk_bytes
 
 from cli.progress import progress_bar
-from memdb import Progress
+from memdb import MissingPartError, Progress
 
 _INDEX_SECONDS = 3600  # a peer's index that takes longer is given up
 _CACHE = 8 << 30  # holds every memory that the queries find
@@ -62,6 +64,7 @@ class Size:
     opened: dict[str, float] = field(default_factory=dict)
     opened_cold: dict[str, float] = field(default_factory=dict)
     filtered: list[FilteredRow] = field(default_factory=list)
+    modes: list[ModeRow] = field(default_factory=list)
 
     def figures(self) -> dict[str, float]:
         """The figures of `--json`; those of peers that are not installed are left out."""
@@ -81,6 +84,9 @@ class Size:
         for row in self.filtered:
             found[f"filtered_{row.kind}_{row.share}_recall_at_5"] = row.recall
             found[f"filtered_{row.kind}_{row.share}_p50_ms"] = row.p50
+        for mode in self.modes:
+            found[f"{mode.mode}_search_recall_at_5"] = mode.recall
+            found[f"{mode.mode}_search_p50_ms"] = mode.p50
         return {name: round(value, 4) for name, value in found.items() if value is not None}
 
 
@@ -101,7 +107,7 @@ class Bench:
         queries: how many are timed.
         peers: names in `engine_peers.PEERS`.
         chroma_seconds: that Chroma may take to insert.
-        filtered_queries: how many are timed under each filter.
+        filtered_queries: how many are timed under each filter, and in each mode.
     """
 
     folder: Path
@@ -124,9 +130,7 @@ class Bench:
                 corpus = Corpus(references, pairs, codec, str(place / "embeddings.npy"))
                 progress("making data", 1, 1)
                 self._memdb(size, corpus, vectors, queries, place, progress)
-                size.filtered = engine_filtered.measure(
-                    vectors, queries[: self.filtered_queries], place / "filtered", progress
-                )
+                self._searches(size, vectors, queries, place, progress)
                 del vectors
                 for name in self.peers:
                     self._peer(name, size, corpus, place, progress)
@@ -206,6 +210,19 @@ class Bench:
         }
         shutil.rmtree(raw_folder)
         shutil.rmtree(folder)
+
+    def _searches(
+        self, size: Size, vectors: Vectors, queries: Vectors, place: Path, progress: Progress
+    ) -> None:
+        """Searches that the limit has none of: with filters, and by words."""
+        texts = Texts(vectors, self.filtered_queries)
+        with engine_filtered.database(vectors, texts, place / "filtered", progress) as db:
+            some = queries[: self.filtered_queries]
+            size.filtered = engine_filtered.measure(db, vectors, some, progress)
+            try:
+                size.modes = engine_hybrid.measure(db, texts, progress)
+            except MissingPartError as error:
+                size.notes.append(f"search by words was not measured: {error}")
 
     # --- the peers --------------------------------------------------------------------------------
 

@@ -123,18 +123,19 @@ class Searchable(ABC):
         if (tokens is None) is (embedding is None):
             raise InvalidInputError("give a query or an embedding, one of the two")
         query: Any = tokens if embedding is None else self._retriever.embedding(embedding)
-        return self.retrieve_batch(
-            [query],
+        wanted = Wanted(
             k,
-            where=where,
-            accept=_of_any_query(accept),
-            min_score=min_score,
-            exclude=exclude,
-            diversity=diversity,
-            rerank=rerank,
-            exact=exact,
-            mode=mode,
-        )[0]
+            filter_of(where),
+            True,
+            _of_any_query(accept),
+            min_score,
+            exclude,  # type: ignore[arg-type]  # which makes a list of it
+            diversity,
+            rerank,
+            exact,
+            mode,
+        )
+        return self._retriever.retrieve([query], wanted, self._pinning())[0]
 
     def retrieve_batch(
         self,

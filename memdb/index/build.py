@@ -28,7 +28,7 @@ _LISTS_PER_ROOT = 4  # clusters are 4 times the square root of the number of vec
 _SAMPLE = 48  # vectors for each cluster's centre, as FAISS advises (39 to 256)
 _ROUNDS = 10  # of k-means
 _LINKS = 32  # of each centre in the graph that finds the nearest ones
-_QUERIES = 256  # that recall is measured with
+_QUERIES = 512  # that recall is measured with
 _K = 5  # the paper's number of memories
 _HITS = _K, 10, 20  # that the clusters looked at for 5 may be enough for
 _LEAST_RECALL = 0.985  # what enough is, where no less is asked for
@@ -226,7 +226,11 @@ def _nprobe(
     index: Any, truth: _Truth, recall: float, cancelled: Callable[[], bool]
 ) -> tuple[int, float, int]:
     """The fewest clusters to look at for that recall of the nearest 5, the recall that they reach,
-    and how many of the nearest may be asked for so that they are still enough."""
+    and how many of the nearest may be asked for so that they are still enough.
+
+    Other queries than these few are asked later, and the first number of clusters that seems enough
+    is taken. So it has to be enough with a standard error to spare: without, every other index
+    would find less than it is to."""
     usable = truth.copies <= _COPIES
     queries, due = truth.queries[usable], truth.scores[usable]
     if not np.isfinite(due).any():
@@ -237,17 +241,17 @@ def _nprobe(
         _go_on(cancelled)
         scores, rows = index.search(queries, k, params=search_parameters(nprobe))
         scores = np.where((rows >= 0) & (scores <= 1 - _SAME), scores, -np.inf)
-        reached = _recall(scores, due[:, :_K])
-        if reached >= recall or nprobe >= index.nlist:
+        reached, error = _recall(scores, due[:, :_K])
+        if reached - error >= recall or nprobe >= index.nlist:
             break
         nprobe = min(index.nlist, nprobe + max(1, nprobe // 4))
     least = min(recall, _LEAST_RECALL)
-    enough = [hits for hits in _HITS if _recall(scores, due[:, :hits]) >= least]
+    enough = [hits for hits in _HITS if _recall(scores, due[:, :hits])[0] >= least]
     return nprobe, reached, max([_K, *enough])
 
 
-def _recall(scores: Vectors, due: Vectors) -> float:
-    """Share of what is due that is found.
+def _recall(scores: Vectors, due: Vectors) -> tuple[float, float]:
+    """Share of what is due that is found, and its standard error.
 
     Args:
         scores: (q, any) of what is found; -inf: nothing.
@@ -256,7 +260,9 @@ def _recall(scores: Vectors, due: Vectors) -> float:
     there = np.isfinite(due).sum(1)
     least = due[np.arange(len(due)), np.maximum(there, 1) - 1] - _SAME
     found = np.minimum((scores >= least[:, None]).sum(1), there)
-    return float(found[there > 0].sum() / there.sum())
+    share = found.sum() / there.sum()
+    error = np.sqrt(((found - share * there) ** 2).sum()) / there.sum()  # of a ratio of two sums
+    return float(share), float(error)
 
 
 def _spread(index: Any, queries: Vectors, rows: Ids, vectors: Vectors) -> tuple[float, ...]:

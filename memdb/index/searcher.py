@@ -80,14 +80,13 @@ class Searcher:
         """A read transaction and its view, in a `with` statement."""
         return _Pinning(self)
 
-    def begin(self) -> tuple[ReadTransaction, Pinned]:
-        """As `pin`; who calls it ends the reading."""
-        reading = self._store.read()
+    def pinned(self, reading: ReadTransaction) -> Pinned:
+        """The transaction, begun, and its view."""
         with self._guard:
             # The transaction begins under the guard, so the view never runs ahead of it.
             transaction = reading.__enter__()
             try:
-                return reading, Pinned(transaction, self._caught_up(transaction))
+                return Pinned(transaction, self._caught_up(transaction))
             except BaseException as error:
                 reading.__exit__(type(error), error, error.__traceback__)
                 raise
@@ -129,18 +128,19 @@ class Searcher:
     # --- keeping in step ---
 
     def _caught_up(self, transaction: Transaction) -> View:
-        generation, _ = state = transaction.state
-        assert generation is not None
-        if self._view is not None and self._view.base is not None and self._view.base.damaged:
-            self._bad, self._view = self._view.base.stamp, None
-        same = self._view is not None and generation == self._state[0]
-        now = time.monotonic()
-        if same and state == self._state and now - self._looked < _LOOK_EVERY:
-            assert self._view is not None
-            return self._view
+        state, now = transaction.state, time.monotonic()
+        view = self._view
+        if view is not None and view.base is not None and view.base.damaged:
+            self._bad, self._view = view.base.stamp, None
+            view = None
+        recent = now - self._looked < _LOOK_EVERY
+        if view is not None and recent and state == self._state:
+            return view
         last = transaction.last_change()
-        view = self._view if same else None
-        if view is None or now - self._looked >= _LOOK_EVERY:
+        generation = transaction.generation
+        if generation != self._state[0]:
+            view = None
+        if view is None or not recent:
             self._looked = now
             view = self._newest(view, generation, transaction)
         try:
@@ -330,10 +330,10 @@ class _Pinning:
 
     def __init__(self, searcher: Searcher) -> None:
         self._searcher = searcher
+        self._reading = searcher._store.read()
 
     def __enter__(self) -> Pinned:
-        self._reading, pinned = self._searcher.begin()
-        return pinned
+        return self._searcher.pinned(self._reading)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._reading.__exit__(kind, error, trace)

@@ -2,8 +2,8 @@
 
 What makes it fast: a batch's memories are coded together, a transaction holds about 64 MiB, ids
 ascend so that LMDB appends, and the next batches are checked and coded, in a thread of their own,
-while those before are written. Batches are drawn in the caller's thread: what gives them may belong
-to that.
+while those before wait for the disk. Batches are drawn in the caller's thread: what gives them may
+belong to that.
 """
 
 from __future__ import annotations
@@ -104,10 +104,14 @@ def load(
         return list(_prepared(batch, chunker, memory_store, dimension))
 
     with ThreadPoolExecutor(1, "memdb-load") as thread:
-        for documents in _transactions(_in_order(batches, prepare, thread)):
+        ahead = _Ahead(prepare, thread)
+        for documents in _transactions(ahead.in_order(batches)):
             with store.write() as transaction:
                 memory_store.require_shape(transaction)
                 total += _write(transaction, documents)
+                # The next batch is prepared while this one waits for the disk, and not before: two
+                # threads of Python that are both at work take longer than one after the other.
+                ahead.prepare_next()
             done += sum(len(document.pieces) for document in documents)
             progress("loading", done, 0)
             for codec in {item.codec for item in documents}:
@@ -115,39 +119,57 @@ def load(
     return total
 
 
-def _in_order(
-    batches: Iterable[DocumentBatch],
-    prepare: Callable[[DocumentBatch], list[Prepared]],
-    thread: Executor,
-) -> Iterator[Prepared]:
-    """The documents of all batches. Those of about one transaction are drawn ahead, so that
-    `thread` prepares them while what was yielded is written. What comes before an error is yielded
-    first."""
-    ahead: deque[tuple[int, Future[list[Prepared]]]] = deque()
-    size = 0
-    failed: Exception | None = None
-    source = iter(arguments.some(batches, "batches", "DocumentBatch"))
-    try:
-        while failed is None:
-            try:
-                batch = arguments.a(DocumentBatch, next(source), "each of the batches")
-            except StopIteration:
-                break
-            except Exception as error:
-                failed = error
-                break
-            ahead.append((_size(batch), thread.submit(prepare, batch)))
-            size += ahead[-1][0]
-            while len(ahead) > 1 and size > _BYTES:
-                size -= ahead[0][0]
-                yield from ahead.popleft()[1].result()
-        while ahead:
-            yield from ahead.popleft()[1].result()
-    finally:
-        for _, future in ahead:
-            future.cancel()
-    if failed is not None:
-        raise failed
+class _Ahead:
+    """Batches of about one transaction that are drawn ahead of what is written, and prepared by a
+    thread of their own."""
+
+    def __init__(
+        self, prepare: Callable[[DocumentBatch], list[Prepared]], thread: Executor
+    ) -> None:
+        self._prepare = prepare
+        self._thread = thread
+        self._drawn: deque[DocumentBatch] = deque()
+        self._coming: deque[Future[list[Prepared]]] = deque()  # before those that are only drawn
+
+    def in_order(self, batches: Iterable[DocumentBatch]) -> Iterator[Prepared]:
+        """The documents of all batches. What comes before an error is yielded first."""
+        size = 0
+        sizes: deque[int] = deque()
+        failed: Exception | None = None
+        source = iter(arguments.some(batches, "batches", "DocumentBatch"))
+        try:
+            while failed is None:
+                try:
+                    batch = arguments.a(DocumentBatch, next(source), "each of the batches")
+                except StopIteration:
+                    break
+                except Exception as error:
+                    failed = error
+                    break
+                self._drawn.append(batch)
+                sizes.append(_size(batch))
+                size += sizes[-1]
+                while len(sizes) > 1 and size > _BYTES:
+                    size -= sizes.popleft()
+                    yield from self._oldest()
+            while sizes:
+                sizes.popleft()
+                yield from self._oldest()
+        finally:
+            for future in self._coming:
+                future.cancel()
+        if failed is not None:
+            raise failed
+
+    def prepare_next(self) -> None:
+        """Let the thread prepare what is drawn."""
+        while self._drawn:
+            self._coming.append(self._thread.submit(self._prepare, self._drawn.popleft()))
+
+    def _oldest(self) -> list[Prepared]:
+        if not self._coming:
+            return self._prepare(self._drawn.popleft())
+        return self._coming.popleft().result()
 
 
 def _size(batch: DocumentBatch) -> int:
@@ -177,12 +199,13 @@ def _transactions(documents: Iterator[Prepared]) -> Iterator[list[Prepared]]:
         except Exception as error:
             failed = error
             break
-        if found and (size + document.size > _BYTES or document.id in ids):
+        more = document.size
+        if found and (size + more > _BYTES or document.id in ids):
             yield found
             found, ids, size = [], set(), 0
         found.append(document)
         ids.add(document.id)
-        size += document.size
+        size += more
     if found:
         yield found
     if failed is not None:
@@ -260,8 +283,9 @@ def _write(transaction: Transaction, documents: list[Prepared]) -> LoadReport:
     """Write those that are new or have other content, and what else is new of the others."""
     whole: list[Prepared] = []
     inserted = updated = renewed = memories = 0
+    known = {item.id: transaction.document(item.id) for item in documents}
     for item in documents:
-        old = transaction.document(item.id)
+        old = known[item.id]
         if old is None or old.content_hash != item.content_hash:
             whole.append(item)
             inserted += old is None
@@ -275,7 +299,7 @@ def _write(transaction: Transaction, documents: list[Prepared]) -> LoadReport:
             transaction.replace_memory(number, version, payload)
         memories += len(remembered)
         renewed += anew is not None or bool(remembered)
-    put(transaction, *whole)
+    put(transaction, *whole, known=known)
     return LoadReport(
         inserted,
         updated,

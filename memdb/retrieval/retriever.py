@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from memdb.types.checks import check_text, is_id
 Query = str | Sequence[int] | NDArray[Any]
 
 _MANY = 1000  # hits
+_NOT_ASKED = repeat(None)  # keyword scores of a search without words
 
 
 class Retriever:
@@ -82,9 +84,10 @@ class Retriever:
         with self._searcher.pin() if pinned is None else pinned as state:
             transaction = state.transaction
             found, matched = self._found(state, vectors, texts, wanted)
-            # A reference that several queries find is read once.
-            once = dict.fromkeys(number for numbers, _ in found for number in numbers)
-            records, stored = self._read(transaction, list(once), wanted.memories)
+            numbers = found[0][0]
+            if len(found) > 1:  # a reference that several queries find is read once
+                numbers = list(dict.fromkeys(number for near, _ in found for number in near))
+            records, stored = self._read(transaction, numbers, wanted.memories)
             if wanted.memories:
                 self._usage.count(records, transaction.generation)
         written: dict[int, StoredMemory] = {}
@@ -95,19 +98,16 @@ class Retriever:
                 references = [Hit(number, 0.0, records[number]).reference for number in cold]
                 written = self._memory_store.remember(references)
                 stored.update(written)
-        return [
-            Retrieval(
-                text,
-                [
-                    Hit(number, score, records[number], stored.get(number), worded)
-                    for number, score, worded in zip(
-                        numbers, scores, _worded(one, numbers), strict=True
-                    )
-                ],
-                sum(number in written for number in numbers) if written else 0,
-            )
-            for text, (numbers, scores), one in zip(texts, found, matched, strict=True)
-        ]
+        retrievals = []
+        for text, (numbers, scores), words in zip(texts, found, matched, strict=True):
+            worded = _NOT_ASKED if words is None else words.scores_of(numbers)
+            hits = [
+                Hit(number, score, records[number], stored.get(number), keyword_score)
+                for number, score, keyword_score in zip(numbers, scores, worded, strict=False)
+            ]
+            fresh = sum(number in written for number in numbers) if written else 0
+            retrievals.append(Retrieval(text, hits, fresh))
+        return retrievals
 
     def _found(
         self,
@@ -161,23 +161,23 @@ class Retriever:
             elif wanted.rerank is not None:
                 read = transaction.hits(near[0], False)
                 hits = [
-                    Hit(number, score, (reference, metadata))
-                    for (number, reference, metadata, _), score in zip(read, near[1], strict=True)
+                    Hit(number, score, records)
+                    for (number, records, _), score in zip(read, near[1], strict=True)
                 ]
                 near = reranked(hits, texts[n], wanted.rerank, wanted.k)
             found[n] = near
         return found, matched
 
     def _read(
-        self, transaction: Transaction, numbers: list[int], memories: bool
+        self, transaction: Transaction, numbers: Iterable[int], memories: bool
     ) -> tuple[dict[int, tuple[bytes, bytes]], dict[int, StoredMemory | None]]:
         """By reference, its record and that of its document's metadata; and its memory, if these
         are asked for. Nothing is checked before somebody asks for it."""
         records: dict[int, tuple[bytes, bytes]] = {}
         stored: dict[int, StoredMemory | None] = {}
         wrapped = self._memory_store.wrapped
-        for number, reference, metadata, memory in transaction.hits(numbers, memories):
-            records[number] = reference, metadata
+        for number, found, memory in transaction.hits(numbers, memories):
+            records[number] = found
             if memories:
                 stored[number] = None if memory is None else wrapped(number, memory)
         return records, stored
@@ -242,14 +242,9 @@ class Retriever:
             raise InvalidInputError(
                 f"an embedding must have shape ({self._dimension},), got {given.shape}"
             )
-        if given.dtype == np.float32 and abs(float(given @ given) - 1) < 1e-5:
+        if given.dtype == np.float32 and abs(float(given.dot(given)) - 1) < 1e-5:
             return given[None]  # near enough to 1 for a score, and quick
         return unit_vectors(given[None], 1, self._dimension)
-
-
-def _worded(matched: Matched | None, numbers: list[int]) -> list[float | None]:
-    """Keyword scores of hits."""
-    return [None] * len(numbers) if matched is None else [*matched.scores_of(numbers)]
 
 
 def _may(

@@ -59,8 +59,10 @@ class Wanted:
 
     def __post_init__(self) -> None:
         self.k = arguments.whole_number(self.k, "k", 1)
-        self.memories = arguments.flag(self.memories, "memories")
-        self.exact = arguments.flag(self.exact, "exact")
+        if self.memories is not True:  # what is left as it is costs no check
+            self.memories = arguments.flag(self.memories, "memories")
+        if self.exact is not False:
+            self.exact = arguments.flag(self.exact, "exact")
         if self.accept is not None:
             arguments.function(self.accept, "accept")
         if self.rerank is not None:

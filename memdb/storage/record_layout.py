@@ -67,7 +67,6 @@ _REFERENCE = struct.Struct("<IHH")  # ordinal, tokens, bytes of the document's i
 _OWNER, _OWNER_AT = struct.Struct("<H"), _SEAL.size + 6  # of a whole record: that size again
 _ENTRY = struct.Struct("<Bq")  # what, reference
 _CHANGE = np.dtype([("what", "u1"), ("reference", "<i8")])
-_SHORT = 4096  # bytes that are copied faster than a digest is set up
 _PLACES = {table: table.encode() + b"\0" for table in TABLES}
 _RAW = 128  # bytes of text that are not worth compressing
 _HUGE = 1e300
@@ -142,11 +141,12 @@ def unseal(table: str, key: bytes | memoryview, record: memoryview) -> tuple[int
     key = bytes(key)
     if len(record) < _SEAL.size:
         raise CorruptRecordError(table, readable(table, key), f"it has only {len(record)} bytes")
+    version: int
     checksum, version, length = _SEAL.unpack_from(record)
     payload = record[_SEAL.size :]
-    if len(payload) != length or checksum != _checksum(table, key, record[8:16], payload):
+    if len(payload) != length or checksum != _checksum(table, key, b"", record[8:]):
         raise CorruptRecordError(table, readable(table, key), "its checksum does not match")
-    return int(version), payload
+    return version, payload
 
 
 def seal_in(record: bytes | memoryview) -> str:
@@ -161,13 +161,11 @@ def readable(table: str, key: bytes) -> str:
     return repr(key.decode("utf-8", "backslashreplace"))
 
 
-def _checksum(table: str, key: bytes, head: bytes | memoryview, payload: bytes | memoryview) -> int:
-    parts = (_PLACES[table], key, b"\0", head, payload)
-    if len(payload) < _SHORT:
-        return xxhash.xxh3_64_intdigest(b"".join(parts))
-    digest = xxhash.xxh3_64(b"".join(parts[:4]))
-    digest.update(payload)
-    return int(digest.intdigest())
+def _checksum(table: str, key: bytes, head: bytes, rest: bytes | memoryview) -> int:
+    """Of a record's table, key, version, length and payload, the last three in two pieces."""
+    digest = xxhash.xxh3_64(b"".join((_PLACES[table], key, b"\0", head)))
+    digest.update(rest)
+    return digest.intdigest()
 
 
 # --- payloads -------------------------------------------------------------------------------------
@@ -205,14 +203,16 @@ class DocumentEntry:
 
 def reference_payload(reference: Reference) -> bytes:
     """Bytes for the table `references`."""
+    text = compress(reference.text.encode())
     return reference_bytes(
-        reference.ordinal, reference.tokens, reference.document_id.encode(), reference.text
+        reference.ordinal, reference.tokens, reference.document_id.encode(), text
     )
 
 
-def reference_bytes(ordinal: int, tokens: int, document: bytes, text: str) -> bytes:
-    """As `reference_payload`, from a reference's parts; the document's id as UTF-8."""
-    return _REFERENCE.pack(ordinal, tokens, len(document)) + document + compress(text.encode())
+def reference_bytes(ordinal: int, tokens: int, document: bytes, text: bytes) -> bytes:
+    """As `reference_payload`, from a reference's parts; the document's id as UTF-8, the text as
+    `compress` has it."""
+    return _REFERENCE.pack(ordinal, tokens, len(document)) + document + text
 
 
 def read_owner(payload: bytes | memoryview) -> bytes:

@@ -440,8 +440,8 @@ class Transaction:
 
     def hits(
         self, numbers: Iterable[int], memories: bool
-    ) -> Iterator[tuple[int, bytes, bytes, bytes | None]]:
-        """Of references, their numbers and copies of their records, of their documents' metadata
+    ) -> Iterator[tuple[int, tuple[bytes, bytes], bytes | None]]:
+        """Of references, their numbers, copies of their records and of their documents' metadata,
         and, if they are asked for, of their memories, all unchecked (a retrieval reads them, and
         decodes what is looked at); `CorruptRecordError` if one of the first two is not there."""
         get, owner_in = self._inner.get, record_layout.owner_in
@@ -459,7 +459,8 @@ class Transaction:
                 self.payload(METADATA, self.reference(number).document_id.encode())
                 raise CorruptRecordError(REFERENCES, str(number), "it names another document")
             found = get(key, None, of_memories) if memories else None
-            yield number, reference, bytes(metadata), None if found is None else bytes(found)
+            memory = None if found is None else bytes(found)
+            yield number, (reference, bytes(metadata)), memory
 
     def delete_record(self, table: str, key: bytes) -> bool:
         """Remove a record, whatever it holds; whether there was one. Nothing is logged."""

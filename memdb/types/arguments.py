@@ -70,6 +70,8 @@ def a(kind: type[_T], value: object, name: str) -> _T:
 
 def some(value: object, name: str, of: str) -> Iterable[Any]:
     """Something to iterate over; a text, bytes or a mapping is meant as one thing."""
+    if isinstance(value, (list, tuple)):  # nearly always; the rest takes a while to ask about
+        return value
     if isinstance(value, (str, bytes, bytearray, Mapping)) or not isinstance(value, Iterable):
         raise InvalidInputError(f"{name} must be several {of}, got {shown_value(value)}")
     return value

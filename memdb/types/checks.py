@@ -25,7 +25,9 @@ def checked(document: Document) -> tuple[str, Document]:
     """
     check_text(document.text)
     check_metadata(document.metadata)
-    if _holds_numpy(document.metadata):  # so that it is indexed as it will be read
+    if document.metadata and _holds_numpy(
+        document.metadata
+    ):  # so that it is indexed as it will be read
         metadata = read_json(json_payload(dict(document.metadata)))
         document = replace(document, metadata=metadata)
     if document.id is None:

@@ -197,6 +197,24 @@ def test_a_filter_may_leave_nothing_of_the_index_file_or_of_the_tail(tmp_path: P
     base.db.close()
 
 
+@pytest.mark.parametrize(
+    ("seed", "spread", "promised"), [(3, 0.6, 0.99), (5, 0.9, 0.9), (0, 0.6, 0.99), (0, 0.9, 0.9)]
+)
+def test_other_queries_than_those_that_chose_the_clusters_find_what_is_promised(
+    tmp_path: Path, seed: int, spread: float, promised: float
+) -> None:
+    points = Points(seed, spread)
+    (vectors, _), (queries, _) = points.draw(2500), points.draw(600)
+    base = Database(tmp_path / "db", recall=promised)
+    base.load(vectors, [{}] * len(vectors))
+    info = base.db.build_index()
+    assert info is not None
+    assert info.nprobe < info.lists // 10  # else it were no art
+    every = np.ones(len(vectors), np.bool_)
+    assert base.recall(queries, 5, lambda _: None, lambda _: every) >= promised
+    base.db.close()
+
+
 def test_recall_for_many_hits(tmp_path: Path) -> None:
     points = Points(spread=1.0)
     base = Database(tmp_path / "db")
@@ -234,7 +252,7 @@ def test_few_clusters_are_looked_at_where_few_are_needed(
     queries, asked = points.draw(40)
     for query, group in zip(queries, asked.tolist(), strict=True):
         base.db.retrieve_batch([query], 5, where={"group": group}, memories=False)
-        base.db.retrieve_batch([query], 20, memories=False)
+        base.db.retrieve_batch([query], 50, memories=False)
     assert looked
     assert sum(looked) / (2 * len(queries)) < info.lists / 4
     base.db.close()
@@ -360,6 +378,25 @@ def test_a_damaged_cluster_is_noticed_when_it_is_looked_at(indexed: Path) -> Non
         assert [hit.score for hit in hits] == pytest.approx(truth[0][::-1].tolist(), abs=1e-3)
         assert database.stats()["index"]["kind"] == "ivf"
     assert memdb.verify(indexed) == []
+
+
+def test_the_last_clusters_are_looked_at_together(indexed: Path) -> None:
+    """A query would pay for each later one with a look whether it was checked."""
+    vectors, _ = Points().draw(4000)
+    file = index_file(indexed)
+    whole = file.read_bytes()
+    index = AnnIndex(file)
+    damaged = int(index._clusters[0])
+    content = whole.find(vectors[0].astype("<f2").tobytes())
+    file.write_bytes(whole[:content] + b"\xff\x7b" + whole[content + 2 :])
+    clusters = [cluster for cluster in range(index.info.lists) if cluster != damaged]
+    index = AnnIndex(file)
+    few = index.info.nprobe
+    for cluster in clusters[:-few]:
+        index.scan(vectors[:1], 5, np.array([cluster]), None)
+    with pytest.raises(CorruptRecordError, match=f"cluster {damaged} "):
+        index.scan(vectors[:1], 5, np.array([clusters[-few]]), None)
+    assert index.damaged
 
 
 def test_verify_looks_at_all_clusters(indexed: Path) -> None:
