@@ -78,7 +78,7 @@ class Prepared:
     @property
     def size(self) -> int:
         """Bytes of its records, about."""
-        memories = sum(len(memory or b"") for memory in self.memories)
+        memories = sum(map(len, filter(None, self.memories)))
         embeddings = len(self.pieces) * (len(self.embeddings[0]) + _OVERHEAD)
         return memories + embeddings + len(self.document.text) + len(self.metadata)
 

@@ -64,7 +64,7 @@ def check_text(text: object) -> None:
         raise InvalidInputError(f"'text' must be a string, got {_kind(text)}")
     if not text.strip():
         raise InvalidInputError("'text' is empty")
-    size = len(_utf8(text, "'text'"))
+    size = len(text) if text.isascii() else len(_utf8(text, "'text'"))
     if size > TEXT_LIMIT:
         raise InvalidInputError(f"'text' has {size} bytes of UTF-8; at most {TEXT_LIMIT} are kept")
 
