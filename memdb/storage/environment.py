@@ -101,7 +101,7 @@ class Environment:
                 raise
         except FOREIGN as error:
             raise NotADatabaseError(f"'{folder}' is no memdb database: {error}") from error
-        except (lmdb.Error, OSError) as error:
+        except (lmdb.Error, FileNotFoundError) as error:  # what it has may go meanwhile
             raise StorageError(f"cannot open '{folder}': {error}") from error
 
     def _opened(self, writable: bool) -> LmdbFile:

@@ -197,7 +197,10 @@ def test_a_fitted_codec_has_all_memories_also_after_an_interruption(
     found = evaluate(corpus, questions, settings, **parts)
     assert "klt8" in found.best.size.codecs  # `int8` has what is unlike the others
     parts["work"] = tmp_path / "other"
-    assert evaluate(corpus, questions, settings, **parts).best.size == found.best.size
+    size = evaluate(corpus, questions, settings, **parts).best.size
+    assert size.codecs == found.best.size.codecs
+    # Threads add up in any order, so a fit may differ in a bit.
+    assert size.reference == pytest.approx(found.best.size.reference, rel=0.01)
 
 
 def test_likelihoods_alone(
