@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from memdb.index.ann import SPREAD_STEPS, AnnIndex, Bitmap, Ids, Vectors
 from memdb.index.exact import exact_search, products
 
-_FEW = 2048  # with so few that may be found, all of them are compared
+_FEW = 256  # with so few that may be found, to compare all of them takes no longer
 _MISSED = 0.01  # of the k nearest that may be expected not to be found
 _WIDER = 2  # at most, from one look to the next
 _MIDDLES = (np.arange(SPREAD_STEPS) + 0.5) * (2 / SPREAD_STEPS) - 1
