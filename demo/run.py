@@ -29,10 +29,12 @@ HERE = Path(__file__).parent
 BUILD = HERE / "build"
 DATABASE = BUILD / "python.memdb"
 CORPUS = BUILD / "corpus.jsonl"
-QUESTIONS = (
-    "Who is responsible for deleting the file made by tempfile.mkstemp?",
-    "What does functools.lru_cache do when maxsize is None?",
-)
+#: With what a right answer says.
+QUESTIONS = {
+    "Who is responsible for deleting the file made by tempfile.mkstemp?": "user is responsible",
+    "What does shutil.disk_usage return?": "named tuple",
+}
+TOKENS = 32  # of an answer
 
 console = Console(width=100, highlight=False)
 began = time.perf_counter()
@@ -62,7 +64,7 @@ def run(*arguments: str, show: bool = True) -> list[str]:
 def answer(question: str, *options: str) -> dict[str, Any]:
     db = ["--db", str(DATABASE.relative_to(Path.cwd()))]
     (line,) = run(
-        "generate", question, "--json", "--max-new-tokens", "32", *options, *db, show=False
+        "generate", question, "--json", "--max-new-tokens", str(TOKENS), *options, *db, show=False
     )
     result: dict[str, Any] = json.loads(line)
     return result
@@ -116,7 +118,7 @@ def main() -> None:
     run("ingest", str(CORPUS.relative_to(Path.cwd())), "--cold", *db)
 
     step("4. Query it")
-    run("query", QUESTIONS[0], "-k", "2", *db)
+    run("query", next(iter(QUESTIONS)), "-k", "2", *db)
 
     for number, question in enumerate(QUESTIONS, 5):
         step(f"{number}. Ask, with explicit memory and without")
@@ -126,7 +128,7 @@ def main() -> None:
     console.print("\nAsk it something yourself:")
     program = Path(sys.executable).parent / "memdb"
     shown = program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else "memdb"
-    question = "What does shutil.disk_usage return?"
+    question = "What does functools.cache do?"
     console.print(f'  {shown} generate "{question}" {" ".join(db)}', markup=False, soft_wrap=True)
 
 

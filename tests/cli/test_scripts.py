@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ from types import ModuleType
 import pytest
 from click.testing import CliRunner
 
+from model_adapter import SentenceEmbedder, create_database, generate
 from model_adapter.weighing import EVEN
 from tests.helpers import FACTS, SAMPLE, tiny_model
 
@@ -42,6 +44,23 @@ def test_the_demo_shows_any_text() -> None:
         demo.step("5. [/this]")
     assert shown.get().count("see [/docs]") == 2
     assert shown.get().count("[/this]") == 2
+
+
+def test_the_demos_questions_are_answered_right(tmp_path: Path, minilm: SentenceEmbedder) -> None:
+    """By the demo's model, on that part of its text which is about them."""
+    demo = script("demo/run.py")
+    text = subprocess.run(
+        [sys.executable, ROOT / "demo" / "python_docs.py"], check=True, capture_output=True
+    ).stdout
+    lines = [json.loads(line) for line in text.splitlines()]
+    about = [line for line in lines if line["id"].partition(".")[0] in ("tempfile", "shutil")]
+    with create_database(tmp_path / "db", embedder=minilm) as database:
+        for line in about:
+            database.insert(line["text"], id=line["id"], cold=True)
+        for question, right in demo.QUESTIONS.items():
+            assert right in generate(question, database, max_new_tokens=demo.TOKENS).text
+            alone = generate(question, database, max_new_tokens=demo.TOKENS, mode="none").text
+            assert right not in alone
 
 
 @pytest.fixture
