@@ -76,12 +76,14 @@ weights: $(WEIGHTED:%=model_adapter/catalog_data/%.json)
 model_adapter/catalog_data/%.json: build/weights/%.jsonl recipes/head_weights.py
 	$(BIN)/python recipes/head_weights.py $< $@
 
-# The predictor of contributions that comes with memdb, anew: minutes. Interrupted, it goes on.
-PREDICTED := qwen2.5-coder-1.5b
+# The predictors of contributions that come with memdb, anew: minutes. Interrupted, it goes on.
+PREDICTED := $(WEIGHTED) qwen2.5-coder-1.5b
+LEARNED := 96
+model_adapter/catalog_data/qwen2.5-coder-1.5b.safetensors: LEARNED := 54
 predictors: $(PREDICTED:%=model_adapter/catalog_data/%.safetensors)
 
 model_adapter/catalog_data/%.safetensors: build/weights/corpus.jsonl
-	OMP_NUM_THREADS=1 $(BIN)/memdb predictor --model $* --framing chat --references 54 --corpus $< --out $@
+	OMP_NUM_THREADS=1 $(BIN)/memdb predictor --model $* --framing chat --references $(LEARNED) --corpus $< --out $@
 
 # An unfinished one stays: it goes on from there.
 .PRECIOUS: build/weights/%.jsonl

@@ -15,7 +15,7 @@ from answering import Harness, Question, change
 
 from memdb import MemDB, pack
 from model_adapter import Context, LanguageModel, Stretch, Writer, generate
-from model_adapter.predictor import selection_for
+from model_adapter.predictor import comes_with
 
 MEMORIES = 5
 CHUNK = 64
@@ -215,7 +215,7 @@ def encoding(bench: Bench) -> dict[str, float]:
         for piece in bench.db.split(text)
         if piece.tokens > bench.db.shape.reference_length // 2
     ][: 8 * min(bench.rounds, 4)]
-    names = dict.fromkeys(("paper", "reconstruction", selection_for(None, None, bench.model)))
+    names = ["paper", "reconstruction", *(["predicted"] if comes_with(bench.model) else [])]
     writers = {name: Writer(bench.model, selection=name) for name in names}
     batch = writers["paper"].batch
     rows = sorted((bench.model.tokens(text) for text in texts), key=len)

@@ -28,7 +28,7 @@ from quality_table import table
 
 from cli.progress import progress_bar
 from memdb import MemDBError, Progress
-from model_adapter import LanguageModel
+from model_adapter import SELECTIONS, LanguageModel
 from model_adapter.catalog import DEFAULT_EMBEDDER, cache_folder
 from model_adapter.database import load_embedder
 from model_adapter.embedder import SentenceEmbedder
@@ -59,9 +59,19 @@ _QUICK_QUESTIONS = (12, 10, 8, 6, 5, 4, 3, 2)
     help="Where cells are kept; default: quality in the cache folder.",
 )
 @click.option("--quick", is_flag=True, help="So many questions as two models answer in 10 minutes.")
+@click.option(
+    "--selection",
+    type=click.Choice(list(SELECTIONS)),
+    help="Which key-values are kept; default: as a new database has it.",
+)
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write all figures here.")
 def main(
-    models: str | None, folder: Path, work: Path | None, quick: bool, output: Path | None
+    models: str | None,
+    folder: Path,
+    work: Path | None,
+    quick: bool,
+    selection: str | None,
+    output: Path | None,
 ) -> None:
     """Memory against RAG and nothing: right answers, ranking, likelihood; one table in Markdown."""
     names = models.split(",") if models else list(_QUICK_MODELS if quick else MODELS)
@@ -69,7 +79,7 @@ def main(
     try:
         data = Data(folder)
         kept = Kept(work, data)
-        cells = _cells(names, data, kept, quick)
+        cells = _cells(names, data, kept, quick, selection)
         with progress_bar() as progress:
             for name in names:
                 _run([cell for cell in cells if cell.model == name], data, kept, work, progress)
@@ -84,7 +94,9 @@ def main(
         output.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
-def _cells(names: Sequence[str], data: Data, kept: Kept, quick: bool) -> list[Cell]:
+def _cells(
+    names: Sequence[str], data: Data, kept: Kept, quick: bool, selection: str | None
+) -> list[Cell]:
     """The cells of all models. Says how long those will take that are not finished; that also
     decides how many questions a quick run has."""
     number = kept.questions(names) if quick else None
@@ -93,7 +105,7 @@ def _cells(names: Sequence[str], data: Data, kept: Kept, quick: bool) -> list[Ce
     todo: dict[int | None, dict[Cell, tuple[Work, float]]] = {one: {} for one in numbers}
     text = "\n\n".join(document.text for document in data.read("squad")[0].values())
     for name in names:
-        if all(kept.get(cell) is not None for cell in cells_of(name, number)):
+        if all(kept.get(cell) is not None for cell in cells_of(name, number, selection)):
             continue
         model = _load(name)
         _say(f"{name}: timing it ...")
@@ -104,7 +116,7 @@ def _cells(names: Sequence[str], data: Data, kept: Kept, quick: bool) -> list[Ce
         )
         for one, cells in todo.items():
             estimate = Estimate(model, data)
-            for cell in cells_of(name, one):
+            for cell in cells_of(name, one, selection):
                 work = estimate.of(cell)  # of finished ones, too: what they have in common is done
                 if kept.get(cell) is None:
                     cells[cell] = work, work.seconds(speed)
@@ -115,7 +127,7 @@ def _cells(names: Sequence[str], data: Data, kept: Kept, quick: bool) -> list[Ce
         assert number is not None
         kept.decide(names, number)
     _show(todo[number])
-    return [cell for name in names for cell in cells_of(name, number)]
+    return [cell for name in names for cell in cells_of(name, number, selection)]
 
 
 def _show(todo: Mapping[Cell, tuple[Work, float]]) -> None:

@@ -35,6 +35,7 @@ class Cell:
         texts: documents for the perplexity of running text.
         controls: whether controls are measured.
         both: in both framings; else in the one that a new database has.
+        selection: which key-values are kept; None: the default.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Cell:
     texts: int = 0
     controls: bool = False
     both: bool = False
+    selection: str | None = None
 
     @property
     def title(self) -> str:
@@ -58,6 +60,7 @@ class Cell:
         pairs = model.layers * model.kv_heads * 128
         return Settings(
             references=self.sees,
+            selection=self.selection,
             framing=None if self.both else default_framing(model),
             budget=None if self.part is None else max(1, pairs // self.part),
             controls=self.controls,
@@ -65,13 +68,14 @@ class Cell:
         )
 
 
-def cells_of(model: str, quick: int | None) -> list[Cell]:
+def cells_of(model: str, quick: int | None, selection: str | None = None) -> list[Cell]:
     """The cells of a model.
 
     Args:
         model: its name.
         quick: so many questions of each set, one budget, one framing, no controls; None: all that
             the figures need.
+        selection: of all cells; None: the default.
     """
     name = Path(model).name
     large = name.endswith("1.5b")
@@ -82,7 +86,7 @@ def cells_of(model: str, quick: int | None) -> list[Cell]:
     parts = (8, 16) if quick is None else (8,)
     seen = [Cell(model, "squad", "1", part, squad, both=quick is None) for part in parts]
     seen[0] = replace(seen[0], texts=quick or 50, controls=quick is None)
-    return [
+    cells = [
         Cell(model, "facts", "retrieved", None, quick),
         *seen,
         *(replace(cell, sees="5", texts=0, controls=False) for cell in seen),
@@ -90,6 +94,7 @@ def cells_of(model: str, quick: int | None) -> list[Cell]:
         Cell(model, "musique", "5", 8, few),
         Cell(model, "squad", "conversations", None, quick or 80),
     ]
+    return [replace(cell, selection=selection) for cell in cells]
 
 
 class Data:
@@ -224,7 +229,10 @@ class Kept:
         self._rows[row["key"]] = row
 
     def _key(self, cell: Cell) -> str:
-        return digest([asdict(cell), self._data.digests[cell.data], __version__])
+        about = asdict(cell)
+        if cell.selection is None:
+            del about["selection"]
+        return digest([about, self._data.digests[cell.data], __version__])
 
 
 def _quick(models: Sequence[str]) -> str:

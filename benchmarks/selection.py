@@ -27,7 +27,7 @@ from rich.table import Table
 from memdb import CODECS, ExplicitMemory, Framing, MemDBError
 from memdb.codecs import decode_memory, encode_memory
 from model_adapter import DEFAULT_MODEL, SELECTIONS, LanguageModel, Writer
-from model_adapter.predictor import selection_for
+from model_adapter.predictor import comes_with
 from model_adapter.selections import DEFAULT_SELECTION, SPREADS, PredictedContribution, Spread
 
 
@@ -44,9 +44,6 @@ class Setting:
     codec: str = "exact"
 
 
-_OF_ANY_MODEL = SELECTIONS.keys() - {PredictedContribution.name}
-
-
 def settings(model: LanguageModel, quick: bool, heads: Path | None) -> list[Setting]:
     layers, rows = model.layers, model.layers * model.kv_heads
     half, quarter = layers // 2, layers // 4
@@ -57,12 +54,11 @@ def settings(model: LanguageModel, quick: bool, heads: Path | None) -> list[Sett
     }
     paper = [Setting(f"paper's rule, {name}", "paper", None, part) for name, part in where.items()]
     default = DEFAULT_SELECTION
-    known = selection_for(None, None, model)  # `predicted`, where the model has a predictor
-    names = [name for name in SELECTIONS if name in (known, *_OF_ANY_MODEL)]
+    known = [name for name in SELECTIONS if name != PredictedContribution.name or comes_with(model)]
     chosen = [
         Setting(f"{name}, {per_row * rows:,} pairs", name, per_row * rows)
         for per_row in (4, 8, 16)
-        for name in names
+        for name in known
         if name != "paper" and (per_row == 8 or name in ("reconstruction", default))
     ]
     spread: list[Setting] = [

@@ -106,6 +106,7 @@ CATALOG = {
             license="Apache-2.0",
             weighing=Weighing(lift=-1.0, slope=7.0, most=2.0, asked=1.5),
             weighted=True,
+            predicted=True,
         ),
         CatalogEntry(
             name="gemma3-270m",
@@ -122,6 +123,7 @@ CATALOG = {
             license="Apache-2.0",
             weighing=Weighing(lift=0.0, slope=20.0, most=2.0, asked=2.0),
             weighted=True,
+            predicted=True,
         ),
         CatalogEntry(
             name="qwen2.5-coder-1.5b",

@@ -71,15 +71,11 @@ class Predictor:
 GivenPredictor = Path | str
 
 
-def selection_for(name: str | None, given: GivenPredictor | None, model: LanguageModel) -> str:
-    """The selection of that name; None: `predicted`, where a predictor is given or comes with the
-    model, else `contribution`. (Also where an adapter writes: these were trained with that.)"""
+def selection_for(name: str | None, given: GivenPredictor | None) -> str:
+    """The selection of that name; None: `predicted` if a predictor is given, else the default."""
     if name is not None:
         return name
-    writes = model.adapter is not None and model.adapter.writes
-    if given is not None or (_catalogued(model) is not None and not writes):
-        return PredictedContribution.name
-    return DEFAULT_SELECTION
+    return DEFAULT_SELECTION if given is None else PredictedContribution.name
 
 
 def predictor_for(
@@ -106,7 +102,7 @@ def predictor_for(
         return None
     if isinstance(given, str):
         return Predictor.from_json(given, model, layers)
-    file = given or _catalogued(model)
+    file = given or comes_with(model)
     if file is None:
         raise InvalidInputError(
             f"the selection '{selection}' takes a predictor, and none comes with the model "
@@ -177,6 +173,7 @@ def read_predictor(path: Path) -> tuple[Tensor, dict[str, Any]]:
     return coefficients.float(), about
 
 
-def _catalogued(model: LanguageModel) -> Path | None:
+def comes_with(model: LanguageModel) -> Path | None:
+    """The file of the catalogue's predictor for a model; None: it has none."""
     entry = CATALOG.get(model.name)
     return None if entry is None else entry.predictor

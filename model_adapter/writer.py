@@ -39,8 +39,8 @@ class Writer:
             trained for it; for one that is not, all layers measure best.)
         heads: memory heads, as (layer, kv head), which alone keep key-values (paper, Remark 4), or
             a file of `memdb heads`, which measures them; default: all of the memory layers.
-        selection: which key-values are kept; a name of `SELECTIONS`. Default: `predicted` where a
-            predictor is given or comes with the model, else `contribution`.
+        selection: which key-values are kept; a name of `SELECTIONS`. Default: `predicted` if a
+            predictor is given, else `contribution`.
         budget: key-value pairs kept of a 128-token reference; default: the selection's.
         floor: tokens; shorter references keep as many pairs as one of so many (see `Selection`).
         spread: where the budget is spent: `uniform` over (layer, kv head) pairs, evenly over each
@@ -102,7 +102,7 @@ class Writer:
         if isinstance(heads, Path):
             heads = heads_of(heads, model.fingerprint, model.name)
         self.heads = None if heads is None else tuple(sorted(set(heads)))
-        selection = selection_for(selection, predictor, model)
+        selection = selection_for(selection, predictor)
         kind = selection_named(selection)
         self.predictor = predictor_for(predictor, model, chosen, selection)
         of_kind = (

@@ -138,8 +138,8 @@ def how_options(command: Any) -> Any:
         click.option(
             "--selection",
             type=click.Choice(SELECTION_NAMES),
-            help="Which key-values are kept; default: predicted, where there is a predictor, else "
-            "contribution.",
+            help="Which key-values are kept; default: contribution. predicted writes 2.5 times as "
+            "fast, and answers a little less well.",
         ),
         click.option("--budget", type=int, help="How many of a 128-token reference."),
         floor_option,

@@ -25,7 +25,6 @@ SELECTIONS: dict[str, type[Selection]] = {
     )
 }
 
-#: Where no predictor is known; else `predicted` (see `predictor.selection_for`).
 DEFAULT_SELECTION = Contribution.name
 
 #: Those whose scores are contributions, measured or foreseen: what was measured of heads by the one

@@ -222,29 +222,18 @@ def catalogued(
     return path
 
 
-def test_the_default_is_predicted_where_there_is_a_predictor(
+def test_a_predictor_that_is_given_is_used_and_the_catalogues_when_it_is_asked_for(
     model: LanguageModel, catalogued: Path
 ) -> None:
-    assert Writer(model).selection.name == "predicted"
-    assert Writer(model, selection="contribution").predictor is None
-    assert Writer(tiny_model("qwen3")).selection.name == "contribution"
-    other = tiny_model(dtype=torch.bfloat16)  # the same model by name, with another fingerprint
-    assert Writer(other).selection.name == "predicted"
-
-
-def test_an_adapter_that_writes_chooses_by_what_it_was_trained_with(
-    catalogued: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = tiny_model()
-    trained = SimpleNamespace(writes=True, fingerprint="0" * 32, name="trained")
-    monkeypatch.setattr(model, "adapter", trained)
     assert Writer(model).selection.name == "contribution"
-    monkeypatch.setattr(model, "adapter", replace_writes(trained))
-    assert Writer(model).selection.name == "predicted"
-
-
-def replace_writes(adapter: SimpleNamespace) -> SimpleNamespace:
-    return SimpleNamespace(**{**vars(adapter), "writes": False})
+    assert Writer(model, predictor=catalogued).selection.name == "predicted"
+    asked = Writer(model, selection="predicted")
+    assert asked.predictor is not None
+    torch.testing.assert_close(
+        asked.predictor.coefficients, read_predictor(catalogued)[0].flatten(0, 1)
+    )
+    other = tiny_model(dtype=torch.bfloat16)  # the same model by name, with another fingerprint
+    assert Writer(other, selection="predicted").predictor is not None
 
 
 def test_files_that_cannot_be(
@@ -323,7 +312,7 @@ def test_rewriting_keeps_the_predictor_where_it_fits(
     rewrite_database(path, model=model, budget=100)
     assert recorded(path) == ("predicted", mine)
     rewrite_database(path, model=model, layers=[0, 2])  # other rows: those of the catalogue
-    of_two = Writer(model, layers=[0, 2]).predictor
+    of_two = Writer(model, layers=[0, 2], selection="predicted").predictor
     assert of_two is not None
     assert recorded(path) == ("predicted", of_two.to_json())
     rewrite_database(path, model=model, selection="contribution", layers=[0, 1, 2])
@@ -331,7 +320,7 @@ def test_rewriting_keeps_the_predictor_where_it_fits(
     rewrite_database(path, model=model)  # stays what it is
     assert recorded(path) == ("contribution", None)
     rewrite_database(path, model=model, predictor=catalogued)
-    whole = Writer(model).predictor
+    whole = Writer(model, selection="predicted").predictor
     assert whole is not None
     assert recorded(path) == ("predicted", whole.to_json())
     rewrite_database(path, model=tiny_model("qwen3"))  # which has no predictor
