@@ -71,18 +71,18 @@ build/calibration/corpus.jsonl: recipes/calibration/foldoc.py | $(VENV)/adapter.
 
 # The head weights that come with memdb, anew: minutes. Interrupted, it goes on.
 WEIGHTED := smollm2-135m qwen2.5-coder-0.5b
-weights: $(WEIGHTED:%=model_adapter/catalog_data/%.json)
+weights: $(WEIGHTED:%=model_adapter/catalog/data/%.json)
 
-model_adapter/catalog_data/%.json: build/weights/%.jsonl recipes/head_weights.py
+model_adapter/catalog/data/%.json: build/weights/%.jsonl recipes/head_weights.py
 	$(BIN)/python recipes/head_weights.py $< $@
 
 # The predictors of contributions that come with memdb, anew: minutes. Interrupted, it goes on.
 PREDICTED := $(WEIGHTED) qwen2.5-coder-1.5b
 LEARNED := 96
-model_adapter/catalog_data/qwen2.5-coder-1.5b.safetensors: LEARNED := 54
-predictors: $(PREDICTED:%=model_adapter/catalog_data/%.safetensors)
+model_adapter/catalog/data/qwen2.5-coder-1.5b.safetensors: LEARNED := 54
+predictors: $(PREDICTED:%=model_adapter/catalog/data/%.safetensors)
 
-model_adapter/catalog_data/%.safetensors: build/weights/corpus.jsonl
+model_adapter/catalog/data/%.safetensors: build/weights/corpus.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/memdb predictor --model $* --framing chat --references $(LEARNED) --corpus $< --out $@
 
 # An unfinished one stays: it goes on from there.

@@ -21,8 +21,8 @@ from memdb import (
 from model_adapter import Context, Frame, LanguageModel, Stretch, Writer
 from model_adapter.evaluation import Question as Question
 from model_adapter.evaluation import answer_of, prompt_of, read_documents, read_questions, spread
-from model_adapter.framing import Prompt
-from model_adapter.likelihood import likelihoods
+from model_adapter.evaluation.likelihood import likelihoods
+from model_adapter.prompts.framing import Prompt
 
 
 class Harness:

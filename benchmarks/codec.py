@@ -32,7 +32,7 @@ from rich.table import Table
 from memdb import DEFAULT_CODEC, Framing, MemDBError
 from memdb.codecs import CODEC_NAMES
 from model_adapter import DEFAULT_MODEL, LanguageModel
-from model_adapter.framing import default_framing
+from model_adapter.prompts.framing import default_framing
 from model_adapter.selections import Contribution
 
 _QUICK = ("exact", "int8", "rotated3", "klt8")

@@ -13,11 +13,11 @@ from typing import Any
 
 from memdb import Document, MemDB, PackedMemories, Reference, StoredMemory, pack
 from model_adapter import Frame, LanguageModel, Writer, create_database, open_database
-from model_adapter.calibration.constants import weighing_of
+from model_adapter.attention.weighing import Weighing
 from model_adapter.evaluation import Question
+from model_adapter.evaluation.folder import corpus_digest, digest
 from model_adapter.evaluation.plan import Plan
-from model_adapter.evaluation.work import corpus_digest, digest
-from model_adapter.weighing import Weighing
+from model_adapter.generation.weighing_constants import weighing_of
 
 SEEN = 5  # references
 

@@ -15,7 +15,7 @@ from answering import Harness, Question, change
 
 from memdb import MemDB, pack
 from model_adapter import Context, LanguageModel, Stretch, Writer, generate
-from model_adapter.predictor import comes_with
+from model_adapter.writing.predictor import comes_with
 
 MEMORIES = 5
 CHUNK = 64

@@ -34,10 +34,10 @@ from model_adapter import DEFAULT_MODEL, LanguageModel, Writer
 from model_adapter.catalog import cache_folder
 from model_adapter.evaluation import Question, Settings, holds, read_documents, read_questions
 from model_adapter.evaluation.arms import Arm
+from model_adapter.evaluation.folder import Results
 from model_adapter.evaluation.plan import Plan
+from model_adapter.evaluation.questions import spread
 from model_adapter.evaluation.scoring import outcomes
-from model_adapter.evaluation.work import Results
-from model_adapter.questions import spread
 
 _BATCH = 8  # questions side by side
 

@@ -12,9 +12,9 @@ from memdb import PackedMemories
 from model_adapter import Context, Stretch
 from model_adapter.evaluation import Question
 from model_adapter.evaluation.arms import Arm, Memory, Opened, Rag
-from model_adapter.first_line import first_lines
-from model_adapter.framing import REFERENCE
-from model_adapter.sampling import Sampler
+from model_adapter.evaluation.first_lines import first_lines
+from model_adapter.generation.sampling import Sampler
+from model_adapter.prompts.framing import REFERENCE
 
 DRAFT = 16  # tokens of an answer that a second retrieval goes by
 

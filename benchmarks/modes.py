@@ -33,7 +33,7 @@ from router_table import Found, printed
 from memdb import Document, DocumentBatch, MemDB, MemDBError, MemoryShape, Mode
 from model_adapter import DEFAULT_EMBEDDER, DEFAULT_MODEL
 from model_adapter.catalog import pull
-from model_adapter.embedder import SentenceEmbedder
+from model_adapter.models.embedder import SentenceEmbedder
 
 MODES: tuple[Mode, ...] = ("vector", "keyword", "hybrid")
 RANKS = "hybrid, by ranks"

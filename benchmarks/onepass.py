@@ -28,9 +28,9 @@ from model_adapter import DEFAULT_MODEL, LanguageModel, Writer
 from model_adapter.catalog import cache_folder
 from model_adapter.evaluation import Question, Settings, read_documents, read_questions
 from model_adapter.evaluation.arms import Arm, Memory, Nothing, Rag
+from model_adapter.evaluation.folder import Results, corpus_digest, make_folder
 from model_adapter.evaluation.plan import Plan
 from model_adapter.evaluation.scoring import outcomes
-from model_adapter.evaluation.work import Results, corpus_digest, make_folder
 from model_adapter.training import read
 
 #: What a way's memories have of the contributions.

@@ -13,13 +13,12 @@ from torch import Tensor
 
 from memdb import Chunker, Document, ExplicitMemory, PackedMemories, pack
 from model_adapter import Writer
-from model_adapter.calibration.constants import uncalibrated
-from model_adapter.choice import Choice, kept_pairs
-from model_adapter.database import load_embedder
+from model_adapter.api import load_embedder
 from model_adapter.evaluation import Question, References
+from model_adapter.evaluation.folder import digest
 from model_adapter.evaluation.plan import Plan
-from model_adapter.evaluation.work import digest
-from model_adapter.predicting import fit_predictor, observed
+from model_adapter.generation.weighing_constants import uncalibrated
+from model_adapter.measuring.fit_predictor import fit_predictor, observed
 from model_adapter.selections import (
     Contribution,
     ExpectedAttention,
@@ -28,6 +27,7 @@ from model_adapter.selections import (
     Selection,
 )
 from model_adapter.training import Corpus
+from model_adapter.writing.kept_pairs import Choice, kept_pairs
 
 CONTRIBUTION = Contribution.name
 

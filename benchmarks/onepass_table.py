@@ -13,9 +13,10 @@ from onepass_arms import CONTRIBUTION, SEEN
 from rich.console import Console
 from rich.table import Table
 
-from model_adapter import Writer, running
+from model_adapter import Writer
 from model_adapter.evaluation import Bootstrap
 from model_adapter.evaluation.bootstrap import Means
+from model_adapter.models import observing
 from model_adapter.selections import Selection
 
 _TIMED, _LENGTH = 8, 120  # references, and tokens of each
@@ -32,7 +33,7 @@ def timed(writer: Writer, selections: Mapping[str, Selection]) -> dict[str, floa
 
     def reading(part: list[list[int]]) -> None:
         with torch.no_grad():
-            running.encode(model.base, prefix, part, writer.shape.layers)
+            observing.encode(model.base, prefix, part, writer.shape.layers)
 
     def writing(selection: Selection) -> Callable[[list[list[int]]], object]:
         other = Writer(model, framing=writer.shape.framing)

@@ -37,6 +37,7 @@ from rich.progress import track
 
 from memdb import Framing, MemDBError, PackedMemories
 from model_adapter import DEFAULT_MODEL, LanguageModel, Writer
+from model_adapter.attention.weighing import Weighing
 from model_adapter.calibration.losses import losses
 from model_adapter.catalog import cache_folder
 from model_adapter.evaluation import (
@@ -47,12 +48,11 @@ from model_adapter.evaluation import (
     read_questions,
 )
 from model_adapter.evaluation.arms import Memory
+from model_adapter.evaluation.folder import Results
 from model_adapter.evaluation.plan import Plan
+from model_adapter.evaluation.questions import spread
 from model_adapter.evaluation.scoring import outcomes
-from model_adapter.evaluation.work import Results
-from model_adapter.overlap import overlaps
-from model_adapter.questions import spread
-from model_adapter.weighing import Weighing
+from model_adapter.prompts.overlap import overlaps
 
 _BATCH = 8  # sequences side by side
 _ANSWER = 24  # tokens

@@ -9,7 +9,7 @@ import torch
 from found import Found, Seen
 
 from memdb import PackedMemories
-from model_adapter.weighing import Weighing
+from model_adapter.attention.weighing import Weighing
 
 
 @dataclass(frozen=True)

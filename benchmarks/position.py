@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from memdb import ExplicitMemory, Framing, MemDBError
-from model_adapter import DEFAULT_MODEL, LanguageModel, Writer, running
-from model_adapter.choice import kept_pairs
+from model_adapter import DEFAULT_MODEL, LanguageModel, Writer
+from model_adapter.models import observing
+from model_adapter.writing.kept_pairs import kept_pairs
 
 _LENGTH = 128  # of a reference
 
@@ -82,7 +83,7 @@ class Memories:
             tokens += [*reference, *gap]
         prefix = model.prefix(writer.shape.prefix)
         with torch.no_grad():
-            keys, values = running.encode(model.base, prefix, [tokens], writer.shape.layers)
+            keys, values = observing.encode(model.base, prefix, [tokens], writer.shape.layers)
         memories = []
         for start, reference, choice in zip(starts, references, choices, strict=True):
             part = slice(start, start + len(reference))

@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from memdb import Chunker, Framing, MemDBError
-from model_adapter import DEFAULT_MODEL, Context, LanguageModel, Stretch, Writer, products, running
+from model_adapter import DEFAULT_MODEL, Context, LanguageModel, Stretch, Writer
 from model_adapter.evaluation import read_documents
+from model_adapter.models import observing, products
 
 _PROMPT = 256  # tokens
 
@@ -60,7 +61,7 @@ def main(corpus: Path, model: str, framing: Framing | None, number: int, rounds:
 
     @torch.no_grad()
     def read() -> object:
-        return running.encode(loaded.base, prefix, tokens, writer.shape.layers)
+        return observing.encode(loaded.base, prefix, tokens, writer.shape.layers)
 
     def write() -> object:
         return writer.scores(tokens)

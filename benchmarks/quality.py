@@ -29,12 +29,12 @@ from quality_table import table
 from cli.progress import progress_bar
 from memdb import MemDBError, Progress
 from model_adapter import SELECTIONS, LanguageModel
+from model_adapter.api import load_embedder
 from model_adapter.catalog import DEFAULT_EMBEDDER, cache_folder
-from model_adapter.database import load_embedder
-from model_adapter.embedder import SentenceEmbedder
 from model_adapter.evaluation import evaluate
-from model_adapter.evaluation.work import digest
-from model_adapter.recorded import language_for_new
+from model_adapter.evaluation.folder import digest
+from model_adapter.models.embedder import SentenceEmbedder
+from model_adapter.models.recorded_models import language_for_new
 
 MODELS = ("smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b")
 _QUICK_MODELS = ("smollm2-135m", "qwen2.5-coder-0.5b")

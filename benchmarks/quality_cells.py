@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from memdb import Document, InvalidInputError, __version__
 from model_adapter.evaluation import Question, Settings, read_documents, read_questions
+from model_adapter.evaluation.folder import digest, make_folder
 from model_adapter.evaluation.plan import Plan
-from model_adapter.evaluation.work import digest, make_folder
-from model_adapter.framing import default_framing
-from model_adapter.language_model import LanguageModel
-from model_adapter.line_file import LineFile
+from model_adapter.files.json_lines import JsonLines
+from model_adapter.models.language_model import LanguageModel
+from model_adapter.prompts.framing import default_framing
 
 FOLDERS = ("facts", "squad", "hotpotqa", "musique")
 _FILES = ("corpus.jsonl", "questions.jsonl")
@@ -202,7 +202,7 @@ class Kept:
     def __init__(self, work: Path, data: Data) -> None:
         make_folder(work)
         self._data = data
-        self._file = LineFile(work / "cells.jsonl")
+        self._file = JsonLines(work / "cells.jsonl")
         self._rows = {row["key"]: row for row in self._file.read()}
 
     def get(self, cell: Cell) -> dict[str, Any] | None:

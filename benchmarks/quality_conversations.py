@@ -19,11 +19,11 @@ import numpy as np
 
 from memdb import Document, Framing, MemDB, Progress
 from model_adapter import create_database, generate, open_database
-from model_adapter.embedder import SentenceEmbedder
 from model_adapter.evaluation import Bootstrap, Question
 from model_adapter.evaluation.figures import listed
-from model_adapter.framing import Message, default_framing
-from model_adapter.language_model import LanguageModel
+from model_adapter.models.embedder import SentenceEmbedder
+from model_adapter.models.language_model import LanguageModel
+from model_adapter.prompts.framing import Message, default_framing
 
 _LONG = 48  # tokens of the first answer, at least
 _BATCH = 8  # conversations side by side

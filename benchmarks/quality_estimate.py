@@ -15,7 +15,7 @@ from model_adapter.evaluation import prompt_of
 from model_adapter.evaluation.plan import Plan
 from model_adapter.evaluation.scoring import batches
 from model_adapter.evaluation.settings import SEEN, Settings
-from model_adapter.framing import Frame, default_framing
+from model_adapter.prompts.framing import Frame, default_framing
 
 _LENGTH = 128  # tokens of a reference, and of what is timed
 _RANKED = 8 * 5  # tokens of the answers that are ranked, about

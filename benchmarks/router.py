@@ -33,8 +33,8 @@ from router_tuning import Tuning, tuning
 from memdb import MemDBError
 from model_adapter import DEFAULT_EMBEDDER, DEFAULT_MODEL, LanguageModel
 from model_adapter.catalog import cache_folder
-from model_adapter.embedder import SentenceEmbedder
-from model_adapter.evaluation.work import digest
+from model_adapter.evaluation.folder import digest
+from model_adapter.models.embedder import SentenceEmbedder
 
 EMBEDDER, KEYWORDS = "embedder", "keywords"
 

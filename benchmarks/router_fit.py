@@ -15,7 +15,7 @@ from router_pass import Floats, Passes, Seen
 from router_scores import KINDS, POOLED, Head, fitted, late, pooled, standard
 from router_tuning import Query, Tuning, ranks
 
-from model_adapter.evaluation.work import digest
+from model_adapter.evaluation.folder import digest
 
 _NUMBERS = (1, 2, 4, 8)  # of heads, that are tried
 _WEIGHTS = (0, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3)  # of a second score beside the first

@@ -16,8 +16,8 @@ from rich.progress import track
 from torch import Tensor
 
 from model_adapter import Frame, LanguageModel
-from model_adapter.evaluation.work import digest
-from model_adapter.turns import Turn
+from model_adapter.evaluation.folder import digest
+from model_adapter.prompts.turns import Turn
 
 _FILE, _BATCH = 64, 8  # texts to a file, and side by side
 

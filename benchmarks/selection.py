@@ -27,8 +27,8 @@ from rich.table import Table
 from memdb import CODECS, ExplicitMemory, Framing, MemDBError
 from memdb.codecs import decode_memory, encode_memory
 from model_adapter import DEFAULT_MODEL, SELECTIONS, LanguageModel, Writer
-from model_adapter.predictor import comes_with
 from model_adapter.selections import DEFAULT_SELECTION, SPREADS, PredictedContribution, Spread
+from model_adapter.writing.predictor import comes_with
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def measured_text(
     goes_on()
     models = adapter()
     from model_adapter import training
-    from model_adapter.recorded import language_for_new
+    from model_adapter.models.recorded_models import language_for_new
 
     language = language_for_new(model or models.DEFAULT_MODEL, adapter_name, notify)
     with progress_bar() as progress:

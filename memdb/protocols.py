@@ -75,7 +75,7 @@ Progress = Callable[[str, int, int], None]
 
 #: Writes the memories of references, by id, the longest first, in other processes; each opens the
 #: database for itself and calls `MemDB.warm_batches`. Tells the `Progress` how many are done, and
-#: returns how many were written. `model_adapter.workers` has one.
+#: returns how many were written. `model_adapter.warming` has one.
 Warmer = Callable[[Sequence[int], Progress], int]
 
 

@@ -1,6 +1,6 @@
 """The head weights that come with memdb, from a file of `memdb head-weights`.
 
-python recipes/head_weights.py build/weights/smollm2-135m.jsonl model_adapter/catalog_data/smollm2-135m.json
+python recipes/head_weights.py build/weights/smollm2-135m.jsonl model_adapter/catalog/data/smollm2-135m.json
 """  # noqa: E501
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from memdb import MemDBError
-from model_adapter.weight_file import HeadWeights
+from model_adapter.writing.head_weight_file import HeadWeights
 
 ABOUT = ("model", "fingerprint", "framing", "selection", "corpus", "passages", "examples", "seed")
 

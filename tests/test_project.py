@@ -64,17 +64,36 @@ FLOORS = (
 )
 
 
-def test_the_engines_rooms_import_downwards() -> None:
-    floors = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-    engine = ROOT / "memdb"
-    for file in engine.rglob("*.py"):
-        room = file.relative_to(engine).parts[0].removesuffix(".py")
+#: The same of the adapter.
+ADAPTER_FLOORS = (
+    {"files", "attention"},
+    {"catalog"},
+    {"models"},
+    {"prompts", "selections"},
+    {"writing"},
+    {"generation"},
+    {"api"},
+    {"evaluation"},
+    {"training"},
+    {"calibration"},
+    {"measuring", "warming"},
+    {"__init__"},
+)
+
+
+@pytest.mark.parametrize(
+    ("package", "rooms"), [("memdb", FLOORS), ("model_adapter", ADAPTER_FLOORS)]
+)
+def test_rooms_import_downwards(package: str, rooms: tuple[set[str], ...]) -> None:
+    floors = {room: floor for floor, on_it in enumerate(rooms) for room in on_it}
+    for file in (ROOT / package).rglob("*.py"):
+        room = file.relative_to(ROOT / package).parts[0].removesuffix(".py")
         assert room in floors, f"{file} is on no floor"
         for name in imports(file):
             where = name.split(".")[1:2]
-            if name.startswith("memdb.") and where != [room]:
+            if name.startswith(f"{package}.") and where != [room]:
                 assert floors[where[0]] < floors[room], f"{file} imports {name}"
-            assert name != "memdb", f"{file} imports the package that it is part of"
+            assert name != package, f"{file} imports the package that it is part of"
 
 
 def test_lmdb_stays_in_the_stores_own_room() -> None:
@@ -129,6 +148,19 @@ def test_the_engines_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert filtered == "1 ['heron']"
     assert found.endswith("heron The blue heron stands in the reeds.")
     assert changes == "[(4, 'deleted')]"
+
+
+def test_the_generations_example_runs() -> None:
+    page = (ROOT / "docs" / "generation.md").read_text()
+    names: dict[str, object] = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], names)
+    assert isinstance(names["next_token"], int)
+
+
+def test_the_docs_name_files_that_there_are() -> None:
+    for page in (ROOT / "docs").glob("*.md"):
+        for name in re.findall(r"\b(?:memdb|model_adapter|cli)/[\w/]+\.py", page.read_text()):
+            assert (ROOT / name).is_file(), f"{page.name} names {name}"
 
 
 def test_the_readme_names_every_command() -> None:

@@ -39,7 +39,7 @@ def head_weights(
     """
     chosen = parse_layers(layers)
     with measured_text(model, adapter_name, corpora) as (language, corpus, progress):
-        from model_adapter.head_weights import measure_head_weights
+        from model_adapter.measuring.head_weights import measure_head_weights
 
         found = measure_head_weights(
             language, corpus, out, layers=chosen, progress=progress, **options

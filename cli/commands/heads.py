@@ -43,7 +43,7 @@ def heads(
     """
     chosen = parse_layers(layers)
     with measured_text(model, adapter_name, corpora) as (language, corpus, progress):
-        from model_adapter.memory_heads import measure_heads
+        from model_adapter.measuring.memory_heads import measure_heads
 
         found = measure_heads(language, corpus, out, layers=chosen, progress=progress, **options)
     table = Table(title=f"{language.name}, budget {found.about['budget']:,}")

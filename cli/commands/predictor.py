@@ -43,7 +43,7 @@ def predictor(
     May be interrupted; the same command goes on.
     """
     with measured_text(model, None, corpora) as (language, corpus, progress):
-        from model_adapter.predicting import fit_predictor
+        from model_adapter.measuring.fit_predictor import fit_predictor
 
         found = fit_predictor(
             language, corpus, out, references=references, progress=progress, **options

@@ -79,8 +79,8 @@ def warm(
 
 
 def warm_database(path: Path, **options: Any) -> int:
-    """`model_adapter.workers.warm_database`, loaded when it is needed."""
+    """`model_adapter.warming.warm_database`, loaded when it is needed."""
     adapter()
-    from model_adapter.workers import warm_database
+    from model_adapter.warming import warm_database
 
     return warm_database(path, **options, notify=notify)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from memdb import InvalidInputError, MemDB, Progress, no_progress
-from model_adapter.calibration.constants import identity, uncalibrated
+from model_adapter.api import open_database
+from model_adapter.attention.weighing import Weighing
 from model_adapter.calibration.drawing import Drawn, draw
 from model_adapter.calibration.duration import in_words, seconds
 from model_adapter.calibration.found import Calibration, Tried
@@ -28,13 +29,12 @@ from model_adapter.calibration.grid import (
 from model_adapter.calibration.measuring import Measuring
 from model_adapter.calibration.questions import Kept, Questions
 from model_adapter.catalog import Notify, cache_folder
-from model_adapter.database import open_database
-from model_adapter.evaluation.work import Results, digest, make_folder
-from model_adapter.generation import new_reader
-from model_adapter.options import Options
+from model_adapter.evaluation.folder import Results, digest, make_folder
+from model_adapter.generation.generate import new_reader
+from model_adapter.generation.options import Options
+from model_adapter.generation.weighing_constants import identity, uncalibrated
 from model_adapter.training.asking import Asking
-from model_adapter.weighing import Weighing
-from model_adapter.writer import Writer
+from model_adapter.writing.writer import Writer
 
 _LEAST = 8  # questions
 _DRAWN = 8  # references for each question: of some the model asks nothing that their text answers

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 from memdb import MemDB, Progress
-from model_adapter.language_model import LanguageModel
+from model_adapter.models.language_model import LanguageModel
 from model_adapter.training.corpus import Corpus, Reference, worth_asking
 
 _LOOKED_AT = 2000  # documents

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 
 from memdb import MemDB
+from model_adapter.attention.context import Context, Stretch
 from model_adapter.calibration.losses import BATCH
-from model_adapter.context import Context, Stretch
-from model_adapter.language_model import LanguageModel
-from model_adapter.writer import Writer
+from model_adapter.models.language_model import LanguageModel
+from model_adapter.writing.writer import Writer
 
 _TIMED = 32  # tokens of a sequence
 _TIMES = 3

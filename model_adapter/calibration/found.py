@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from model_adapter.weighing import Weighing
+from model_adapter.attention.weighing import Weighing
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from model_adapter.weighing import SAFE, Weighing
+from model_adapter.attention.weighing import SAFE, Weighing
 
 _SLOPES = (0.0, 5.0, 10.0, 20.0, 40.0)
 LIFTS = (0.0, 0.5, 1.0, 1.5, 2.0)

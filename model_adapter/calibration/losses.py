@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from memdb import PackedMemories
-from model_adapter.context import Context, Stretch
-from model_adapter.language_model import LanguageModel
-from model_adapter.likelihood import likelihoods
+from model_adapter.attention.context import Context, Stretch
+from model_adapter.evaluation.likelihood import likelihoods
+from model_adapter.models.language_model import LanguageModel
 
 BATCH = 12  # sequences side by side
 

@@ -12,17 +12,17 @@ from typing import TypeVar
 import numpy as np
 
 from memdb import MemDB, PackedMemories, Progress, Reference, Retrieval
+from model_adapter.attention.weighing import EVEN, Weighing
 from model_adapter.calibration.drawing import Passage
 from model_adapter.calibration.grid import Losses
 from model_adapter.calibration.losses import BATCH, losses
 from model_adapter.calibration.questions import Kept
-from model_adapter.evaluation.work import Results, digest
-from model_adapter.lookup import Lookup, Query
-from model_adapter.options import Options
-from model_adapter.overlap import overlaps
-from model_adapter.turns import cuts_of
-from model_adapter.weighing import EVEN, Weighing
-from model_adapter.writer import Writer
+from model_adapter.evaluation.folder import Results, digest
+from model_adapter.generation.lookup import Lookup, Query
+from model_adapter.generation.options import Options
+from model_adapter.prompts.overlap import overlaps
+from model_adapter.prompts.turns import cuts_of
+from model_adapter.writing.writer import Writer
 
 _Any = TypeVar("_Any")
 

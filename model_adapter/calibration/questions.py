@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from memdb import Progress
 from model_adapter.calibration.losses import BATCH, losses
-from model_adapter.evaluation.work import Results, digest
-from model_adapter.framing import Frame
-from model_adapter.language_model import LanguageModel
+from model_adapter.evaluation.folder import Results, digest
+from model_adapter.models.language_model import LanguageModel
+from model_adapter.prompts.framing import Frame
 from model_adapter.training.asking import Asking
 from model_adapter.training.corpus import Corpus, Question, Reference
 from model_adapter.training.examples import Example, Framed, asked

@@ -9,19 +9,19 @@ Figures are means over questions of the mean per answer token, with paired boots
 docs/evaluation.md.
 """
 
+from model_adapter.attention.weighing import EVEN, Weighing
 from model_adapter.evaluation.answers import exact_match, f1, holds, normalized
 from model_adapter.evaluation.arms import answer_of, prompt_of
 from model_adapter.evaluation.bootstrap import Bootstrap, Interval
 from model_adapter.evaluation.figures import ArmFigures, Compared, Figure
+from model_adapter.evaluation.memories_seen import Size
 from model_adapter.evaluation.picture import plot, require_picture
+from model_adapter.evaluation.questions import Question, read_documents, read_questions, spread
 from model_adapter.evaluation.report import ARMS, Evaluation, FramingFigures
 from model_adapter.evaluation.run import evaluate
 from model_adapter.evaluation.running_text import RunningText
 from model_adapter.evaluation.scoring import Outcome
 from model_adapter.evaluation.settings import References, Settings
-from model_adapter.evaluation.sights import Size
-from model_adapter.questions import Question, read_documents, read_questions, spread
-from model_adapter.weighing import EVEN, Weighing
 
 __all__ = [
     "ARMS",

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from memdb import PackedMemories
-from model_adapter.context import Context, Stretch
-from model_adapter.framing import Frame, Prompt
-from model_adapter.language_model import LanguageModel
-from model_adapter.questions import Question
+from model_adapter.attention.context import Context, Stretch
+from model_adapter.evaluation.questions import Question
+from model_adapter.models.language_model import LanguageModel
+from model_adapter.prompts.framing import Frame, Prompt
 
 #: For each question the texts that it sees, in order.
 Texts = Callable[[Sequence[Question]], list[tuple[str, ...]]]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from model_adapter.evaluation.answers import exact_match, f1, holds
 from model_adapter.evaluation.bootstrap import Bootstrap, Interval, Means
-from model_adapter.questions import Question
+from model_adapter.evaluation.questions import Question
 
 #: The figures of an arm.
 FIGURES = (

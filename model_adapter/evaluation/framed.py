@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from memdb import Document, MemDB, Progress
-from model_adapter.calibration.constants import weighing_of
-from model_adapter.embedder import SentenceEmbedder
+from model_adapter.attention.weighing import Weighing
 from model_adapter.evaluation.arms import Arm, Memory, Nothing, Rag
+from model_adapter.evaluation.folder import Results, corpus_digest, digest, make_folder
+from model_adapter.evaluation.memories_seen import Seen, size_of
 from model_adapter.evaluation.plan import Plan
+from model_adapter.evaluation.questions import Question
 from model_adapter.evaluation.report import FramingFigures, figures_of
 from model_adapter.evaluation.running_text import running_text
 from model_adapter.evaluation.scoring import batches, outcomes
 from model_adapter.evaluation.settings import Settings
-from model_adapter.evaluation.sights import Sights, size_of
-from model_adapter.evaluation.work import Results, corpus_digest, digest, make_folder
-from model_adapter.framing import Frame
-from model_adapter.language_model import LanguageModel
-from model_adapter.questions import Question
-from model_adapter.weighing import Weighing
+from model_adapter.generation.weighing_constants import weighing_of
+from model_adapter.models.embedder import SentenceEmbedder
+from model_adapter.models.language_model import LanguageModel
+from model_adapter.prompts.framing import Frame
 
 _Rows = list[dict[str, Any]]
 _Measure = Callable[[Sequence[Question]], _Rows]
@@ -56,7 +56,7 @@ class Framed:
         settings, shape, questions = self.settings, self.database.shape, plan.questions
         frame = Frame(self.model, shape.framing, shape.prefix)
         retrieved = settings.references == "retrieved"
-        sights = Sights(self.database, plan, retrieved, self._weighing)
+        sights = Seen(self.database, plan, retrieved, self._weighing)
         own, shared = self.work
         make_folder(shared)
         sizes = plan.tokens(self.model, shape.reference_length)
@@ -94,7 +94,7 @@ class Framed:
             settings.seed,
         )
 
-    def _arms(self, plan: Plan, frame: Frame, sights: Sights) -> dict[str, tuple[Arm, Results]]:
+    def _arms(self, plan: Plan, frame: Frame, sights: Seen) -> dict[str, tuple[Arm, Results]]:
         """Each arm with what was measured of it."""
         settings, shape = self.settings, self.database.shape
         own, shared = self.work

@@ -11,11 +11,11 @@ import numpy as np
 from memdb import Document, InvalidInputError
 from model_adapter.evaluation.arms import prompt_of
 from model_adapter.evaluation.articles import Articles
+from model_adapter.evaluation.questions import Question, spread
 from model_adapter.evaluation.ranking import Candidates
 from model_adapter.evaluation.settings import BESIDE, SEEN, Settings
-from model_adapter.framing import Frame
-from model_adapter.language_model import LanguageModel
-from model_adapter.questions import Question, spread
+from model_adapter.models.language_model import LanguageModel
+from model_adapter.prompts.framing import Frame
 
 
 class Plan:

@@ -12,7 +12,7 @@ import numpy as np
 
 from model_adapter.evaluation.answers import normalized
 from model_adapter.evaluation.articles import Articles
-from model_adapter.questions import Question
+from model_adapter.evaluation.questions import Question
 
 #: Answers that are ranked together with the right one.
 OTHERS = 7

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from memdb import Framing
+from model_adapter.attention.weighing import Weighing
 from model_adapter.evaluation.bootstrap import Bootstrap
 from model_adapter.evaluation.figures import Compared, Figure, compared, listed
+from model_adapter.evaluation.memories_seen import Size
+from model_adapter.evaluation.questions import Question
 from model_adapter.evaluation.running_text import RunningText
 from model_adapter.evaluation.settings import References
-from model_adapter.evaluation.sights import Size
-from model_adapter.measured_file import Head
-from model_adapter.questions import Question
-from model_adapter.weighing import Weighing
+from model_adapter.files.measured_file import Head
 
 #: The arms that are always there, in the order of tables.
 ARMS = ("nothing", "rag", "memory")

@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from memdb import Framing, Progress, no_progress
-from model_adapter.adapters import NONE
+from model_adapter.api import load_embedder
 from model_adapter.catalog import DEFAULT_EMBEDDER, DEFAULT_MODEL, Notify
-from model_adapter.database import load_embedder
-from model_adapter.embedder import SentenceEmbedder
+from model_adapter.evaluation.folder import default_work, evaluated_database
 from model_adapter.evaluation.framed import Framed
 from model_adapter.evaluation.plan import Plan
+from model_adapter.evaluation.questions import read_documents, read_questions
 from model_adapter.evaluation.report import Evaluation
 from model_adapter.evaluation.settings import Settings
-from model_adapter.evaluation.work import default_work, evaluated_database
-from model_adapter.language_model import LanguageModel
-from model_adapter.questions import read_documents, read_questions
-from model_adapter.recorded import language_for_new
-from model_adapter.writer import Writer
+from model_adapter.models.adapters import NONE
+from model_adapter.models.embedder import SentenceEmbedder
+from model_adapter.models.language_model import LanguageModel
+from model_adapter.models.recorded_models import language_for_new
+from model_adapter.writing.writer import Writer
 
 
 def evaluate(

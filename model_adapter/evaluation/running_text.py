@@ -18,17 +18,17 @@ import numpy as np
 import torch
 
 from memdb import Document, MemDB, PackedMemories, Progress, Reference
-from model_adapter.context import Context, Stretch
+from model_adapter.attention.context import Context, Stretch
+from model_adapter.attention.weighing import Weighing
 from model_adapter.evaluation.bootstrap import Bootstrap, Interval
+from model_adapter.evaluation.folder import Results
+from model_adapter.evaluation.likelihood import likelihoods
+from model_adapter.evaluation.questions import spread
 from model_adapter.evaluation.scoring import batches
 from model_adapter.evaluation.settings import SEEN
-from model_adapter.evaluation.work import Results
-from model_adapter.framing import Frame
-from model_adapter.language_model import LanguageModel
-from model_adapter.likelihood import likelihoods
-from model_adapter.overlap import overlaps
-from model_adapter.questions import spread
-from model_adapter.weighing import Weighing
+from model_adapter.models.language_model import LanguageModel
+from model_adapter.prompts.framing import Frame
+from model_adapter.prompts.overlap import overlaps
 
 _CHUNK = 64
 _OVERLAP = 2 / 3

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model_adapter.context import Stretch
+from model_adapter.attention.context import Stretch
 from model_adapter.evaluation.arms import Arm, Opened
-from model_adapter.first_line import first_lines
-from model_adapter.likelihood import likelihoods
-from model_adapter.questions import Question
-from model_adapter.sampling import Sampler
+from model_adapter.evaluation.first_lines import first_lines
+from model_adapter.evaluation.likelihood import likelihoods
+from model_adapter.evaluation.questions import Question
+from model_adapter.generation.sampling import Sampler
 
 _BATCH = 16  # questions side by side
 _TOKENS = 8192  # that all of a batch see together, as text: what bounds its memory; and of copies

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from memdb import DEFAULT_CODEC, Framing, InvalidInputError
-from model_adapter.measured_file import Head
+from model_adapter.attention.weighing import Weighing
+from model_adapter.files.measured_file import Head
 from model_adapter.selections import DEFAULT_FLOOR, Spread
-from model_adapter.weighing import Weighing
-from model_adapter.weight_file import GivenWeights
+from model_adapter.writing.head_weight_file import GivenWeights
 
 #: What is seen of a question's corpus: its own documents; those and others (of one document, 4 of
 #: its article; of several, 3 distractors); or the 5 references that are retrieved for it.

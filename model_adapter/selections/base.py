@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from memdb import InvalidInputError, UnsupportedModelError
-from model_adapter.language_model import LanguageModel
+from model_adapter.models.language_model import LanguageModel
 
 #: Where a budget is spent: evenly over (layer, kv head) pairs, evenly over layers and there where
 #: scores are largest, or where they are largest of all.

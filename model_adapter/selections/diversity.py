@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from model_adapter.language_model import LanguageModel
+from model_adapter.models.language_model import LanguageModel
 from model_adapter.selections.base import LayerView, Selection
 
 

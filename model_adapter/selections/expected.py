@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from model_adapter.language_model import LanguageModel
+from model_adapter.models.language_model import LanguageModel
 from model_adapter.selections.base import LayerView, Selection
 
 

@@ -7,7 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from model_adapter.language_model import LanguageModel
+from model_adapter.models.language_model import LanguageModel
 from model_adapter.selections.base import LayerView, Selection
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model_adapter.language_model import LanguageModel
+from model_adapter.models.language_model import LanguageModel
 from model_adapter.selections.base import LayerView, Selection
 from model_adapter.selections.looking_back import Contribution
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from memdb import Framing, InvalidInputError, Progress
-from model_adapter.context import Context, Stretch
-from model_adapter.first_line import first_lines
-from model_adapter.framing import Frame, default_framing
-from model_adapter.language_model import LanguageModel
-from model_adapter.line_file import LineFile
-from model_adapter.sampling import Sampler
+from model_adapter.attention.context import Context, Stretch
+from model_adapter.evaluation.first_lines import first_lines
+from model_adapter.files.json_lines import JsonLines
+from model_adapter.generation.sampling import Sampler
+from model_adapter.models.language_model import LanguageModel
+from model_adapter.prompts.framing import Frame, default_framing
 from model_adapter.training.corpus import Corpus, Question, Reference, worth_asking
 from model_adapter.training.examples import asked
 
@@ -53,7 +53,7 @@ class Asking:
     def __init__(self, model: LanguageModel, corpus: Corpus, file: Path, seed: int) -> None:
         self._model = model
         self._corpus = corpus
-        self._file = LineFile(file)
+        self._file = JsonLines(file)
         self._seed = seed
         self.asked = 0
         framing = default_framing(model)

@@ -12,9 +12,9 @@ from pathlib import Path
 import xxhash
 
 from memdb import Chunker, InvalidInputError, Progress, no_progress, read_corpus
-from model_adapter.language_model import LanguageModel
-from model_adapter.overlap import overlaps
-from model_adapter.questions import read_questions
+from model_adapter.evaluation.questions import read_questions
+from model_adapter.models.language_model import LanguageModel
+from model_adapter.prompts.overlap import overlaps
 
 _LEAST = 16  # tokens of a reference that is worth asking about
 _EXCLUDED = 2 / 3  # overlap with what must not be learned (paper, evaluation)

@@ -6,9 +6,9 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from model_adapter.framing import Frame
-from model_adapter.language_model import LanguageModel
-from model_adapter.overlap import overlap
+from model_adapter.models.language_model import LanguageModel
+from model_adapter.prompts.framing import Frame
+from model_adapter.prompts.overlap import overlap
 from model_adapter.training.cloze import Clozes
 from model_adapter.training.corpus import Corpus, Question, Reference
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from memdb import Progress
-from model_adapter.training.lesson import Lessons
+from model_adapter.training.passage_losses import PassageLosses
 from model_adapter.training.passages import Passage
 from model_adapter.training.record import Log
 
@@ -25,7 +25,7 @@ class Measuring:
     """
 
     def __init__(
-        self, passages: Sequence[Passage], lessons: Lessons, log: Log, progress: Progress
+        self, passages: Sequence[Passage], lessons: PassageLosses, log: Log, progress: Progress
     ) -> None:
         self._passages = passages
         self._lessons = lessons

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model_adapter.likelihood import likelihoods
+from model_adapter.evaluation.likelihood import likelihoods
 from model_adapter.training.recipe import Recipe
 
 

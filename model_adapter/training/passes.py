@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from memdb import MemoryShape
-from model_adapter import running
-from model_adapter.attention import NOWHERE, LayerMemory, Sight, Stretches, additive
-from model_adapter.choice import Kept
-from model_adapter.running import KeyValues
+from model_adapter.attention.function import NOWHERE, LayerMemory, Sight, Stretches, additive
+from model_adapter.models import observing
+from model_adapter.models.observing import KeyValues
 from model_adapter.training.examples import Row
+from model_adapter.writing.kept_pairs import Kept
 
 
 class Remembered:
@@ -130,7 +130,7 @@ def read(
         logits: Tensor = model(
             ids,
             position_ids=places.masked_fill(~real, 0),
-            past_key_values=running.cache_of(before, len(rows)),
+            past_key_values=observing.cache_of(before, len(rows)),
             use_cache=True,
             explicit_memory=Sight(queries, keys, memories, stretches),
         ).logits

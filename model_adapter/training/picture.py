@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from memdb import InvalidInputError, MissingPartError
-from model_adapter.line_file import LineFile
+from model_adapter.files.json_lines import JsonLines
 
 _SMOOTH = 0.98  # of the mean that runs along
 _FORMS = (".svg", ".png", ".pdf")
@@ -46,7 +46,7 @@ def draw_log(log: Path, file: Path) -> None:
         InvalidInputError: the log is damaged, or the picture cannot be written.
         MissingPartError: matplotlib is not installed.
     """
-    lines = LineFile(log).read()
+    lines = JsonLines(log).read()
     steps = [line for line in lines if "loss" in line]
     if not steps:
         return

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
 
 from memdb import Framing, InvalidInputError
-from model_adapter.adapters import AdapterPath
+from model_adapter.models.adapters import AdapterPath
 from model_adapter.selections import DEFAULT_SELECTION, SPREADS, Spread, selection_named
 
 #: What may differ when a run that was interrupted goes on.

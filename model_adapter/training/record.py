@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from memdb import __version__
-from model_adapter.language_model import LanguageModel
-from model_adapter.line_file import LineFile
+from model_adapter.files.json_lines import JsonLines
+from model_adapter.models.language_model import LanguageModel
 from model_adapter.training.corpus import Corpus
 from model_adapter.training.recipe import Recipe
 
@@ -24,7 +24,7 @@ class Log:
     """
 
     def __init__(self, file: Path, step: int) -> None:
-        self._file = LineFile(file)
+        self._file = JsonLines(file)
         self._lines = [line for line in self._file.read() if line.get("step", 0) <= step]
         self._file.replace(self._lines)
 

@@ -17,22 +17,22 @@ from typing import Any
 import torch
 
 from memdb import InvalidInputError, Progress, StorageError, no_progress
-from model_adapter.held import held
-from model_adapter.language_model import LanguageModel
+from model_adapter.files.folder_lock import held
+from model_adapter.models.language_model import LanguageModel
 from model_adapter.training import checkpoint
 from model_adapter.training.asking import Asking
 from model_adapter.training.checkpoint import Progressed
-from model_adapter.training.choices import Choices
+from model_adapter.training.choice_file import ChoiceFile
 from model_adapter.training.cloze import Clozes
 from model_adapter.training.corpus import Corpus
 from model_adapter.training.examples import Examples, Framed
 from model_adapter.training.heldout import Measuring
 from model_adapter.training.interruption import Interruption
-from model_adapter.training.lesson import Lessons
-from model_adapter.training.live import Live
+from model_adapter.training.passage_losses import PassageLosses
 from model_adapter.training.passages import Draw
 from model_adapter.training.recipe import Recipe
 from model_adapter.training.record import Log, provenance
+from model_adapter.training.trained_adapter import TrainedAdapter
 
 #: Told of each step: its number, how many there will be (0: unknown), and its line of the log.
 Told = Callable[[int, int, dict[str, Any]], None]
@@ -122,12 +122,12 @@ class _Training:
                 )
         self._fingerprint = corpus.fingerprint
         self._training, self._measured = corpus.split(recipe.held_out, recipe.seed)
-        choices = Choices(model, recipe, folder / "choices.bin")
+        choices = ChoiceFile(model, recipe, folder / "choices.bin")
         self._frames = {
             framing: Framed(model, choices.writer(framing).frame) for framing in recipe.framings
         }
-        self._live = Live(model, recipe)
-        self._lessons = Lessons(model, recipe, self._live, choices, self._frames)
+        self._live = TrainedAdapter(model, recipe)
+        self._lessons = PassageLosses(model, recipe, self._live, choices, self._frames)
         self._parameters = self._live.parameters()
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(), lr=recipe.lr, weight_decay=0.0

@@ -10,18 +10,18 @@ import torch
 from model_adapter import LanguageModel
 from model_adapter.training import Recipe
 from model_adapter.training.corpus import Corpus
-from model_adapter.training.live import Live
 from model_adapter.training.record import provenance
+from model_adapter.training.trained_adapter import TrainedAdapter
 from tests.helpers import tiny_model
 
 
 def make_adapter(
     folder: Path, *, model: LanguageModel | None = None, seed: int = 3, **recipe: Any
-) -> Live:
+) -> TrainedAdapter:
     """An adapter of random weights for a model (default: `tiny_model()`), at a folder."""
     how = Recipe(steps=1, **{"rank": 4, "dtype": "float32", **recipe})
     model = model or tiny_model()
-    live = Live(model, how)
+    live = TrainedAdapter(model, how)
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in live.parameters().values():

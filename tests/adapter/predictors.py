@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from model_adapter import LanguageModel
-from model_adapter.predictor import Predictor
 from model_adapter.selections.predicted import feature_count
+from model_adapter.writing.predictor import Predictor
 
 
 def any_predictor(model: LanguageModel, seed: int = 0) -> str:

@@ -13,7 +13,7 @@ from transformers import AttentionInterface, DynamicCache
 
 from memdb import ExplicitMemory, Hit, MemDB, MemoryShape, to_float32
 from model_adapter import LanguageModel
-from model_adapter.weighing import Weighing
+from model_adapter.attention.weighing import Weighing
 
 #: A memory, and what is added to the scores of its pairs.
 Weighed = tuple[ExplicitMemory, float]

@@ -28,12 +28,12 @@ from model_adapter import (
     rewrite_database,
 )
 from model_adapter import catalog as catalogue
-from model_adapter.adapters import chosen_adapter
 from model_adapter.evaluation import Settings, evaluate
-from model_adapter.head_weights import measure_head_weights
-from model_adapter.likelihood import likelihoods
-from model_adapter.memory_heads import measure_heads
-from model_adapter.workers import warm_database
+from model_adapter.evaluation.likelihood import likelihoods
+from model_adapter.measuring.head_weights import measure_head_weights
+from model_adapter.measuring.memory_heads import measure_heads
+from model_adapter.models.adapters import chosen_adapter
+from model_adapter.warming import warm_database
 from tests.adapter.adapted import make_adapter, model_folder
 from tests.adapter.asked import asked_files, facts_corpus
 from tests.helpers import FACTS, SAMPLE, tiny_model

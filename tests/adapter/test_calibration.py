@@ -15,15 +15,15 @@ import pytest
 
 from memdb import InvalidInputError, MemDB, MissingPartError, pack
 from model_adapter import LanguageModel, SentenceEmbedder, calibrate, create_database
+from model_adapter.attention.weighing import EVEN, SAFE, Weighing
 from model_adapter.calibration import calibrate as calibrating
 from model_adapter.calibration import measuring, questions
-from model_adapter.calibration.constants import weighing_of
 from model_adapter.calibration.duration import in_words
 from model_adapter.calibration.grid import LIFTS, lower, simplest, slopes, wins
 from model_adapter.calibration.measuring import Measuring
+from model_adapter.generation.weighing_constants import weighing_of
 from model_adapter.training import asking
 from model_adapter.training.corpus import Question
-from model_adapter.weighing import EVEN, SAFE, Weighing
 from tests.helpers import SAMPLE, tiny_model
 
 #: As questions are measured without a calibration, in the chat framing.

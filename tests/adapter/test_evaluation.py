@@ -12,14 +12,14 @@ import torch
 
 from memdb import InvalidInputError, MemDB, pack
 from model_adapter import Context, LanguageModel, SentenceEmbedder, Stretch, Writer, create_database
+from model_adapter.attention.weighing import SAFE, Weighing
 from model_adapter.evaluation import Question, Settings, normalized
 from model_adapter.evaluation.arms import Arm, Memory, Nothing, Rag
+from model_adapter.evaluation.memories_seen import Seen
 from model_adapter.evaluation.plan import Plan
+from model_adapter.evaluation.questions import read_documents, read_questions
 from model_adapter.evaluation.ranking import sort_of
 from model_adapter.evaluation.scoring import batches, outcomes
-from model_adapter.evaluation.sights import Sights
-from model_adapter.questions import read_documents, read_questions
-from model_adapter.weighing import SAFE, Weighing
 from tests.adapter.asked import asked_files, write
 from tests.adapter.slow import slow_weighed
 from tests.helpers import tiny_model
@@ -55,7 +55,7 @@ def arms(
 ) -> tuple[Nothing, Rag, Memory]:
     writer = database.writer
     assert isinstance(writer, Writer)
-    sights = Sights(database, plan, references == "retrieved", SAFE)
+    sights = Seen(database, plan, references == "retrieved", SAFE)
     start = len(database.shape.prefix) + database.shape.reference_length
     return (
         Nothing(model, writer.frame, 30),
@@ -361,7 +361,7 @@ def test_what_is_found_is_what_a_query_finds(
     parts: tuple[LanguageModel, MemDB, list[Question], dict[str, Any]],
 ) -> None:
     _, database, asked, documents = parts
-    found = Sights(database, Plan(documents, asked, Settings()), False, SAFE).found(asked)
+    found = Seen(database, Plan(documents, asked, Settings()), False, SAFE).found(asked)
     for question, keys in zip(asked, found, strict=True):
         assert keys == [hit.reference.document_id for hit in database.query(question.text).hits]
     assert all(keys[0] == one.document for one, keys in zip(asked[:4], found, strict=False))
@@ -372,7 +372,7 @@ def test_near_texts_are_of_the_memories_that_are_read(
 ) -> None:
     _, database, asked, documents = parts
     weighing = Weighing(lift=0, slope=1, most=1, reach=0.3)
-    sights = Sights(database, Plan(documents, asked, Settings()), True, weighing)
+    sights = Seen(database, Plan(documents, asked, Settings()), True, weighing)
     near = sights.near(asked)
     for question, texts, whole in zip(asked, near, sights.texts(asked), strict=True):
         read = slow_weighed(database.query(question.text).hits, weighing)
@@ -387,7 +387,7 @@ def test_memories_of_other_documents_are_weighed_among_themselves(
 ) -> None:
     _, database, asked, documents = parts
     plan = Plan(documents, asked, Settings(controls=True))
-    (packed,) = Sights(database, plan, False, SAFE).others(asked[:1])
+    (packed,) = Seen(database, plan, False, SAFE).others(asked[:1])
     other = plan.other(asked[0])
     hits = database.query(asked[0].text, 100).hits
     hits = [hit for hit in hits if hit.reference.document_id in other]

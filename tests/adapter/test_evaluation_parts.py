@@ -12,6 +12,7 @@ import torch
 
 from memdb import Hit, InvalidInputError, MemDB, MissingPartError, pack
 from model_adapter import Context, SentenceEmbedder, Stretch, Writer, create_database, overlaps
+from model_adapter.attention.weighing import EVEN, SAFE, Weighing
 from model_adapter.evaluation import (
     Bootstrap,
     Settings,
@@ -23,10 +24,9 @@ from model_adapter.evaluation import (
     picture,
     plot,
 )
+from model_adapter.evaluation.folder import Results
+from model_adapter.evaluation.questions import read_documents, read_questions, spread
 from model_adapter.evaluation.running_text import running_text
-from model_adapter.evaluation.work import Results
-from model_adapter.questions import read_documents, read_questions, spread
-from model_adapter.weighing import EVEN, SAFE, Weighing
 from tests.adapter.slow import slow_weighed
 from tests.helpers import FACTS, SAMPLE, tiny_model
 

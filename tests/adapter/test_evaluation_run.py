@@ -11,11 +11,11 @@ import pytest
 
 from memdb import InvalidInputError
 from model_adapter import LanguageModel, SentenceEmbedder
+from model_adapter.attention.weighing import Weighing
 from model_adapter.evaluation import EVEN, Evaluation, Outcome, Question, evaluate, framed
 from model_adapter.evaluation.arms import Arm
 from model_adapter.evaluation.figures import compared
 from model_adapter.evaluation.scoring import outcomes
-from model_adapter.weighing import Weighing
 from tests.adapter.asked import MORE, asked_files, corpus_lines, question_lines, settled, write
 from tests.engine.helpers import keep_whatever_is_lost
 from tests.helpers import FACTS, SAMPLE, tiny_model

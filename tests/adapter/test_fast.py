@@ -10,8 +10,8 @@ import torch
 
 from memdb import InvalidInputError
 from model_adapter import Context, LanguageModel, Stretch, Writer, load_model
-from model_adapter.fast import fast_passes, make_fast
-from model_adapter.fingerprint import weights_fingerprint
+from model_adapter.models.fast import fast_passes, make_fast
+from model_adapter.models.fingerprint import weights_fingerprint
 from tests.helpers import SAMPLE, tiny_model
 
 EXACT = {"atol": 0, "rtol": 0}

@@ -23,9 +23,9 @@ from model_adapter import (
     rewrite_database,
     stream,
 )
-from model_adapter.detokenizing import Detokenizer
-from model_adapter.sampling import Sampler
-from model_adapter.weighing import EVEN, SAFE
+from model_adapter.attention.weighing import EVEN, SAFE
+from model_adapter.generation.detokenizing import Detokenizer
+from model_adapter.generation.sampling import Sampler
 from tests.adapter.slow import slow_answer, slow_cuts
 from tests.helpers import FACTS, SAMPLE, tiny_model
 

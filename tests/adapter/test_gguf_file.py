@@ -18,11 +18,11 @@ from gguf.quants import quantize
 from transformers import AutoModelForCausalLM
 
 from memdb import StorageError
-from model_adapter import LanguageModel, catalog, gguf_file, pull
-from model_adapter.catalog import CatalogEntry
-from model_adapter.fingerprint import weights_fingerprint
-from model_adapter.gguf_file import convert_gguf
-from model_adapter.wheels import Wheel
+from model_adapter import LanguageModel, catalog, pull
+from model_adapter.catalog import CatalogEntry, gguf_file
+from model_adapter.catalog.gguf_file import convert_gguf
+from model_adapter.catalog.wheels import Wheel
+from model_adapter.models.fingerprint import weights_fingerprint
 from tests.helpers import tiny_model
 
 F32, Q5, Q8 = (gguf.GGMLQuantizationType[name] for name in ("F32", "Q5_0", "Q8_0"))

@@ -23,13 +23,13 @@ from model_adapter import (
     running,
     weight_file,
 )
-from model_adapter.choice import Choice, Kept, kept_pairs
-from model_adapter.head_weights import measure_head_weights, pair_gradients
-from model_adapter.likelihood import likelihoods
+from model_adapter.evaluation.likelihood import likelihoods
+from model_adapter.measuring.head_weights import measure_head_weights, pair_gradients
 from model_adapter.training import Corpus
 from model_adapter.training.examples import Row
 from model_adapter.training.passes import read_behind
-from model_adapter.weight_file import HeadWeights, fitted
+from model_adapter.writing.head_weight_file import HeadWeights, fitted
+from model_adapter.writing.kept_pairs import Choice, Kept, kept_pairs
 from tests.adapter.asked import facts_corpus
 from tests.helpers import SAMPLE, tiny_model
 

@@ -11,9 +11,9 @@ import torch
 
 from memdb import InvalidInputError
 from model_adapter import LanguageModel, Writer
-from model_adapter.head_file import HeadFile, heads_of
-from model_adapter.memory_heads import measure_heads
+from model_adapter.measuring.memory_heads import measure_heads
 from model_adapter.training import Corpus
+from model_adapter.writing.memory_head_file import HeadFile, heads_of
 from tests.adapter.asked import facts_corpus
 from tests.helpers import SAMPLE, tiny_model
 

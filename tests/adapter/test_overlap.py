@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from model_adapter.overlap import overlap, overlaps
+from model_adapter.prompts.overlap import overlap, overlaps
 
 
 def common_subsequence(one: Sequence[int], other: Sequence[int]) -> int:

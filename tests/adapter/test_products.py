@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from model_adapter import products
-from model_adapter.products import Linear, use_fast_products
+from model_adapter.models import products
+from model_adapter.models.products import Linear, use_fast_products
 
 onednn = pytest.mark.skipif(not products._is_right(), reason="torch has no such product here")
 

@@ -13,15 +13,15 @@ import torch
 
 from memdb import InvalidInputError, pack
 from model_adapter import Context, LanguageModel, Stretch, Writer
-from model_adapter.adapters import load_adapter
-from model_adapter.choice import kept_pairs
-from model_adapter.line_file import LineFile
-from model_adapter.running import encode
+from model_adapter.files.json_lines import JsonLines
+from model_adapter.models.adapters import load_adapter
+from model_adapter.models.observing import encode
 from model_adapter.training import Recipe, draw_log, read, train
 from model_adapter.training.examples import Row
-from model_adapter.training.live import Live
 from model_adapter.training.passes import Remembered, targets
 from model_adapter.training.passes import read as read_rows
+from model_adapter.training.trained_adapter import TrainedAdapter
+from model_adapter.writing.kept_pairs import kept_pairs
 from tests.adapter.adapted import make_adapter
 from tests.helpers import FACTS, SAMPLE, tiny_model
 
@@ -98,7 +98,7 @@ def test_a_step_reads_what_writer_and_context_read(
 
 def test_gradients_reach_all_that_reads_and_nothing_that_is_stored(tmp_path: Path) -> None:
     model = tiny_model()
-    live = Live(model, recipe(path="read"))
+    live = TrainedAdapter(model, recipe(path="read"))
     assert live.writer is model.base
     assert len(live.parameters()) == 2 * 3 * 7  # behind the last keys and values, too
     step(live, model).backward()
@@ -111,7 +111,7 @@ def test_gradients_reach_all_that_reads_and_nothing_that_is_stored(tmp_path: Pat
 def test_gradients_reach_all_that_changes_a_memory(corpus_file: Path, tmp_path: Path) -> None:
     """Behind the last layer's keys and values nothing does; there is no adapter there."""
     model = tiny_model()
-    live = Live(model, recipe())
+    live = TrainedAdapter(model, recipe())
     names = set(live.parameters())
     assert len(names) == 2 * (2 * 7 + 2)
     last = {name.split(".")[-4] for name in names if ".layers.2." in name}
@@ -125,7 +125,7 @@ def test_gradients_reach_all_that_changes_a_memory(corpus_file: Path, tmp_path: 
 
 def test_gradients_reach_all_where_reading_is_trained_too() -> None:
     model = tiny_model()
-    live = Live(model, recipe(path="both", targets=("q_proj", "down_proj")))
+    live = TrainedAdapter(model, recipe(path="both", targets=("q_proj", "down_proj")))
     assert len(live.parameters()) == 2 * 3 * 2
     step(live, model).backward()
     for name, parameter in live.parameters().items():
@@ -133,7 +133,7 @@ def test_gradients_reach_all_where_reading_is_trained_too() -> None:
         assert parameter.grad.abs().max() > 0, name
 
 
-def step(live: Live, model: LanguageModel) -> torch.Tensor:
+def step(live: TrainedAdapter, model: LanguageModel) -> torch.Tensor:
     """A number that depends on a reading of memories, with an adapter that is not zero."""
     torch.manual_seed(1)
     with torch.no_grad():
@@ -156,7 +156,7 @@ def step(live: Live, model: LanguageModel) -> torch.Tensor:
 
 
 def losses_of(folder: Path) -> list[float]:
-    return [line["loss"] for line in LineFile(folder / "log.jsonl").read() if "loss" in line]
+    return [line["loss"] for line in JsonLines(folder / "log.jsonl").read() if "loss" in line]
 
 
 def test_it_learns_a_tiny_corpus(corpus_file: Path, tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_it_measures_on_what_it_does_not_learn(tmp_path: Path) -> None:
     )
     done = train(model, corpus, how, tmp_path / "out")
     file = tmp_path / "out" / "log.jsonl"
-    log = LineFile(file).read()
+    log = JsonLines(file).read()
     (bounds,) = [line for line in log if line.get("bounds")]
     assert bounds["share_untrained"] == done.untrained
     assert [line["step"] for line in log if line.get("measured")] == [1, 2]

@@ -21,7 +21,7 @@ from model_adapter import (
     create_database,
     generate,
 )
-from model_adapter.lookup import merged
+from model_adapter.generation.lookup import merged
 from tests.adapter.slow import slow_cuts, slow_hits
 from tests.helpers import FACTS, SAMPLE, TEMPLATE, tiny_model
 
@@ -301,7 +301,7 @@ def test_a_question_that_the_chat_has_read_is_asked_again(db: MemDB, asked: list
 def test_what_is_left_of_an_answer_is_read_with_the_memories_in_use(
     db: MemDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from model_adapter.context import Context
+    from model_adapter.attention.context import Context
 
     read: list[Any] = []
     plain = Context.read

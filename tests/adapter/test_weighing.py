@@ -27,11 +27,11 @@ from model_adapter import (
     create_database,
     generate,
 )
-from model_adapter.attention import LayerMemory
+from model_adapter.attention.function import LayerMemory
+from model_adapter.attention.weighing import EVEN, SAFE, Weighing
 from model_adapter.calibration import constants
-from model_adapter.calibration.constants import uncalibrated
 from model_adapter.catalog import AdapterEntry
-from model_adapter.weighing import EVEN, SAFE, Weighing
+from model_adapter.generation.weighing_constants import uncalibrated
 from tests.adapter.slow import slow_answer
 from tests.helpers import FACTS, SAMPLE, tiny_model
 
@@ -148,7 +148,7 @@ def db(tmp_path: Path, model: LanguageModel, minilm: SentenceEmbedder) -> Iterat
 
 @pytest.fixture
 def strong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model_adapter.lookup.weighing_of", lambda *_: STRONG)
+    monkeypatch.setattr("model_adapter.generation.lookup.weighing_of", lambda *_: STRONG)
 
 
 def documents(hits: list[Hit]) -> list[str]:
@@ -277,7 +277,9 @@ def test_weighed_answers_are_those_of_an_obvious_loop(
     options = {"memories": 4, "retrieve_every": 16, "max_new_tokens": 18}
     with make(tmp_path / "db", silent_model(architecture, **changes), minilm) as db:
         for weighing in (STRONG, SAFE):
-            monkeypatch.setattr("model_adapter.lookup.weighing_of", lambda *_, w=weighing: w)
+            monkeypatch.setattr(
+                "model_adapter.generation.lookup.weighing_of", lambda *_, w=weighing: w
+            )
             together = generate(CONVERSATIONS, db, **options)
             for conversation, answer in zip(CONVERSATIONS, together, strict=True):
                 expected, found, _ = slow_answer(
@@ -305,7 +307,9 @@ def test_a_plain_prompt_asks_by_its_question_mark(
     with make(tmp_path / "db", model, minilm, framing="plain") as db:
         said = {}
         for weighing in (EVEN, asked, lifted):
-            monkeypatch.setattr("model_adapter.lookup.weighing_of", lambda *_, w=weighing: w)
+            monkeypatch.setattr(
+                "model_adapter.generation.lookup.weighing_of", lambda *_, w=weighing: w
+            )
             said[weighing] = generate(prompt, db, memories=2, max_new_tokens=20).token_ids
     assert said[EVEN] != said[lifted]
     assert said[asked] == said[lifted if asks else EVEN]

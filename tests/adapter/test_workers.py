@@ -16,7 +16,7 @@ import torch
 from memdb import InvalidInputError, MemDB, MismatchError, MissingPartError, verify
 from memdb.storage.record_layout import REMEMBERED
 from model_adapter import Writer, load_model, open_database
-from model_adapter.workers import WorkerError, _batches, warm_database
+from model_adapter.warming import WorkerError, _batches, warm_database
 from tests.engine.helpers import WordEmbedder, keep_whatever_is_lost, make_shape
 from tests.helpers import SAMPLE, tiny_model
 
@@ -168,7 +168,7 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr("model_adapter.workers._Team.__enter__", refuse)
+    monkeypatch.setattr("model_adapter.warming._Team.__enter__", refuse)
 
 
 @pytest.mark.usefixtures("no_processes")
@@ -205,13 +205,13 @@ def test_each_worker_has_as_many_batches(
 
 
 def test_a_process_takes_its_share_of_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    from model_adapter import workers
+    from model_adapter import warming
 
     asked = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(workers.LanguageModel, "load", lambda *_, **options: asked.append(options))
-    monkeypatch.setattr(workers, "open_database", lambda *_, **__: None)
+    monkeypatch.setattr(warming.LanguageModel, "load", lambda *_, **options: asked.append(options))
+    monkeypatch.setattr(warming, "open_database", lambda *_, **__: None)
     for number in range(3):
-        workers._open(workers._Job("db", "tiny", "none", "bfloat16", number, 1))
+        warming._open(warming._Job("db", "tiny", "none", "bfloat16", number, 1))
     assert [options["device"] for options in asked] == ["cuda:0", "cuda:1", "cuda:0"]
     assert {options["dtype"] for options in asked} == {torch.bfloat16}

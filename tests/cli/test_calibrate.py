@@ -11,8 +11,8 @@ import pytest
 import model_adapter
 from memdb import MemDB, verify
 from model_adapter import Calibration, SentenceEmbedder
+from model_adapter.attention.weighing import SAFE, Weighing
 from model_adapter.calibration.found import Tried
-from model_adapter.weighing import SAFE, Weighing
 from tests.cli.conftest import Run, rows
 from tests.cli.small import make_database
 

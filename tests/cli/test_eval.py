@@ -10,8 +10,8 @@ import pytest
 from click.testing import Result
 
 from model_adapter import SentenceEmbedder
+from model_adapter.attention.weighing import SAFE
 from model_adapter.evaluation import EVEN, framed
-from model_adapter.weighing import SAFE
 from tests.cli.conftest import Run, rows
 from tests.cli.small import model_folder
 from tests.helpers import FACTS

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from model_adapter import SentenceEmbedder, create_database, generate
-from model_adapter.weighing import EVEN
+from model_adapter.attention.weighing import EVEN
 from tests.helpers import FACTS, SAMPLE, tiny_model
 
 ROOT = Path(__file__).parent.parent.parent

@@ -1,0 +1,259 @@
+"""What a model has read so far: several sequences side by side, with the memories in use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from memdb import PackedMemories
+from model_adapter.attention.buffers import ContextCache, Sets
+from model_adapter.attention.function import NOWHERE, Memories, Sight, Stretches, Witness
+
+_ROOM = 64  # tokens that are made room for, at least
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Tokens that are read with the same memories.
+
+    Attributes:
+        tokens: at least one.
+        memories: seen by all of them beside the context; None: none are.
+    """
+
+    tokens: Sequence[int]
+    memories: PackedMemories | None = None
+
+
+class ReadingModel(Protocol):
+    """What a context asks of a model; `LanguageModel` is one."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens go in."""
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+
+    def prefix(self, tokens: Sequence[int]) -> Sequence[tuple[Tensor, Tensor]]:
+        """Keys and values of a prefix, layer by layer."""
+
+    def require_position(self, end: int) -> None:
+        """Raise `InvalidInputError` if a text that ends before this position is too long."""
+
+    def run(
+        self, tokens: Tensor, positions: Tensor, cache: Any, sight: Sight, keep: Sequence[int]
+    ) -> Tensor:
+        """One forward pass; (batch, len(keep), vocabulary) logits."""
+
+
+class Context:
+    """Sequences side by side, read by one model. Not for several threads at once.
+
+    Behind the prefix each token sees the prefix, its own sequence's tokens before it, and the
+    memories of its stretch. Sequences may have different lengths; what fills them up is seen by
+    nobody.
+
+    Args:
+        model: that reads.
+        prefix: token ids that stand before everything, at positions 0 and on; they see no memory
+            and are computed once for all contexts.
+        start: position of the first token behind the prefix; default: right behind it.
+        batch: sequences.
+        capacity: tokens of a sequence to make room for at once; it grows when it must.
+        windows: whether a model's sliding windows hold for memories, too. By default memories are
+            seen however far away they are.
+    """
+
+    def __init__(
+        self,
+        model: ReadingModel,
+        prefix: Sequence[int] = (),
+        start: int | None = None,
+        *,
+        batch: int = 1,
+        capacity: int = 0,
+        windows: bool = False,
+    ) -> None:
+        self._model = model
+        self._batch = batch
+        self._prefix = len(prefix)
+        self._windows = len(prefix) if windows else None
+        room = len(prefix) + capacity
+        self._cache = ContextCache(model.layers, room)
+        self._in_use: list[PackedMemories | None] = [None] * batch
+        self._next = [len(prefix) if start is None else start] * batch  # position of what comes
+        self._positions = torch.full((batch, max(_ROOM, room)), NOWHERE, device=model.device)
+        self._positions[:, : len(prefix)] = torch.arange(len(prefix), device=model.device)
+        for layer, (keys, values) in zip(self._cache.layers, model.prefix(prefix), strict=False):
+            layer.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1))
+
+    @property
+    def positions(self) -> list[int]:
+        """Of the token that comes next, in each sequence."""
+        return list(self._next)
+
+    def read(
+        self,
+        sequences: Sequence[Sequence[Stretch]],
+        *,
+        every: bool = False,
+        witness: Witness | None = None,
+    ) -> list[Tensor]:
+        """Read more of each sequence, all in one pass. The last memories stay in use.
+
+        Args:
+            sequences: for each its stretches, at least one.
+            every: logits of every token; else of the last of each sequence.
+            witness: told what attention memories get; in `LayerMemory` there is a set for each
+                stretch.
+
+        Returns:
+            For each sequence (1 or its tokens, vocabulary) logits.
+
+        Raises:
+            InvalidInputError: it would go beyond the model's last position.
+        """
+        tokens = [[token for part in parts for token in part.tokens] for parts in sequences]
+        counts = [len(row) for row in tokens]
+        length = max(counts)
+        device = self._model.device
+        ids = torch.tensor([row + [0] * (length - len(row)) for row in tokens], device=device)
+        offsets = torch.arange(length, device=device)
+        real = offsets < torch.tensor(counts, device=device)[:, None]
+        places = torch.tensor(self._next, device=device)[:, None] + offsets
+        memories: Memories | None = None
+        stretches = None
+        one_each = all(len(parts) == 1 for parts in sequences)
+        if one_each:
+            self.remember([parts[0].memories for parts in sequences])
+            memories = self._cache
+        else:
+            own = [part.memories for parts in sequences for part in parts]
+            if any(packed is not None and packed.layers for packed in own):
+                memories, stretches = Sets(own), _cut(sequences, length, device)
+        last = [count - 1 for count in counts]
+        keep = sorted(set(range(length)) if every else set(last))
+        logits = self._pass(ids, places, real, keep, memories, stretches, witness)
+        if not one_each:
+            self.remember([parts[-1].memories for parts in sequences])
+        if every:
+            return [logits[i, :count] for i, count in enumerate(counts)]
+        return [logits[i, keep.index(place)][None] for i, place in enumerate(last)]
+
+    def step(self, tokens: Tensor, *, witness: Witness | None = None) -> Tensor:
+        """Read one more token of each sequence with the memories in use.
+
+        Args:
+            tokens: (batch,) ids.
+            witness: as for `read`; a set for each sequence.
+
+        Returns:
+            (batch, vocabulary) logits.
+        """
+        places = torch.tensor(self._next, device=self._model.device)[:, None]
+        return self._pass(tokens[:, None], places, None, [0], self._cache, None, witness)[:, 0]
+
+    def remember(self, memories: Sequence[PackedMemories | None]) -> None:
+        """Put memories in the place of those in use, one set for each sequence."""
+        self._in_use = list(memories)
+        self._cache.remember(memories)
+
+    @property
+    def memories(self) -> list[PackedMemories | None]:
+        """Those in use, a set for each sequence."""
+        return list(self._in_use)
+
+    def branches(self, rows: Sequence[int], capacity: int = 0) -> Context:
+        """One text, several continuations: a context that goes on from what this one has read. What
+        either reads afterwards does not reach the other.
+
+        Args:
+            rows: for each sequence of the new one, that of this one which it goes on from.
+            capacity: tokens of a sequence to make room for at once.
+        """
+        length = self._length
+        made = Context(self._model, batch=len(rows), capacity=length + capacity)
+        made._prefix, made._windows = self._prefix, self._windows
+        made._next = [self._next[row] for row in rows]
+        places = torch.tensor(list(rows), device=self._positions.device)
+        positions = self._positions[places, :length]
+        made._positions[:, :length] = positions
+        for layer, mine in zip(made._cache.layers, self._cache.layers, strict=True):
+            nothing = mine.keys[:, :, :0]
+            keys, values = mine.update(nothing, nothing)  # what is there already
+            chosen = places.to(keys.device)
+            layer.update(keys[chosen], values[chosen])
+            layer.hide(0, positions != NOWHERE)
+        made.remember([self._in_use[row] for row in rows])
+        return made
+
+    def take_back(self, tokens: int) -> None:
+        """Forget the last tokens that were read; for a single sequence."""
+        if self._batch != 1 or not 0 <= tokens <= self._length - self._prefix:
+            raise ValueError(f"cannot take back {tokens} tokens")
+        self._cache.cut(self._length - tokens)
+        self._next[0] -= tokens
+
+    @property
+    def _length(self) -> int:
+        return int(self._cache.get_seq_length())
+
+    def _pass(
+        self,
+        ids: Tensor,
+        places: Tensor,
+        real: Tensor | None,
+        keep: list[int],
+        memories: Memories | None,
+        stretches: Stretches | None,
+        witness: Witness | None,
+    ) -> Tensor:
+        length = ids.shape[1]
+        counts = [length] * self._batch if real is None else real.sum(1).tolist()
+        ends = [at + count for at, count in zip(self._next, counts, strict=True)]
+        self._model.require_position(max(ends))
+        queries = places if real is None else places.masked_fill(~real, NOWHERE)
+        before, after = self._length, self._length + length
+        if after > self._positions.shape[1]:
+            more = torch.full_like(self._positions, NOWHERE)
+            self._positions = torch.cat([self._positions, more[:, :1].expand(-1, after)], 1)
+        self._positions[:, before:after] = queries
+        sight = Sight(
+            queries,
+            self._positions[:, :after],
+            memories,
+            stretches,
+            self._windows,
+            witness,
+        )
+        if real is not None:
+            places = places.masked_fill(~real, 0)
+        logits = self._model.run(ids, places, self._cache, sight, keep)
+        if real is not None and min(counts) < length:
+            self._cache.hide(before, real)
+        self._next = ends
+        return logits
+
+
+def _cut(sequences: Sequence[Sequence[Stretch]], length: int, device: torch.device) -> Stretches:
+    """A pass of `length` tokens as stretches."""
+    longest = max(len(part.tokens) for parts in sequences for part in parts)
+    sequence: list[int] = []
+    tokens: list[list[int]] = []
+    places = [0] * (len(sequences) * length)  # what fills up takes any token's: nobody sees it
+    for i, parts in enumerate(sequences):
+        at = i * length
+        for part in parts:
+            count = len(part.tokens)
+            places[at : at + count] = range(len(tokens) * longest, len(tokens) * longest + count)
+            tokens.append([at + min(offset, count - 1) for offset in range(longest)])
+            sequence.append(i)
+            at += count
+    made = (torch.tensor(numbers, device=device) for numbers in (sequence, tokens, places))
+    return Stretches(*made)

@@ -1,0 +1,1 @@
+"""Generation with explicit memory: look up, read, decode."""

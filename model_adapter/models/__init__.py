@@ -1,0 +1,1 @@
+"""Models of transformers: loaded, tried out, identified, and run."""

@@ -1,0 +1,77 @@
+"""Text embedders: sentence-transformers behind the engine's `Embedder` protocol."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+
+from memdb import InvalidInputError
+from model_adapter.catalog import CATALOG, Notify, in_brief, pull
+from model_adapter.models.fingerprint import weights_fingerprint
+
+
+class SentenceEmbedder:
+    """A sentence-transformers model (paper, 3.1: BGE-M3; here any, by default all-MiniLM-L6-v2).
+
+    Args:
+        name: a name of the catalogue, a folder, or a Hugging Face id.
+        notify: told when a model of the catalogue has to be pulled.
+
+    Raises:
+        InvalidInputError: it cannot be loaded.
+    """
+
+    def __init__(self, name: str, notify: Notify = lambda _: None) -> None:
+        self.name = name
+        entry = CATALOG.get(name)
+        if entry is not None and entry.kind != "embedder":
+            raise InvalidInputError(f"'{name}' is a language model, not an embedder")
+        folder = str(pull(name, notify)) if entry is not None else name
+        if entry is None and Path(folder).is_dir():
+            self.name = str(Path(folder).resolve())
+        try:
+            self._model = SentenceTransformer(folder, device="cpu")
+        except Exception as error:  # hub, file and configuration errors have no common base
+            raise InvalidInputError(
+                f"the embedder '{name}' cannot be loaded: {in_brief(error)}"
+            ) from error
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        return int(self._model.get_embedding_dimension() or 0)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Over weights, pooling, prompts and the longest input: all that the vectors depend on, in
+        terms that no release of the library renames."""
+        recipe = {
+            "pooling": [_pooling(module) for module in self._model if _pooling(module)],
+            "prompts": {name: text for name, text in self._model.prompts.items() if text},
+            "max_seq_length": self._model.max_seq_length,
+        }
+        digest = xxhash.xxh3_64(weights_fingerprint(self._model).encode())
+        digest.update(json.dumps(recipe, sort_keys=True).encode())
+        return str(digest.hexdigest())
+
+    def embed(self, texts: Sequence[str], *, query: bool = False) -> NDArray[np.float32]:
+        """See `memdb.Embedder.embed`."""
+        encode = self._model.encode_query if query else self._model.encode_document
+        vectors = encode(
+            list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+        )
+        return np.asarray(vectors, np.float32)
+
+
+def _pooling(module: object) -> str | None:
+    """How a module makes one vector of many; None if it does not."""
+    named = getattr(module, "get_pooling_mode_str", None)  # sentence-transformers 5
+    mode = named() if named is not None else getattr(module, "pooling_mode", None)
+    return None if mode is None else str(mode)

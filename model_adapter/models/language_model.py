@@ -1,0 +1,376 @@
+"""A Hugging Face model with its tokenizer, ready to write and read memories."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import torch
+from tokenizers import Encoding, Tokenizer
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from memdb import DType, InvalidInputError, Rope, UnsupportedModelError, text_tokenizer
+from model_adapter.attention import function as attention
+from model_adapter.attention.function import Observer, Sight
+from model_adapter.catalog import CATALOG, Notify, in_brief, pull, source_key
+from model_adapter.models import observing
+from model_adapter.models.adapters import Adapter, adapter_key, load_adapter
+from model_adapter.models.fast import make_fast
+from model_adapter.models.fingerprint import weights_fingerprint
+from model_adapter.models.observing import KeyValues
+from model_adapter.models.probe import turning_layers, unrotation_is_right
+from model_adapter.models.products import use_fast_products
+
+#: What a pass is for: by which weights it runs depends on the adapter.
+Pass = Literal["read", "choose", "write"]
+
+
+class LanguageModel:
+    """A decoder of transformers whose attention runs through `model_adapter.attention.function`.
+
+    Args:
+        model: a causal language model with RoPE and grouped-query (or multi-head) attention. Its
+            attention implementation is set to `memdb`, which without memories is plain attention.
+        tokenizer: its fast tokenizer.
+        name: how to load it again.
+        adapter: trained for it, by which it writes memories (and reads them, if it is so made).
+
+    Attributes:
+        model: the weights that read.
+        base: the weights without the adapter, by which it is chosen what a memory keeps.
+        writing: the weights that memories are written by. All three are one model without an
+            adapter. With one there are two, which share what it does not change: so nothing is
+            switched while other threads run, at the price of its layers' weights once more.
+        tokenizer_json: the text of the tokenizer's tokenizer.json.
+
+    Raises:
+        UnsupportedModelError: saying what the model lacks.
+        InvalidInputError: the adapter is for another model.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, name: str, adapter: Adapter | None = None
+    ) -> None:
+        self.model = self.base = self.writing = model.eval()
+        self.adapter = adapter
+        self.tokenizer = tokenizer
+        self.name = name
+        self.config = model.config
+        self._require_supported()
+        model.set_attn_implementation(attention.NAME)
+        use_fast_products(model)
+        self._prefixes: dict[tuple[tuple[int, ...], int], KeyValues] = {}
+        self._guard = threading.Lock()
+        # Two tokenizers of our own: transformers' switches between text and control tokens by a
+        # state that all threads share.
+        self.tokenizer_json = str(tokenizer.backend_tokenizer.to_str())
+        self._text = text_tokenizer(self.tokenizer_json)
+        self._control = Tokenizer.from_str(self.tokenizer_json)
+        self._control.no_truncation()
+        self._control.no_padding()
+        self._turning = turning_layers(self)
+        if adapter is not None:
+            adapter.require_base(self.fingerprint, name)
+            merged = adapter.merged(self.base)
+            self.writing = merged if adapter.writes else self.base
+            self.model = merged if adapter.reads else self.base
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        device_map: str | dict[str, Any] | None = None,
+        adapter: str | None = None,
+        fast: bool = False,
+        notify: Notify = lambda _: None,
+    ) -> Self:
+        """Load a model by a name of the catalogue, by folder, or by Hugging Face id.
+
+        Args:
+            name: e.g. `smollm2-135m`.
+            dtype: default: float32 on a CPU, else as the weights are stored.
+            device: default: the GPU if there is one.
+            device_map: spread its layers over several devices, as transformers and accelerate do
+                (`auto`, or layers by name); in the place of `device`.
+            adapter: a trained adapter for it: a name of the catalogue, or a folder.
+            fast: on a CPU, decode with a copy of the weights in half the bytes (`make_fast`).
+            notify: told when a model of the catalogue has to be pulled.
+
+        Raises:
+            InvalidInputError: it, or the adapter, cannot be loaded.
+            UnsupportedModelError: it can, but not be used.
+        """
+        trained = None if adapter is None else load_adapter(adapter)
+        entry = CATALOG.get(name)
+        if entry is not None and entry.kind != "language":
+            raise InvalidInputError(f"'{name}' is an embedder, not a language model")
+        source: str | Path = pull(name, notify) if entry is not None else name
+        if entry is None and Path(name).is_dir():
+            source = name = str(Path(name).resolve())
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if dtype is None and device_map is None and torch.device(device).type == "cpu":
+            dtype = torch.float32
+        where = {} if device_map is None else {"device_map": device_map}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", **where)
+            model = model.to(device) if device_map is None else model
+        except Exception as error:  # hub, file and configuration errors have no common base
+            raise InvalidInputError(
+                f"the model '{name}' cannot be loaded: {in_brief(error)}"
+            ) from error
+        loaded = cls(model, tokenizer, name, trained)
+        if fast:
+            make_fast(loaded.model, "float16")
+        return loaded
+
+    # --- what it is ---
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return torch.device(self.model.device)
+
+    @property
+    def dtype(self) -> DType:
+        """What it computes in, by name."""
+        name: DType = str(self.model.dtype).removeprefix("torch.")  # type: ignore[assignment]
+        return name
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def kv_heads(self) -> int:
+        """Key-value heads of a layer."""
+        return int(getattr(self.config, "num_key_value_heads", None) or self.heads)
+
+    @property
+    def heads(self) -> int:
+        """Query heads of a layer."""
+        return int(self.config.num_attention_heads)
+
+    @property
+    def head_dim(self) -> int:
+        """Length of a key."""
+        return int(getattr(self.config, "head_dim", None) or self.config.hidden_size // self.heads)
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence it was made for. With LongRoPE, whose keys change with the sequence's
+        length, the length up to which they stay as they are."""
+        parameters = dict(getattr(self.config, "rope_parameters", None) or {})
+        original = parameters.get("original_max_position_embeddings")
+        if parameters.get("rope_type") == "longrope" and original:
+            return int(original)
+        return int(self.config.max_position_embeddings)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Over all weights, without the adapter."""
+        return weights_fingerprint(self.base)
+
+    def weights(self, what: Pass) -> Any:
+        """The model whose weights a pass runs by."""
+        return {"read": self.model, "choose": self.base, "write": self.writing}[what]
+
+    def rope(self, layer: int) -> Rope | None:
+        """The rotary position embedding of a layer; None where keys do not depend on position."""
+        if layer not in self._turning:
+            return None
+        parameters = dict(self.config.rope_parameters)
+        kind = (getattr(self.config, "layer_types", None) or [None] * self.layers)[layer]
+        if kind in parameters:  # one set for each kind of layer
+            parameters = dict(parameters[kind])
+        base, rope_type = parameters.pop("rope_theta"), parameters.pop("rope_type", "default")
+        return Rope(float(base), rope_type, parameters)
+
+    def stop_tokens(self) -> frozenset[int]:
+        """Token ids that end a text."""
+        stops = self.model.generation_config.eos_token_id
+        if stops is None:
+            stops = self.tokenizer.eos_token_id
+        if stops is None:
+            return frozenset()
+        return frozenset([stops] if isinstance(stops, int) else stops)
+
+    def _require_supported(self) -> None:
+        name = type(self.model).__name__
+        lacking = None
+        if hasattr(self.config, "text_config"):
+            lacking = "reads more than text; load its language model alone"
+        elif not getattr(self.model, "_supports_attention_backend", False):
+            lacking = "does not use transformers' attention interface"
+        elif getattr(self.config, "rope_parameters", None) is None:
+            lacking = "has no rotary position embedding"
+        elif self.dtype not in get_args(DType):
+            lacking = f"computes in {self.dtype}; memories are {', '.join(get_args(DType))}"
+        elif any(weight.is_meta for weight in self.model.parameters()):
+            lacking = "keeps weights out of memory (offloading); map it onto devices that hold all"
+        elif not getattr(self.tokenizer, "is_fast", False):
+            lacking = "has a slow tokenizer; memdb stores the fast one's tokenizer.json"
+        if lacking:
+            raise UnsupportedModelError(f"the model '{self.name}' ({name}) {lacking}")
+
+    # --- what it does ---
+
+    def tokens(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids of a text, nothing added. What looks like a control token in it is plain text
+        unless `special` (for text that the framing writes itself)."""
+        ids: list[int] = self._encoding(text, self._control if special else self._text).ids
+        return ids
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """From which character to which each token of a text stands, see `tokens`."""
+        offsets: list[tuple[int, int]] = self._encoding(text, self._text).offsets
+        return offsets
+
+    def _encoding(self, text: str, tokenizer: Tokenizer) -> Encoding:
+        try:
+            return tokenizer.encode(text, add_special_tokens=False)
+        except (TypeError, UnicodeError) as error:  # half a surrogate pair
+            raise InvalidInputError(f"not a text: {text[:60]!r}") from error
+
+    def require_position(self, end: int) -> None:
+        """Raise `InvalidInputError` if a text that ends before this position is too long."""
+        if end > self.max_positions:
+            raise InvalidInputError(
+                f"the text reaches position {end}; the model '{self.name}' ends at "
+                f"{self.max_positions}. Shorten the prompt, or generate fewer tokens."
+            )
+
+    @torch.no_grad()
+    def run(
+        self, tokens: Tensor, positions: Tensor, cache: Any, sight: Sight, keep: Sequence[int]
+    ) -> Tensor:
+        """One forward pass; `model_adapter.Context` is what to read with.
+
+        Args:
+            tokens: (batch, tokens) ids.
+            positions: (batch, tokens).
+            cache: a cache of transformers; the tokens are added to it.
+            sight: what they see.
+            keep: which tokens' logits are wanted.
+
+        Returns:
+            (batch, len(keep), vocabulary) logits.
+        """
+        one = list(keep) == [tokens.shape[1] - 1]
+        logits: Tensor = self.model(
+            tokens,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            explicit_memory=sight,
+            logits_to_keep=1 if one else torch.tensor(keep, device=tokens.device),
+        ).logits
+        return logits
+
+    @torch.no_grad()
+    def prefix(self, tokens: Sequence[int], what: Pass = "read") -> KeyValues:
+        """Keys and values of a prefix at positions 0 and on, (1, kv heads, tokens, head_dim), layer
+        by layer. Computed once: no memory is seen there, so they are the same for every text."""
+        weights = self.weights(what)
+        key = tuple(tokens), id(weights)
+        with self._guard:
+            if key not in self._prefixes:
+                self._prefixes[key] = observing.key_values(weights, tokens)
+            return self._prefixes[key]
+
+    @torch.no_grad()
+    def observe(
+        self,
+        sequences: Sequence[Sequence[int]],
+        observer: Observer,
+        *,
+        prefix: Sequence[int] = (),
+        start: int | None = None,
+        last_layer: int | None = None,
+    ) -> None:
+        """Run several sequences behind a prefix by the base weights, side by side, padded at their
+        ends (which no token before sees), and show each layer's queries, keys and values to the
+        observer. The prefix has keys and values, but no queries: it is computed once.
+
+        Args:
+            sequences: token ids, without the prefix.
+            observer: see `Observer`.
+            prefix: what stands before each of them.
+            start: position of the first token; default: right behind the prefix.
+            last_layer: behind it nothing is computed; default: the last one.
+        """
+        start = len(prefix) if start is None else start
+        last = self.layers - 1 if last_layer is None else last_layer
+        before = self.prefix(prefix, "choose")
+        observing.observe(self.base, sequences, observer, before, start, last)
+
+    @cached_property
+    def normalizes_attention(self) -> bool:
+        """Whether attention's output is normalized before it is added to the residual stream (Gemma
+        2 and 3, OLMo 2, GLM-4): such layers have a norm behind their MLP, too."""
+        ends = ("post_feedforward_layernorm", "post_mlp_layernorm")
+        return any(name.endswith(ends) for name, _ in self.base.named_modules())
+
+    @cached_property
+    def can_unrotate(self) -> bool:
+        """Whether `unrotate` is right for this model: kinds of rotation differ, so it is tried."""
+        return unrotation_is_right(self)
+
+    def unrotate(self, vectors: Tensor, layer: int, start: int) -> Tensor:
+        """Queries or keys of a layer before RoPE, (heads, tokens, head_dim), given those after it
+        at positions from `start` on: the rotation undone."""
+        if layer not in self._turning:
+            return vectors.float()
+        positions = torch.arange(start, start + vectors.shape[1], device=vectors.device)[None]
+        rotary = self.model.base_model.rotary_emb
+        kinds = getattr(self.config, "layer_types", None)
+        if kinds and "layer_type" in inspect.signature(rotary.forward).parameters:
+            cos, sin = rotary(vectors, positions, layer_type=kinds[layer])
+        else:
+            cos, sin = rotary(vectors, positions)
+        rotated = cos.shape[-1]
+        x, rest = vectors[..., :rotated].float(), vectors[..., rotated:].float()
+        half = rotated // 2
+        turned = torch.cat((-x[..., half:], x[..., :half]), -1)
+        cos, sin = cos.float(), sin.float()
+        # cos and sin may carry a scale (YaRN); their squares then sum to its square.
+        x = (x * cos - turned * sin) / (cos**2 + sin**2)
+        return torch.cat((x, rest), -1)
+
+
+_loaded: dict[object, LanguageModel] = {}
+_loading = threading.Lock()
+
+
+def load_model(
+    name: str,
+    notify: Notify = lambda _: None,
+    dtype: DType | None = None,
+    *,
+    adapter: str | None = None,
+    fast: bool = False,
+) -> LanguageModel:
+    """`LanguageModel.load`, once per process, name and options; again if a folder changed."""
+    with _loading:
+        key = adapter_key(adapter)
+        model = _loaded.get((source_key(name), key, dtype, fast))
+        if model is None:
+            wanted = None if dtype is None else getattr(torch, dtype)
+            model = LanguageModel.load(
+                name, dtype=wanted, adapter=adapter, fast=fast, notify=notify
+            )
+            source = source_key(name)  # as it is now that it is pulled
+            # The default dtype is one of the others, by which a database asks for it again.
+            for asked in (dtype, model.dtype):
+                _loaded[source, key, asked, fast] = model
+        return model

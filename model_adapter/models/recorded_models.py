@@ -1,0 +1,84 @@
+"""The model and the adapter that a database records, or that somebody gives for it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from memdb import InvalidInputError, MemoryShape, MismatchError
+from model_adapter.catalog import Notify
+from model_adapter.models.adapters import NONE, chosen_adapter, is_there
+from model_adapter.models.language_model import LanguageModel, load_model
+
+
+def language_of(
+    source: str | LanguageModel,
+    given: str | None,
+    adapter: Callable[[str], str | None],
+    notify: Notify,
+    shape: MemoryShape | None = None,
+    *,
+    fast: bool = False,
+) -> LanguageModel:
+    """A model with its adapter, by their names, or as it is given."""
+    if isinstance(source, str):
+        dtype = None if shape is None else shape.dtype
+        return load_model(source, notify, dtype, adapter=adapter(source), fast=fast)
+    mine = NONE if source.adapter is None else source.adapter.name
+    if given is not None and given != mine:
+        raise InvalidInputError(
+            f"a model that is loaded has its adapter already (it is '{mine}', not '{given}'): give "
+            "its name, or LanguageModel.load(..., adapter=...)"
+        )
+    return source
+
+
+def language_for_new(
+    source: str | LanguageModel, adapter: str | None, notify: Notify
+) -> LanguageModel:
+    """A model for new memories: with the adapter that is given, or the catalogue's for it."""
+    return language_of(
+        source, adapter, lambda name: chosen_adapter(adapter, name, new=True), notify
+    )
+
+
+def recorded_adapter(memory: Mapping[str, Any], given: str | None) -> str | None:
+    """The adapter to load for a database: the one given, else the one that it records."""
+    if given is not None:
+        return None if given == NONE else given
+    name: str | None = memory.get("adapter")
+    if name is not None and not is_there(name):
+        raise InvalidInputError(
+            f"the database records the adapter '{name}', which is no longer there: say where it is "
+            "now (--adapter FOLDER), or write the memories anew without it (memdb rewrite "
+            "--adapter none)"
+        )
+    return name
+
+
+def require_adapter(
+    path: str | os.PathLike[str],
+    memory: Mapping[str, Any],
+    shape: MemoryShape,
+    language: LanguageModel,
+) -> None:
+    """Raise `MismatchError` where memories were written by another adapter than the model's. One
+    that only reads may be any. (What else is another about the model, the engine says.)"""
+    adapter = language.adapter if language.adapter and language.adapter.writes else None
+    same = (adapter and adapter.fingerprint) == shape.adapter
+    if same or language.fingerprint != shape.model:
+        return
+    recorded = NONE if shape.adapter is None else memory.get("adapter", "another one")
+    mine = NONE if adapter is None else adapter.name
+    if recorded == mine:
+        was = f"with the adapter '{recorded}' as it was before it changed"
+    else:
+        was = "without an adapter" if recorded == NONE else f"with the adapter '{recorded}'"
+    has = "has none" if adapter is None else f"has '{mine}'"
+    raise MismatchError(
+        f"the memories of '{path}' were written {was}, and the model that opens it {has}. Open it "
+        f"with the adapter of its memories, or write them anew: "
+        f"memdb rewrite --db {shlex.quote(os.fspath(path))} --adapter {shlex.quote(mine)}"
+    )

@@ -1,0 +1,1 @@
+"""What stands around memories and prompt, and who speaks in it."""
