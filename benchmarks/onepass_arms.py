@@ -13,7 +13,7 @@ from torch import Tensor
 
 from memdb import Chunker, Document, ExplicitMemory, PackedMemories, pack
 from model_adapter import Writer
-from model_adapter.api import load_embedder
+from model_adapter.api.embedders import load_embedder
 from model_adapter.evaluation import Question, References
 from model_adapter.evaluation.folder import digest
 from model_adapter.evaluation.plan import Plan

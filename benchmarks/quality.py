@@ -29,7 +29,7 @@ from quality_table import table
 from cli.progress import progress_bar
 from memdb import MemDBError, Progress
 from model_adapter import SELECTIONS, LanguageModel
-from model_adapter.api import load_embedder
+from model_adapter.api.embedders import load_embedder
 from model_adapter.catalog import DEFAULT_EMBEDDER, cache_folder
 from model_adapter.evaluation import evaluate
 from model_adapter.evaluation.folder import digest

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 import click
 from rich.console import Console
 
-from memdb import Hit, MemDB, MissingPartError, StoredDocument, existing_namespace
+from memdb import Hit, MemDB, StoredDocument, existing_namespace
 
 GOES_ON = "memdb.goes_on"
 
@@ -98,20 +98,15 @@ def notify(message: str) -> None:
 
 
 def adapter() -> ModuleType:
-    """`model_adapter`, imported when a command needs a model: torch takes seconds to load."""
-    try:
-        from transformers.utils import logging
+    """`model_adapter`, imported when a command needs it: the engine does without."""
+    import model_adapter
 
-        import model_adapter
-    except ImportError as error:
-        raise MissingPartError(_why_no_adapter(error)) from error
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
     return model_adapter
 
 
-def _why_no_adapter(error: ImportError) -> str:
-    """What to do about it: a library that is missing is another matter than one too old."""
+def why_no_adapter(error: ImportError) -> str:
+    """What to do where the adapter cannot be imported. A library that is missing is another matter
+    than one too old."""
     missing = (error.name or "").partition(".")[0]
     if isinstance(error, ModuleNotFoundError) and missing and not importlib.util.find_spec(missing):
         return (

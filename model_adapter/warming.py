@@ -32,7 +32,7 @@ from memdb import (
     Progress,
     no_progress,
 )
-from model_adapter.api import open_database
+from model_adapter.api.open import open_database
 from model_adapter.catalog import CATALOG, Notify, in_brief, pull
 from model_adapter.models.adapters import NONE
 from model_adapter.models.language_model import LanguageModel

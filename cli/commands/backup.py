@@ -13,7 +13,6 @@ from memdb import restore as restore_database
 
 
 @click.command(
-    short_help="A copy of the whole database, while it is in use.",
     epilog=example("memdb backup backups/monday.memdb"),
 )
 @click.argument("to", type=click.Path(path_type=Path))
@@ -28,7 +27,6 @@ def backup(to: Path, path: Path, busy_timeout: float) -> None:
 
 
 @click.command(
-    short_help="Put a backup in the place of a database.",
     epilog=example("memdb restore backups/monday.memdb --db docs.memdb --yes"),
 )
 @click.argument("source", metavar="BACKUP", type=click.Path(path_type=Path))

@@ -32,7 +32,6 @@ if TYPE_CHECKING:  # it loads torch
 
 
 @click.command(
-    short_help="How much memories count, measured on this text.",
     epilog=example("memdb calibrate", "memdb calibrate --questions 48", "memdb calibrate --reset"),
 )
 @db_option

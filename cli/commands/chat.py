@@ -39,7 +39,6 @@ Ctrl-C stops its answer."""
 
 
 @click.command(
-    short_help="A conversation with explicit memories.",
     epilog=example(
         "memdb chat",
         'memdb chat --window 512 --remember-turns --system "Answer in one sentence."',

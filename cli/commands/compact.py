@@ -12,7 +12,6 @@ from memdb import compact as compact_database
 
 
 @click.command(
-    short_help="Give back the space of what was deleted; it is gone then.",
     epilog=example("memdb compact"),
 )
 @whole_db_option

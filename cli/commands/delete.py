@@ -23,7 +23,6 @@ from memdb import ConflictError, MemDB
 
 
 @click.command(
-    short_help="Documents out, by id or by metadata.",
     epilog=example(
         "memdb delete veldmoor",
         "memdb delete --where source=library --yes",

@@ -35,7 +35,6 @@ from memdb import CODEC_NAMES
 
 @click.command(
     "eval",
-    short_help="What memories are worth: against text in the prompt.",
     epilog=example(
         "memdb eval --corpus corpus.jsonl --questions questions.jsonl --limit 60",
         "memdb eval --corpus corpus.jsonl --questions questions.jsonl --references retrieved "

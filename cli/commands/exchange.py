@@ -20,7 +20,6 @@ from memdb import MemDB, import_database
 
 @click.command(
     "export",
-    short_help="Everything as JSON lines and safetensors.",
     epilog=example("memdb export my-export", "memdb export my-export --arrays"),
 )
 @click.argument("to", type=click.Path(path_type=Path))
@@ -41,7 +40,6 @@ def export_database(to: Path, path: Path, arrays: bool, read_only: bool) -> None
 
 @click.command(
     "import",
-    short_help="An export, or embeddings and memories computed elsewhere.",
     epilog=example("memdb import my-export --db new.memdb"),
 )
 @click.argument("source", metavar="EXPORT", type=click.Path(path_type=Path))

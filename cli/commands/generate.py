@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # it loads torch
 
 
 @click.command(
-    short_help="An answer with explicit memories.",
     epilog=example(
         'memdb generate "Who keeps the lighthouse?" --cite',
         'memdb generate "Who keeps the lighthouse?" --no-memory',

@@ -18,7 +18,7 @@ from cli.common import (
 from memdb import MemDB
 
 
-@click.command(short_help="One document.", epilog=example("memdb get library/json --json"))
+@click.command(epilog=example("memdb get library/json --json"))
 @click.argument("id")
 @db_option
 @read_only_option

@@ -16,7 +16,6 @@ from cli.measuring import measured_options, measured_text
 
 @click.command(
     "head-weights",
-    short_help="How much the scores of each head count, measured on a text.",
     epilog=example(
         "memdb head-weights --corpus calibration.jsonl --out weights.jsonl",
         "memdb init --db docs.memdb --head-weights weights.jsonl",

@@ -17,7 +17,6 @@ _NOTHING = 0.05  # pairs of a reference
 
 
 @click.command(
-    short_help="Memory heads: those that earn their bytes on a text.",
     epilog=example(
         "memdb heads --corpus calibration.jsonl --out heads.jsonl",
         "memdb init --db docs.memdb --heads heads.jsonl",

@@ -13,7 +13,6 @@ from memdb import MemDB
 
 
 @click.command(
-    short_help="Build the search index; index metadata keys.",
     epilog=example(
         "memdb index",
         "memdb index --kind ivf --recall 0.995 --key year --key source",

@@ -35,7 +35,6 @@ from memdb import read_corpus
 
 
 @click.command(
-    short_help="Documents in: a JSONL file.",
     epilog=example(
         "memdb ingest corpus.jsonl",
         "memdb ingest corpus.jsonl --workers 4",

@@ -154,7 +154,6 @@ def how_options(command: Any) -> Any:
 
 
 @click.command(
-    short_help="Make a database for one model.",
     epilog=example("memdb init --db docs.memdb --framing plain --budget 720 --key source"),
 )
 @whole_db_option

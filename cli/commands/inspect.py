@@ -34,7 +34,6 @@ if TYPE_CHECKING:  # it loads torch
 
 
 @click.command(
-    short_help="Which tokens a memory keeps, and what an answer reads.",
     epilog=example(
         "memdb inspect veldmoor", 'memdb inspect veldmoor --question "Who keeps the lighthouse?"'
     ),

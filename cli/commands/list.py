@@ -22,7 +22,6 @@ from memdb import MemDB
 
 @click.command(
     "list",
-    short_help="All documents, or those with some metadata.",
     epilog=example(
         "memdb list --where source=library --limit 10",
         """memdb list --where '{"source": {"$nin": ["library", "man"]}}'""",

@@ -12,7 +12,6 @@ from memdb import migrate as migrate_database
 
 
 @click.command(
-    short_help="Bring a database of an older release up to date.",
     epilog=example("memdb migrate --db old.memdb"),
 )
 @whole_db_option

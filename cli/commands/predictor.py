@@ -13,7 +13,6 @@ from cli.measuring import measured_text
 
 
 @click.command(
-    short_help="Which key-values count, foreseen: writes twice as fast.",
     epilog=example(
         "memdb predictor --model ./my-model --corpus corpus.jsonl --out my-model.safetensors",
         "memdb init --db docs.memdb --model ./my-model --predictor my-model.safetensors",

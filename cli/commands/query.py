@@ -26,7 +26,6 @@ from memdb import MemDB
 
 
 @click.command(
-    short_help="The references nearest to a text.",
     epilog=example(
         'memdb query "how do I open a file?" -k 3',
         "memdb query \"storms\" --where 'year>=1990' --where source=library",

@@ -13,7 +13,6 @@ from memdb import MemDB
 
 
 @click.command(
-    short_help="Memories under another codec, without the model.",
     epilog=example("memdb recode --codec klt11", "memdb recode --refit"),
 )
 @db_option

@@ -19,7 +19,6 @@ from cli.progress import progress_bar
 
 
 @click.command(
-    short_help="Mend what `verify` finds.",
     epilog=example("memdb repair", "memdb repair --drop-damaged"),
 )
 @whole_db_option

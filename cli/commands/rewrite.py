@@ -23,7 +23,6 @@ from cli.progress import progress_bar
 
 
 @click.command(
-    short_help="Memories anew, for another model or selection.",
     epilog=example(
         "memdb rewrite --budget 720",
         "memdb rewrite --model ./my-model",

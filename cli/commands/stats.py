@@ -13,7 +13,6 @@ from memdb import MemDB, Stats
 
 
 @click.command(
-    short_help="Counts, bytes, model and embedder.",
     epilog=example("memdb stats", "memdb stats --json"),
 )
 @db_option

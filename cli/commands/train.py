@@ -38,7 +38,6 @@ def _range(text: str) -> tuple[int, int]:
 
 
 @click.command(
-    short_help="An adapter by which a model writes better memories.",
     epilog=example(
         "memdb train --corpus corpus.jsonl --out trained --hours 8",
         "memdb init --db better.memdb --adapter trained/adapter",

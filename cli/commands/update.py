@@ -25,7 +25,6 @@ from cli.common import (
 
 
 @click.command(
-    short_help="Change a document's text or metadata.",
     epilog=example('memdb update veldmoor --text "The harbour master of Veldmoor is Ada Quist."'),
 )
 @click.argument("id")

@@ -19,7 +19,6 @@ from memdb import verify as verify_database
 
 
 @click.command(
-    short_help="Is everything as it should be?",
     epilog=example("memdb verify", "memdb verify --db docs.memdb --json"),
 )
 @whole_db_option

@@ -30,7 +30,6 @@ workers_option = click.option(
 
 
 @click.command(
-    short_help="Write the memories that are not there yet.",
     epilog=example(
         "memdb warm --all --workers 4", "memdb warm --top 1000", "memdb warm library/asyncio"
     ),

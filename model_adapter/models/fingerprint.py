@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # it takes a second to load
+    import torch
 
 
 def weights_fingerprint(module: torch.nn.Module) -> str:
@@ -14,10 +21,16 @@ def weights_fingerprint(module: torch.nn.Module) -> str:
     fast as memory can be read. It tells models apart; it is no protection against somebody who
     wants them to collide.
     """
+    return values_fingerprint(
+        parameter.detach().float().cpu().numpy() for parameter in module.parameters()
+    )
+
+
+def values_fingerprint(parameters: Iterable[NDArray[np.float32]]) -> str:
+    """The same of parameters that are arrays."""
     digests = []
-    for parameter in module.parameters():
-        values = parameter.detach().float().cpu().contiguous()
+    for values in parameters:
         digest = xxhash.xxh3_128(str(tuple(values.shape)).encode())
-        digest.update(memoryview(values.reshape(-1).numpy()))  # type: ignore[arg-type]
+        digest.update(np.ascontiguousarray(values).reshape(-1).data)
         digests.append(digest.digest())
     return str(xxhash.xxh3_128_hexdigest(b"".join(sorted(digests))))

@@ -9,7 +9,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from cli.main import main
+from cli.commands import COMMANDS as ENTRIES
 from memdb.storage.record_layout import SETTINGS, seal
 from memdb.types.canonical import json_payload
 from model_adapter import SentenceEmbedder, create_database
@@ -266,7 +266,10 @@ def test_a_damaged_record_is_named(run: Run, tmp_path: Path, database: None) -> 
 
 
 def test_the_commands_are_those_of_main() -> None:
-    assert set(main.commands) >= {command[0] for command in COMMANDS} | {"init", "ingest", "model"}
+    named = {command[0] for command in COMMANDS} | {"init", "ingest", "model"}
+    assert {entry.name for entry in ENTRIES} >= named
+    for entry in ENTRIES:
+        assert entry.load().name == entry.name
 
 
 def test_with_a_model_commands_wait_and_read_as_they_are_told(

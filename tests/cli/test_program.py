@@ -71,7 +71,7 @@ def test_an_adapter_that_cannot_be_loaded(tmp_path: Path, code: str, messages: l
     (tmp_path / "transformers").mkdir()
     (tmp_path / "transformers" / "__init__.py").write_text(code)
     done = subprocess.run(
-        [PROGRAM, "model", "list"],
+        [PROGRAM, "init", "--db", str(tmp_path / "db")],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -81,3 +81,32 @@ def test_an_adapter_that_cannot_be_loaded(tmp_path: Path, code: str, messages: l
     for message in messages:
         assert message in done.stderr
     assert ("not installed" in done.stderr) == bool(code)
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    """The packages that a command loads."""
+    code = (
+        "import sys\nfrom cli.main import main\ntry:\n    main()\nfinally:\n"
+        "    print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=TIMEOUT
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.splitlines()[-1].split())
+
+
+def test_a_help_loads_no_engine_and_a_query_no_model(tmp_path: Path) -> None:
+    """What takes seconds to load is loaded by what needs it."""
+    assert not loaded_by("--help") & {"memdb", "numpy", "torch", "transformers"}
+    db = str(tmp_path / "db")
+    subprocess.run(
+        [PROGRAM, "ingest", "-", "--db", db, "--cold"],
+        input=b'{"id": "a", "text": "The blue heron stands in the reeds."}',
+        check=True,
+        timeout=TIMEOUT,
+    )
+    model = {"torch", "transformers", "sentence_transformers"}
+    assert not loaded_by("query", "a bird", "--db", db) & model
+    assert not loaded_by("stats", "--db", db) & model
+    assert not loaded_by("get", "a", "--db", db) & model
