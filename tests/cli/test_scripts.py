@@ -111,6 +111,15 @@ def test_the_benchmark_of_codecs_measures_each(files: list[str], tmp_path: Path)
     }
 
 
+def test_the_benchmark_beside_a_busy_program_measures_both_policies(files: list[str]) -> None:
+    options = ["--model", files[files.index("--model") + 1], "--turns", "1", "--tokens", "2"]
+    result = CliRunner().invoke(script("benchmarks/busy.py").main, [*options, "--busy", "1"])
+    assert result.exit_code == 0, result.output
+    assert result.output.count("1 of ") == 2
+    assert "as installed" in result.output
+    assert "torch's own" in result.output
+
+
 def test_the_benchmark_of_generation_measures_all(files: list[str], tmp_path: Path) -> None:
     corpus = Path(files[1])
     long = [f"{fact.text} {SAMPLE * 3}" for fact in FACTS * 5]
