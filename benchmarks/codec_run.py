@@ -26,6 +26,7 @@ from memdb.codecs import (
     memory_sizes,
     read_payload,
 )
+from memdb.memories.packing import room_for
 from model_adapter import Writer
 from model_adapter.selections import Contribution
 
@@ -242,7 +243,7 @@ def _decode_packed(payloads: Sequence[bytes], shape: MemoryShape, codecs: dict[s
     positions = np.concatenate([memory.positions for memory in coded])
     widths = np.repeat(counts.sum(axis=0).reshape(-1, shape.kv_heads).max(axis=1), shape.kv_heads)
     layout = Layout(counts, positions, np.cumsum(widths) - widths)
-    keys, values = (np.zeros((widths.sum(), shape.head_dim), shape.storage_dtype) for _ in "kv")
+    keys, values = room_for(int(widths.sum()), shape)
     decode_into(coded, layout, shape, codecs, keys, values)
 
 

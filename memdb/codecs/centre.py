@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class Centre:
     means: NDArray[np.float32]
     scales: NDArray[np.float32]
     angles: NDArray[np.float64] | None = None
+    _turns: dict[int, Turns | None] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def read(cls, arrays: Mapping[str, NDArray[Any]], part: Part) -> Centre:
@@ -53,7 +54,9 @@ class Centre:
 
     def turns(self, shape: MemoryShape) -> Turns | None:
         """How keys are turned, or None."""
-        return _turns(self.angles, shape)
+        if shape.fingerprint not in self._turns:  # of one database there is one
+            self._turns[shape.fingerprint] = _turns(self.angles, shape)
+        return self._turns[shape.fingerprint]
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,17 @@ that is not known here: what is decoded is right in any case.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from memdb.codecs.scratch import Scratch
 from memdb.types.shape import MemoryShape, Rope
 
-_BLOCK = 512  # keys turned at once: what they take on the way stays in the processor's cache
+_BLOCK = 1000  # keys turned at once: what they take on the way stays in the processor's cache
+_SCRATCH = Scratch()
 
 
 def frequencies(rope: Rope | None, head_dim: int) -> NDArray[np.float64] | None:
@@ -49,7 +51,7 @@ def _frequencies(rope: Rope, head_dim: int) -> NDArray[np.float64] | None:
 
 
 class Turns:
-    """The turns of the keys of every row.
+    """The turns of the keys of every row. Threads may share it.
 
     Args:
         layers: for each memory layer the angles of a position; None: its keys stay as they are.
@@ -60,7 +62,7 @@ class Turns:
         self._start = len(shape.prefix)
         self._length = shape.reference_length
         self._heads = shape.kv_heads
-        self._layers = layers
+        self._runs = list(_runs(layers))
         self._tables: dict[bytes, tuple[NDArray[Any], NDArray[Any]]] = {}
 
     def __call__(
@@ -79,28 +81,39 @@ class Turns:
             positions: (n,) theirs.
             back: undo it.
         """
-        sizes = row_sizes.reshape(-1, self._heads).sum(axis=1)
-        ends = np.cumsum(sizes).tolist()
-        layer = 0
-        while layer < len(self._layers):  # layers that turn alike are turned together
-            angles, first = self._layers[layer], ends[layer] - int(sizes[layer])
-            layer += 1
-            while layer < len(self._layers) and _same(angles, self._layers[layer]):
-                layer += 1
-            if angles is not None and len(angles):
-                span = slice(first, ends[layer - 1])
+        ends = np.cumsum(row_sizes)[self._heads - 1 :: self._heads].tolist()
+        start = 0
+        for layers, angles in self._runs:
+            end = ends[layers - 1]
+            if angles is not None and start < end:
                 cos, sin = self._table(angles, keys.dtype)
-                _turn(keys[span], positions[span], cos, -sin if back else sin)
+                _turn(keys[start:end], positions[start:end], cos, sin, back)
+            start = end
 
     def _table(
         self, angles: NDArray[np.float64], dtype: np.dtype[Any]
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Cosines and sines, (reference_length, pairs), computed in float64."""
+        """Of the numbers that are turned, (reference_length, 2 * pairs), the cosines, and the sines
+        by which their partners count; computed in float64."""
         key = dtype.char.encode() + angles.tobytes()
-        if key not in self._tables:
+        table = self._tables.get(key)
+        if table is None:
             turns = np.arange(self._start, self._start + self._length)[:, None] * angles
-            self._tables[key] = np.cos(turns).astype(dtype), np.sin(turns).astype(dtype)
-        return self._tables[key]
+            cos, sin = np.cos(turns).astype(dtype), np.sin(turns).astype(dtype)
+            table = np.concatenate([cos, cos], axis=1), np.concatenate([-sin, sin], axis=1)
+            self._tables[key] = table
+        return table
+
+
+def _runs(
+    layers: Sequence[NDArray[np.float64] | None],
+) -> Iterator[tuple[int, NDArray[np.float64] | None]]:
+    """Layers side by side that turn alike, which are turned together: where they end, and their
+    angles."""
+    for end, angles in enumerate(layers, 1):
+        own = angles if angles is not None and len(angles) else None
+        if end == len(layers) or not _same(own, layers[end]):
+            yield end, own
 
 
 def _turn(
@@ -108,18 +121,27 @@ def _turn(
     positions: NDArray[np.unsignedinteger[Any]],
     cos: NDArray[Any],
     sin: NDArray[Any],
+    back: bool,
 ) -> None:
-    """Number i and i + pairs of a key are the two that are turned together."""
-    pairs = cos.shape[1]
+    """Number i and i + pairs of a key are the two that are turned together: each counts with the
+    cosine, and its partner with the sine."""
+    turned = cos.shape[1]
+    pairs = turned // 2
+    shape = min(_BLOCK, len(keys)), turned
+    partners = _SCRATCH.array("partners", shape, keys.dtype)
+    factors = _SCRATCH.array("factors", shape, keys.dtype)
     for start in range(0, len(keys), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        one, other = keys[block, :pairs], keys[block, pairs : 2 * pairs]
-        c, s = cos.take(positions[block], axis=0), sin.take(positions[block], axis=0)
-        before = one.copy()
-        one *= c
-        one -= other * s
-        other *= c
-        other += before * s
+        x, where = keys[start : start + _BLOCK, :turned], positions[start : start + _BLOCK]
+        other, factor = partners[: len(x)], factors[: len(x)]
+        sin.take(where, axis=0, out=other, mode="clip")
+        other[:, :pairs] *= x[:, pairs:]
+        other[:, pairs:] *= x[:, :pairs]
+        cos.take(where, axis=0, out=factor, mode="clip")
+        x *= factor
+        if back:
+            x -= other
+        else:
+            x += other
 
 
 def _same(one: NDArray[np.float64] | None, other: NDArray[np.float64] | None) -> bool:

@@ -7,60 +7,21 @@ import operator
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.codecs.base import FittedCodec, Layout, Part, require_bytes
+from memdb.codecs.axes import LARGEST, Axes, Stream
+from memdb.codecs.base import FittedCodec, Layout, Part
 from memdb.codecs.centre import Centre
 from memdb.codecs.floor import Losses, keeps_rows, only, share
 from memdb.codecs.parameters import fitted_name, read_parameters, write_parameters
-from memdb.types.memory import from_float32, to_float32
-from memdb.types.native import of_the_machine
+from memdb.codecs.transform_decode import Decoder
+from memdb.types.memory import to_float32
 from memdb.types.shape import MemoryShape
 
-#: Numbers to a byte -> the largest level that fits.
-LARGEST = {1: 127, 2: 7, 3: 2, 5: 1}
 _FARTHEST = 1e36  # of a number that is decoded: float32 holds the sums on the way to it
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Consecutive numbers of a vector that share one Huffman code."""
-
-    first: int
-    count: int
-    packed: int  # numbers to a byte
-
-    @property
-    def width(self) -> int:
-        """Bytes of a vector."""
-        return -(-self.count // self.packed)
-
-
-@dataclass(frozen=True)
-class Axes:
-    """How the keys, or the values, of each row are turned and cut.
-
-    Attributes:
-        centre: their statistics; the unit of the steps.
-        step: between two levels, over the row's scale.
-        basis: (rows, kept, head_dim) float16; principal axes, the widest first, each as long as
-            its step is over the row's.
-        streams: of the kept numbers.
-    """
-
-    centre: Centre
-    step: float
-    basis: NDArray[np.float16]
-    streams: tuple[Stream, ...]
-
-    @property
-    def kept(self) -> int:
-        """Numbers of a vector that are coded."""
-        return int(self.basis.shape[1])
 
 
 class Transform(FittedCodec):
@@ -83,8 +44,8 @@ class Transform(FittedCodec):
         self._axes: dict[Part, Axes] = {"keys": keys, "values": values}
         self.parameters = _written(self._axes)
         self.name = fitted_name(family, self.parameters)
-        self._decoders: dict[Part, NDArray[np.float32]] = {
-            part: _decoder(axes) for part, axes in self._axes.items()
+        self._decoders: dict[Part, Decoder] = {
+            part: Decoder(own) for part, own in self._axes.items()
         }
 
     def encode(
@@ -117,26 +78,7 @@ class Transform(FittedCodec):
         out: NDArray[Any],
     ) -> None:
         """See `Codec.decode`; levels times steps along the axes, the mean, and RoPE."""
-        axes = self._axes[part]
-        numbers = _numbers(axes, sections, layout)
-        turns = axes.centre.turns(shape)
-        direct = turns is None and shape.dtype == "float32"
-        found = out if direct else np.empty((layout.vectors, shape.head_dim), np.float32)
-        starts, at = layout.starts.tolist(), 0
-        filled = [(row, size) for row, size in enumerate(layout.row_sizes.tolist()) if size]
-        for row, size in filled:
-            to = starts[row] if direct else at
-            along = self._decoders[part][row]
-            np.matmul(numbers[:, at : at + size].T, along, out=found[to : to + size])
-            at += size
-        if direct:
-            return
-        if turns is not None:
-            turns(found, layout.row_sizes, layout.positions[layout.order])
-        found, at = from_float32(found, shape.dtype), 0
-        for row, size in filled:
-            out[starts[row] : starts[row] + size] = found[at : at + size]
-            at += size
+        self._decoders[part](sections, layout, shape, out)
 
 
 def read_transform(family: str, parameters: bytes) -> Transform:
@@ -188,20 +130,6 @@ def _written(axes: dict[Part, Axes]) -> bytes:
     return write_parameters(values, arrays)
 
 
-def _units(axes: Axes) -> NDArray[np.float32]:
-    """(rows,): the step of each row."""
-    with np.errstate(over="ignore"):  # a memory of such a row suits no codec
-        units: NDArray[np.float32] = axes.centre.scales * np.float32(axes.step)
-    return units
-
-
-def _decoder(axes: Axes) -> NDArray[np.float32]:
-    """(rows, kept + 1, head_dim): what levels and a 1 are multiplied by."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        along = axes.basis.astype(np.float32) * _units(axes)[:, None, None]
-    return np.concatenate([along, axes.centre.means[:, None]], axis=1)
-
-
 def _levels(
     axes: Axes, vectors: NDArray[Any], layout: Layout, shape: MemoryShape
 ) -> tuple[NDArray[np.int8], Losses]:
@@ -215,7 +143,7 @@ def _levels(
     limits = np.concatenate([np.full(s.count, LARGEST[s.packed]) for s in axes.streams])
     levels = np.empty((layout.vectors, axes.kept), np.int8)
     losses = Losses.empty(layout.vectors)
-    units = _units(axes).astype(np.float64)
+    units = axes.units.astype(np.float64)
     at = 0
     for row, size in enumerate(layout.row_sizes.tolist()):
         if size:
@@ -246,59 +174,3 @@ def _coded(levels: NDArray[np.int8], streams: Sequence[Stream]) -> bytes:
         deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
         codes.append(deflate.compress(data.astype(np.uint8).tobytes()) + deflate.flush())
     return struct.pack(f"<{len(codes)}I", *map(len, codes)) + b"".join(codes)
-
-
-def _numbers(axes: Axes, sections: Sequence[memoryview], layout: Layout) -> NDArray[np.float32]:
-    """The levels along every axis, row after row, and a 1 for the mean, (kept + 1, n)."""
-    sizes = layout.sizes.tolist()
-    memories = [
-        _inflated(section, axes.streams, size)
-        for section, size in zip(sections, sizes, strict=True)
-    ]
-    numbers = np.empty((axes.kept + 1, layout.vectors), np.float32)
-    numbers[-1] = 1
-    for i, stream in enumerate(axes.streams):
-        parts = [
-            np.frombuffer(memory[i], np.uint8).reshape(stream.width, size)
-            for memory, size in zip(memories, sizes, strict=True)
-        ]
-        data = parts[0]
-        if len(parts) > 1:
-            data = np.concatenate(parts, axis=1).take(layout.order, axis=1)
-        largest = LARGEST[stream.packed]
-        base = 2 * largest + 1
-        if data.max(initial=0) >= base**stream.packed:
-            raise ValueError("its vectors hold a code that stands for nothing")
-        end = stream.first + stream.count
-        for digit in range(stream.packed):
-            rest = data // np.uint8(base)
-            to = numbers[stream.first + digit : end : stream.packed]
-            digits = (data - rest * np.uint8(base))[: len(to)]
-            np.subtract(digits, largest, out=to, dtype=np.float32, casting="unsafe")
-            data = rest
-    return numbers
-
-
-def _inflated(section: memoryview, streams: Sequence[Stream], size: int) -> list[bytes]:
-    """The bytes of each stream of one memory of so many vectors."""
-    if not size:
-        require_bytes(section, 0)
-        return [b""] * len(streams)
-    at = 4 * len(streams)
-    if len(section) < at:
-        raise ValueError(f"its vectors have {len(section)} bytes where at least {at} are due")
-    lengths = struct.unpack_from(f"<{len(streams)}I", section)
-    require_bytes(section, at + sum(lengths))
-    found = []
-    for stream, length in zip(streams, lengths, strict=True):
-        inflate, due = zlib.decompressobj(-15), size * stream.width
-        try:
-            data = inflate.decompress(section[at : at + length], due + 1)
-        except zlib.error as error:
-            damaged = ValueError(f"its vectors do not decode ({error})")
-            raise (of_the_machine(error) or damaged) from error
-        if len(data) != due or not inflate.eof or inflate.unused_data:
-            raise ValueError(f"its vectors are {len(data)} codes where {due} are due")
-        found.append(data)
-        at += length
-    return found

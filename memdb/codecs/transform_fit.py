@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from memdb.codecs.axes import LARGEST, Axes, Stream
 from memdb.codecs.base import Family, FittedCodec, Layout, Part, Steps, no_steps
 from memdb.codecs.centre import Centre, Sample, angles_that_pay
-from memdb.codecs.transform import LARGEST, Axes, Stream, Transform, read_transform
+from memdb.codecs.transform import Transform, read_transform
 from memdb.types.memory import from_float32
 from memdb.types.shape import MemoryShape
 

@@ -105,8 +105,7 @@ def pack(
     )
 
     total = int(layer_starts[-1])
-    keys = np.zeros((total, shape.head_dim), shape.storage_dtype)
-    values = np.zeros((total, shape.head_dim), shape.storage_dtype)
+    keys, values = room_for(total, shape)
     memory = np.full(total, -1, _counting(len(memories)))
     positions = np.zeros(total, _counting(shape.reference_length))
     for first, run in _runs(sources):
@@ -132,6 +131,12 @@ def pack(
                 positions=positions[part].reshape(shape.kv_heads, -1),
             )
     return PackedMemories(layers)
+
+
+def room_for(vectors: int, shape: MemoryShape) -> NDArray[Any]:
+    """Keys and values that are all zeros, (2, vectors, head_dim), `shape.storage_dtype`. In one
+    piece: the larger it is, the larger pages the system gives, and the fewer."""
+    return np.zeros((2, vectors, shape.head_dim), shape.storage_dtype)
 
 
 def _biases(given: Sequence[float] | None, many: int) -> NDArray[np.float32]:

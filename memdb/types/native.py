@@ -21,7 +21,7 @@ def of_the_machine(error: Exception) -> MemoryError | OSError | None:
     refused by the system; None: it complains of the bytes.
 
     Args:
-        error: of zstd, zlib or FAISS, which say in words alone what it was.
+        error: of zstd, ISA-L or FAISS, which say in words alone what it was.
     """
     text = str(error)
     lower = text.lower()
