@@ -3,7 +3,7 @@ name that every memory record carries, `FAMILIES` those that are fitted to a dat
 
 from __future__ import annotations
 
-from memdb.codecs.base import Codec, Family, FittedCodec, Layout, Part
+from memdb.codecs.base import Codec, Family, FittedCodec, Layout, Part, put
 from memdb.codecs.exact import Exact
 from memdb.codecs.floor import share
 from memdb.codecs.int4 import Int4
@@ -83,6 +83,7 @@ __all__ = [
     "encode_memory",
     "fitted_codec",
     "memory_sizes",
+    "put",
     "read_payload",
     "require_whole",
     "share",

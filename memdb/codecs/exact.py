@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from memdb.codecs.base import Codec, Layout, Part, joined, slices
+from memdb.codecs.base import Codec, Layout, Part, joined, put, slices
 from memdb.types.shape import MemoryShape
 
 
@@ -36,4 +36,4 @@ class Exact(Codec):
         """See `Codec.decode`; every bit comes back."""
         width = shape.head_dim * shape.storage_dtype.itemsize
         (data,) = joined(sections, layout.sizes, [width])
-        out[layout.places] = data.view(shape.storage_dtype)
+        put(data.view(shape.storage_dtype), layout.places, out)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.codecs.base import Codec, Layout, Part, cut, joined
+from memdb.codecs.base import Codec, Layout, Part, cut, joined, put
 from memdb.codecs.bits import pack_bits, spread, unpack_scales, upward_scales
 from memdb.codecs.floor import keeps_vectors, only, share
 from memdb.types.memory import from_float32, to_float32
@@ -54,4 +54,4 @@ class Int4(Codec):
         scales, codes = joined(sections, layout.sizes, [2, (d + 1) // 2])
         x = spread(codes, _LEVELS, 4, d)
         x *= unpack_scales(scales)
-        out[layout.places] = from_float32(x, shape.dtype)
+        put(from_float32(x, shape.dtype), layout.places, out)

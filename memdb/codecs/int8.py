@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.codecs.base import Codec, Layout, Part, cut, joined
+from memdb.codecs.base import Codec, Layout, Part, cut, joined, put
 from memdb.codecs.floor import keeps_vectors, only, share
 from memdb.types.memory import from_float32, to_float32
 from memdb.types.shape import DType, MemoryShape
@@ -57,7 +57,7 @@ class Int8(Codec):
         scales, levels = joined(sections, layout.sizes, [4, shape.head_dim])
         x = levels.view(np.int8).astype(np.float32)
         x *= scales.view("<f4")
-        out[layout.places] = from_float32(x, shape.dtype)
+        put(from_float32(x, shape.dtype), layout.places, out)
 
 
 def _surely_keeps(vectors: NDArray[Any], scales: NDArray[np.float32], shape: MemoryShape) -> bool:

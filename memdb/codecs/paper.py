@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from memdb.codecs.base import Family, FittedCodec, Layout, Part, Steps, joined, no_steps
+from memdb.codecs.base import Family, FittedCodec, Layout, Part, Steps, joined, no_steps, put
 from memdb.codecs.centre import Centre, Sample, angles_that_pay
 from memdb.codecs.floor import Losses, keeps_rows, only, share
 from memdb.codecs.parameters import fitted_name, read_parameters, write_parameters
@@ -150,7 +150,7 @@ class Paper(FittedCodec):
         turns = centre.turns(shape)
         if turns is not None:
             turns(x, layout.row_sizes, layout.positions[layout.order])
-        out[layout.places[layout.order]] = from_float32(x, shape.dtype)
+        put(from_float32(x, shape.dtype), layout.places[layout.order], out)
 
 
 class PaperFamily(Family):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.codecs.base import Codec, Layout, Part, cut, joined
+from memdb.codecs.base import Codec, Layout, Part, cut, joined, put
 from memdb.codecs.bits import code_bytes, nearest_scales, pack_bits, spread, unpack_scales
 from memdb.codecs.floor import keeps_vectors, only, share
 from memdb.types.memory import from_float32, read_only, to_float32
@@ -76,7 +76,7 @@ class Rotated(Codec):
             x *= scale
         if scale.max(initial=0.0) > 1e30:
             np.clip(x, -_LARGEST, _LARGEST, out=x)
-        out[layout.places] = from_float32(x, shape.dtype)
+        put(from_float32(x, shape.dtype), layout.places, out)
 
 
 @cache

@@ -14,7 +14,7 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from memdb.codecs.axes import LARGEST, Axes, Stream
-from memdb.codecs.base import Layout, require_bytes
+from memdb.codecs.base import Layout, put, require_bytes
 from memdb.codecs.scratch import Scratch
 from memdb.types.memory import from_float32
 from memdb.types.native import of_the_machine
@@ -51,27 +51,23 @@ class Decoder:
         """See `Codec.decode`."""
         levels = self._levels(sections, layout)
         turns = self._axes.centre.turns(shape)
-        positions = layout.positions[layout.order] if turns is not None else layout.positions
-        direct = turns is None and shape.dtype == "float32"
+        positions, places = layout.positions[layout.order], layout.places[layout.order]
         numbers = _SCRATCH.array("numbers", (self._axes.kept + 1, _BLOCK), np.float32)
         numbers[-1] = 1  # for the mean
-        found = _SCRATCH.array("found", (_BLOCK, shape.head_dim), np.float32)
+        room = _SCRATCH.array("found", (_BLOCK, shape.head_dim), np.float32)
         at = 0
-        for pieces, size in _blocks(layout):
-            numbers[:-1, :size] = levels[:, at : at + size]
-            for row, start, end, place in pieces:
-                to = out[place : place + end - start] if direct else found[start:end]
-                np.matmul(numbers[:, start:end].T, self._along[row], out=to)
-            if not direct:
-                if turns is not None:
-                    sizes = np.zeros(shape.rows, np.int64)
-                    for row, start, end, _ in pieces:
-                        sizes[row] = end - start
-                    turns(found[:size], sizes, positions[at : at + size])
-                stored = from_float32(found[:size], shape.dtype)
-                for _, start, end, place in pieces:
-                    out[place : place + end - start] = stored[start:end]
-            at += size
+        for sizes in _blocks(layout.row_sizes):
+            ends = np.cumsum(sizes)
+            end = at + int(ends[-1])
+            found = room[: end - at]
+            numbers[:-1, : end - at] = levels[:, at:end]
+            for row in np.flatnonzero(sizes).tolist():
+                own = slice(int(ends[row] - sizes[row]), int(ends[row]))
+                np.matmul(numbers[:, own].T, self._along[row], out=found[own])
+            if turns is not None:
+                turns(found, sizes, positions[at:end])
+            put(from_float32(found, shape.dtype), places[at:end], out)
+            at = end
 
     def _levels(self, sections: Sequence[memoryview], layout: Layout) -> NDArray[np.int8]:
         """The levels along every axis, row after row, (kept, n)."""
@@ -133,23 +129,12 @@ def _joined(streams: Sequence[Stream]) -> Iterator[Stream]:
         yield last
 
 
-def _blocks(layout: Layout) -> Iterator[tuple[list[tuple[int, int, int, int]], int]]:
-    """The vectors, row after row, in blocks: of each block its pieces of rows, and its size. Of a
-    piece the row, where in the block it begins and ends, and the place of its first vector."""
-    pieces: list[tuple[int, int, int, int]] = []
-    filled = 0
-    sizes, starts = layout.row_sizes.tolist(), layout.starts.tolist()
-    for row, (size, place) in enumerate(zip(sizes, starts, strict=True)):
-        done = 0
-        while done < size:
-            some = min(size - done, _BLOCK - filled)
-            pieces.append((row, filled, filled + some, place + done))
-            filled, done = filled + some, done + some
-            if filled == _BLOCK:
-                yield pieces, filled
-                pieces, filled = [], 0
-    if filled:
-        yield pieces, filled
+def _blocks(row_sizes: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """The vectors, row after row, in blocks: how many of each row are in a block."""
+    ends = np.cumsum(row_sizes)
+    for start in range(0, int(ends[-1]), _BLOCK):
+        inside = np.clip(ends - start, 0, _BLOCK)
+        yield np.diff(inside, prepend=0)
 
 
 def _inflated(section: memoryview, streams: Sequence[Stream], size: int) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from memdb.codecs import Codec, Coded, encode_batch, encode_memory, read_payload, require_whole
 from memdb.errors import BusyError, InvalidInputError, MismatchError, MissingPartError
 from memdb.memories.attached import Attached
-from memdb.memories.cache import MemoryCache
+from memdb.memories.cache import Key, MemoryCache
 from memdb.memories.codec_choice import CodecChoice
 from memdb.protocols import Progress
 from memdb.storage.record_layout import MEMORIES, SETTINGS, DocumentEntry, integer_key, seal, unseal
@@ -65,8 +65,9 @@ class StoredMemory:
         """It, decoded."""
         if self._memory is None:
             payload = self.payload
-            self.keep(self._read(payload, self._of.decode))
-        assert self._memory is not None
+            self._memory = memory = self._read(payload, self._of.decode)
+            if self.is_wanted(memory.nbytes):
+                self.keep(memory)
         return self._memory
 
     @property
@@ -84,11 +85,20 @@ class StoredMemory:
         """Whether there is a cache for it once it is decoded."""
         return isinstance(self._source, MemoryStore) and self._source.cache.capacity > 0
 
+    def is_wanted(self, size: int) -> bool:
+        """Whether the cache wants it, decoded, which takes so many bytes."""
+        return self.is_kept and self._of.cache.wants(self._key, size)
+
     def keep(self, memory: ExplicitMemory) -> None:
         """Remember it decoded, here and in the cache."""
         self._memory = memory
         if isinstance(self._source, MemoryStore):
-            self._source.cache.put((self._number, self._record[:16]), memory)
+            self._source.cache.put(self._key, memory)
+
+    @property
+    def _key(self) -> Key:
+        """What the cache knows it by."""
+        return self._number, self._record[:16]
 
     @property
     def codecs(self) -> Mapping[str, Codec]:

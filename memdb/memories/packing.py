@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.codecs import Coded, Layout, decode_into
+from memdb.codecs import Coded, Layout, decode_into, put
 from memdb.errors import InvalidInputError, MismatchError
 from memdb.memories.memory_store import StoredMemory
 from memdb.types import arguments
@@ -108,14 +107,13 @@ def pack(
     keys, values = room_for(total, shape)
     memory = np.full(total, -1, _counting(len(memories)))
     positions = np.zeros(total, _counting(shape.reference_length))
-    for first, run in _runs(sources):
-        own = counts[first : first + len(run)]
-        tokens = np.concatenate([source.positions for source in run])
-        layout = Layout(own, tokens, row_starts + before[first])
-        numbers = np.arange(first, first + len(run), dtype=memory.dtype)
-        memory[layout.places] = np.repeat(numbers, layout.sizes)
+    for numbers in _by_codec(sources):
+        group = [sources[number] for number in numbers]
+        tokens = np.concatenate([source.positions for source in group])
+        layout = Layout(counts[numbers], tokens, row_starts + before[numbers])
+        memory[layout.places] = np.repeat(np.array(numbers, memory.dtype), layout.sizes)
         positions[layout.places] = tokens.astype(positions.dtype)  # a cast first is faster
-        _fill(run, layout, shape, keys, values)
+        _fill(group, layout, shape, keys, values)
     mask = np.append(added, np.float32(-np.inf))[memory]  # a pair of memory -1 is of none
 
     layers = {}
@@ -194,44 +192,43 @@ class _Source:
         return None if self.coded is None else self.coded.codec
 
 
-def _runs(sources: Sequence[_Source]) -> Iterator[tuple[int, list[_Source]]]:
-    """Memories side by side that are of one codec, with the number of the first."""
-    first = 0
-    for _, group in groupby(sources, lambda source: source.codec):
-        run = list(group)
-        yield first, run
-        first += len(run)
+def _by_codec(sources: Sequence[_Source]) -> Iterable[list[int]]:
+    """The numbers of the memories of each codec, and of those that are decoded."""
+    numbers: dict[str | None, list[int]] = {}
+    for number, source in enumerate(sources):
+        numbers.setdefault(source.codec, []).append(number)
+    return numbers.values()
 
 
 def _fill(
-    run: Sequence[_Source],
+    group: Sequence[_Source],
     layout: Layout,
     shape: MemoryShape,
     keys: NDArray[Any],
     values: NDArray[Any],
 ) -> None:
     """Write the vectors of memories of one codec to their places."""
-    coded = [source.coded for source in run if source.coded is not None]
+    ends = np.cumsum(layout.sizes).tolist()
+    owns = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    coded = [source.coded for source in group if source.coded is not None]
     if not coded:
-        memories = [source.memory for source in run if source.memory is not None]
-        ends = np.cumsum(layout.sizes).tolist()
-        for memory, start, end in zip(memories, [0, *ends[:-1]], ends, strict=True):
-            places = layout.places[start:end]
-            keys[places], values[places] = memory.keys, memory.values
+        memories = [source.memory for source in group if source.memory is not None]
+        for memory, own in zip(memories, owns, strict=True):
+            put(memory.keys, layout.places[own], keys)
+            put(memory.values, layout.places[own], values)
         return
-    stored = [source.stored for source in run if source.stored is not None]
+    stored = [source.stored for source in group if source.stored is not None]
     try:
         decode_into(coded, layout, shape, stored[0].codecs, keys, values)
     except ValueError:
         for one in stored:
             _ = one.memory  # says which it is
         raise
-    ends = np.cumsum(layout.sizes)
-    for one, counts, end in zip(stored, layout.counts, ends.tolist(), strict=True):
-        if one.is_kept:
-            own = slice(end - int(counts.sum()), end)
-            places = layout.places[own]
-            offsets = np.zeros(shape.rows + 1, np.int32)
-            np.cumsum(counts, out=offsets[1:])
-            arrays = offsets, layout.positions[own].copy(), keys[places], values[places]
+    for one, counts, own in zip(stored, layout.counts, owns, strict=True):
+        offsets = np.zeros(shape.rows + 1, np.int32)
+        np.cumsum(counts, out=offsets[1:])
+        tokens, places = layout.positions[own], layout.places[own]
+        vectors = 2 * len(places) * shape.head_dim * shape.storage_dtype.itemsize
+        if one.is_wanted(offsets.nbytes + tokens.nbytes + vectors):
+            arrays = offsets, tokens.copy(), keys[places], values[places]
             one.keep(ExplicitMemory(*map(read_only, arrays)))
