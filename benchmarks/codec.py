@@ -23,6 +23,7 @@ from typing import Any, Literal
 import click
 import numpy as np
 from answering import Harness, Question, read
+from codec_cache import CacheRow, measure_cache
 from codec_plot import plot
 from codec_run import Row, Stock, fitted, measure, score, write
 from numpy.typing import NDArray
@@ -52,6 +53,7 @@ class Bench:
         rows: at the largest budget.
         frontier: at all budgets.
         levels: NLL without memories.
+        cache: the default codec's memories, retrieved with a cache of decoded ones.
     """
 
     harness: Harness
@@ -61,6 +63,7 @@ class Bench:
     rows: list[Row] = field(default_factory=list)
     frontier: list[Row] = field(default_factory=list)
     levels: dict[str, float] = field(default_factory=dict)
+    cache: list[CacheRow] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
 
     def say(self, text: str) -> None:
@@ -74,6 +77,7 @@ class Bench:
             self.say(f"{name}: NLL {nll:.3f}")
         stocks = write(self.harness, documents, budgets, self.say)
         exact = self._codecs(stocks[0])
+        self.cache = measure_cache(DEFAULT_CODEC, stocks[0])
         for stock in stocks[1:]:
             for name in self.codecs:
                 if name in _FRONTIER:
@@ -136,10 +140,17 @@ class Bench:
         if best is not None:
             found["best_in_16_kib"] = f"{best.name}, {best.budget} pairs"
         rows, frontier = ([_rounded(row) for row in part] for part in (self.rows, self.frontier))
-        return {**found, "levels": self.levels, "rows": rows, "frontier": frontier}
+        cache = [_rounded(row) for row in self.cache]
+        return {
+            **found,
+            "levels": self.levels,
+            "rows": rows,
+            "frontier": frontier,
+            "cache": cache,
+        }
 
 
-def _rounded(row: Row) -> dict[str, Any]:
+def _rounded(row: Row | CacheRow) -> dict[str, Any]:
     return {
         name: float(f"{value:.6g}") if isinstance(value, float) else value
         for name, value in asdict(row).items()
@@ -195,6 +206,15 @@ def frontier_table(bench: Bench) -> Table:
     for row in sorted(bench.frontier, key=lambda row: row.reference_bytes):
         size = f"{row.reference_bytes:,.0f}"
         table.add_row(row.name, str(row.budget), size, f"{row.nll:.4f}", f"{row.right:.1%}")
+    return table
+
+
+def cache_table(bench: Bench) -> Table:
+    table = Table(title=f"Five memories retrieved, {DEFAULT_CODEC}, by what the cache has room for")
+    for column in ("uses", "all memories that fit decoded", "found in it", "ms"):
+        table.add_column(column, justify="left" if column == "uses" else "right")
+    for row in bench.cache:
+        table.add_row(row.uses, f"{row.room:.0%}", f"{row.found:.0%}", f"{row.ms:.2f}")
     return table
 
 
@@ -270,6 +290,8 @@ def main(
     except MemDBError as error:
         raise click.ClickException(str(error)) from error
     Console(width=190).print(rows_table(bench), frontier_table(bench), sep="\n")
+    if bench.cache:
+        Console(width=190).print(cache_table(bench))
     best = bench.best()
     click.echo(
         f"best within 16 KiB per reference: {best.name} with {best.budget} pairs, "

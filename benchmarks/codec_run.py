@@ -31,7 +31,7 @@ from model_adapter import Writer
 from model_adapter.selections import Contribution
 
 _BATCH = 8  # references written or encoded at once
-_RETRIEVED = 5  # memories of a retrieval
+RETRIEVED = 5  # memories of a retrieval
 _REPEATS = 30
 
 Say = Callable[[str], None]
@@ -169,7 +169,7 @@ def measure(
         shape: that it is told; the stock's, but perhaps for RoPE.
     """
     codecs = {**CODECS, codec.name: codec}
-    with _one_core():
+    with one_core():
         began = time.perf_counter()
         payloads: list[bytes] = []
         for start in range(0, len(stock.memories), _BATCH):
@@ -233,7 +233,7 @@ def score(
 def _full(payloads: Sequence[bytes], codec: Codec) -> list[bytes]:
     """Five memories with the most pairs, of those that the codec itself wrote."""
     own = [payload for payload in payloads if codec_of(payload) == codec.name]
-    return sorted(own, key=lambda payload: -memory_sizes(payload)[0])[:_RETRIEVED]
+    return sorted(own, key=lambda payload: -memory_sizes(payload)[0])[:RETRIEVED]
 
 
 def _decode_packed(payloads: Sequence[bytes], shape: MemoryShape, codecs: dict[str, Codec]) -> None:
@@ -256,7 +256,7 @@ def _median_ms(work: Callable[[], None]) -> float:
     return float(np.median(seconds)) * 1000
 
 
-def _one_core() -> Any:
+def one_core() -> Any:
     """A context in which numpy computes on one core. (threadpoolctl comes with the embedder.)"""
     return importlib.import_module("threadpoolctl").threadpool_limits(1)
 
