@@ -20,7 +20,7 @@ from memdb.types.memory import from_float32
 from memdb.types.native import of_the_machine
 from memdb.types.shape import MemoryShape
 
-_BLOCK = 1000  # vectors; not a power of 2, so that the columns of a block share no cache line
+_BLOCK = 2000  # vectors; not a power of 2, so that the columns of a block share no cache line
 _SCRATCH = Scratch()
 _REFUSED = cast(type[Exception], isal_zlib.error)  # its stubs say that it is one, not a kind of it
 
