@@ -37,13 +37,13 @@ class MemoryCache:
     """The most recently used memories, up to a number of bytes. Threads may share it.
 
     Once it is full, a memory takes another's place when it is decoded for the second time within a
-    while: so what is asked for once drives nothing out that is asked for again. A memory of 1,440
-    pairs of SmolLM2-135M, kept by `klt8`, is decoded from its record in 0.6 ms, and is there from
-    the cache in 0.05; but to put it there takes 0.1 to 0.4 ms, which is lost where it goes unused.
-    What is kept is the decoded memory (737 KB) and not its record (48 KB): the record lies in the
-    system's own cache of the file, and to have it at hand would save 0.02 ms. (Inflated, 95 KB, it
-    would save 0.13 ms. Simulated on uses that are even, skewed or in bursts, to keep some memories
-    so gave 3 to 6 % at best.)
+    while: so what is asked for once drives nothing out that is asked for again. One of 1,440 pairs
+    of SmolLM2-135M, kept by `klt8` and packed with four others, takes 0.8 ms from its record and
+    0.08 from the cache; but to copy it there takes 0.1 to 0.4, which is lost where it goes unused.
+    What is kept is the decoded memory (737 KB) and not its record (48 KB): that lies in the
+    system's own cache of the file, and to have it at hand would save 0.03 ms. (Inflated, 95 KB, it
+    would save 0.13: in a simulation with those costs, to keep some memories so was worth less than
+    a tenth, whether uses were even, skewed or in bursts.)
 
     A memory is kept under its record's seal, whose checksum covers every byte of it. A reader
     compares that with the record it sees in its own transaction: so what was updated, deleted or
