@@ -47,6 +47,7 @@ from memdb.ingest.chunking import Chunker, Piece, text_tokenizer
 from memdb.ingest.corpus import json_object, read_corpus
 from memdb.ingest.corpus_run import IngestReport
 from memdb.ingest.load import DocumentBatch, LoadReport
+from memdb.ingest.text_only import TextOnly, text_only
 from memdb.memories.cache import CacheStats
 from memdb.memories.memory_store import StoredMemory
 from memdb.memories.packing import PackedLayer, PackedMemories, pack
@@ -132,6 +133,7 @@ __all__ = [
     "StorageError",
     "StoredDocument",
     "StoredMemory",
+    "TextOnly",
     "UnknownDocumentError",
     "UnknownNamespaceError",
     "UnsupportedModelError",
@@ -154,6 +156,7 @@ __all__ = [
     "repair",
     "restore",
     "rewrite",
+    "text_only",
     "text_tokenizer",
     "to_float32",
     "verify",

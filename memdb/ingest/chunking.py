@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -13,8 +12,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from memdb.errors import InvalidInputError, MissingPartError
+from memdb.ingest.text_only import text_only
 from memdb.types import arguments
-from memdb.types.canonical import read_json
 from memdb.types.checks import check_text
 from memdb.types.shown import shown
 
@@ -41,11 +40,11 @@ class Piece:
 
 
 def text_tokenizer(tokenizer: str) -> Tokenizer:
-    """A tokenizer for text that is only text.
+    """A tokenizer for text that is only text, and that goes on behind other text.
 
     "<|im_end|>" or "<think>" in somebody's document is what it looks like, not the model's control
-    token: the added tokens, which are matched before all others, are left out. For decoding, use
-    the tokenizer as it is.
+    token (see `memdb.ingest.text_only`). Nothing is put before the text: a tokenizer that marks
+    spaces (Llama 2) would put one before its first word. For decoding, use the tokenizer as it is.
 
     Args:
         tokenizer: the text of a tokenizer.json.
@@ -53,19 +52,7 @@ def text_tokenizer(tokenizer: str) -> Tokenizer:
     Raises:
         InvalidInputError: it does not load.
     """
-    arguments.a(str, tokenizer, "tokenizer")
-    try:
-        parts = read_json(tokenizer.encode())
-        if not isinstance(parts, dict):
-            raise ValueError("it is no JSON object")
-        made = Tokenizer.from_str(json.dumps({**parts, "added_tokens": []}))
-    except Exception as error:
-        if type(error) is not Exception and not isinstance(error, ValueError):
-            raise  # no complaint of the tokenizer, for which `tokenizers` has the bare class
-        raise InvalidInputError(f"the tokenizer does not load: {error}") from error
-    made.no_truncation()
-    made.no_padding()
-    return made
+    return text_only(tokenizer).going_on
 
 
 class Chunker:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import torch
-from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from memdb import DType, InvalidInputError, Rope, UnsupportedModelError, text_tokenizer
+from memdb import DType, InvalidInputError, Rope, UnsupportedModelError
 from model_adapter.attention import function as attention
 from model_adapter.attention.function import Observer, Sight
 from model_adapter.catalog import CATALOG, Notify, in_brief, pull, source_key
@@ -25,6 +24,7 @@ from model_adapter.models.fingerprint import weights_fingerprint
 from model_adapter.models.observing import KeyValues
 from model_adapter.models.probe import turning_layers, unrotation_is_right
 from model_adapter.models.products import use_fast_products
+from model_adapter.models.words import Part, Words
 
 #: What a pass is for: by which weights it runs depends on the adapter.
 Pass = Literal["read", "choose", "write"]
@@ -47,6 +47,7 @@ class LanguageModel:
             adapter. With one there are two, which share what it does not change: so nothing is
             switched while other threads run, at the price of its layers' weights once more.
         tokenizer_json: the text of the tokenizer's tokenizer.json.
+        words: from text to tokens, control tokens or none.
 
     Raises:
         UnsupportedModelError: saying what the model lacks.
@@ -66,13 +67,8 @@ class LanguageModel:
         use_fast_products(model)
         self._prefixes: dict[tuple[tuple[int, ...], int], KeyValues] = {}
         self._guard = threading.Lock()
-        # Two tokenizers of our own: transformers' switches between text and control tokens by a
-        # state that all threads share.
         self.tokenizer_json = str(tokenizer.backend_tokenizer.to_str())
-        self._text = text_tokenizer(self.tokenizer_json)
-        self._control = Tokenizer.from_str(self.tokenizer_json)
-        self._control.no_truncation()
-        self._control.no_padding()
+        self.words = Words(self.tokenizer_json)
         self._turning = turning_layers(self)
         if adapter is not None:
             adapter.require_base(self.fingerprint, name)
@@ -226,21 +222,16 @@ class LanguageModel:
     # --- what it does ---
 
     def tokens(self, text: str, *, special: bool = False) -> list[int]:
-        """Token ids of a text, nothing added. What looks like a control token in it is plain text
-        unless `special` (for text that the framing writes itself)."""
-        ids: list[int] = self._encoding(text, self._control if special else self._text).ids
-        return ids
+        """Token ids of a text that goes on behind other text, nothing added. What looks like a
+        control token in it is plain text unless `special` (for text that the framing writes
+        itself, and that nothing stands before)."""
+        if special:
+            return self.words.beginning([Part(text, control=True)]).ids
+        return self.words.going_on([Part(text)]).ids
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """From which character to which each token of a text stands, see `tokens`."""
-        offsets: list[tuple[int, int]] = self._encoding(text, self._text).offsets
-        return offsets
-
-    def _encoding(self, text: str, tokenizer: Tokenizer) -> Encoding:
-        try:
-            return tokenizer.encode(text, add_special_tokens=False)
-        except (TypeError, UnicodeError) as error:  # half a surrogate pair
-            raise InvalidInputError(f"not a text: {text[:60]!r}") from error
+        return self.words.going_on([Part(text)]).spans
 
     def require_position(self, end: int) -> None:
         """Raise `InvalidInputError` if a text that ends before this position is too long."""

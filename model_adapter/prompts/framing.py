@@ -7,30 +7,46 @@ sharply). So the whole template up to the user's text is part of the prefix:
     plain:  <bos>Reference:        [memories]  \\n{prompt}
     chat:   {template}Reference:   [memories]  \\n\\n{prompt}{template's end}
 
+All is made into tokens together, as the tokenizer would do it with the rendered template; only what
+people say is never a control token in it. The one seam is where the memories stand.
+
 Of a conversation, the first message of the user is where the prompt is, and the template's end goes
-on with the other messages. What the system says stands before what the user says next, behind the
-memories, so that the prefix is the same for all.
+on with the other messages.
+
+The prefix is the same for all conversations, whatever the system says, since memories were written
+behind it. So with references, a conversation that the system begins has them in a turn of the user
+of their own, and the system's turn follows:
+
+    {template}Reference:  [memories]  {end of turn}{system's turn}{user's turn}{template's end}
+
+Where a template has no such turn there (it wants user and assistant in turn, or knows no system),
+what the system says stands before what the user says next, in the user's turn. Without references
+the template has the system's message where it wants it.
 """
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import get_args
+from functools import cached_property
+from typing import Any, get_args
 
 from memdb import Framing, InvalidInputError
-from model_adapter.catalog import in_brief
 from model_adapter.models.language_model import LanguageModel
+from model_adapter.models.words import Encoded, Part
+from model_adapter.prompts.template import ChatTemplate, Place, control
 from model_adapter.prompts.turns import Role, Turn
 
 REFERENCE = "Reference:"
 _EMPTY_LINE = "\n\n"  # behind what the system says
-_MARK = re.compile("\x1a([0-9]+)\x1a")  # stands for a message while the template is rendered
 
 #: What somebody said: `role` (system, user or assistant) and `content`.
 Message = Mapping[str, str]
+
+#: What stands around what a model thinks before it answers.
+THINKING = ("<think>", "</think>")
 
 
 @dataclass(frozen=True)
@@ -41,20 +57,22 @@ class Prompt:
         content: token ids of all up to the last word of the user.
         tail: token ids of the template's end.
         turns: where in the content somebody speaks, in the order of speaking.
+        thinks: whether the template's end has begun to think for the assistant.
     """
 
     content: list[int]
     tail: list[int]
     turns: list[Turn]
+    thinks: bool = False
 
 
 @dataclass(frozen=True)
 class _Said:
-    """A message of user or assistant, with what the system said before it, if anything."""
+    """A message: who says it, and in which words. One of the user may have words of the system
+    before the user's."""
 
     role: Role
-    content: str
-    system: str | None = None
+    words: tuple[tuple[Role, str], ...]
 
 
 class Frame:
@@ -64,45 +82,75 @@ class Frame:
         model: whose tokenizer and template are used.
         framing: `plain` or `chat`.
         prefix: the recorded prefix of a database; default: made here.
+        template: what the chat template is told beside the messages, as `{"enable_thinking":
+            False}`. It changes what stands behind the memories, never a recorded prefix.
 
     Attributes:
-        head: token ids of what stands before everything, the prefix's "Reference:" left out.
+        prefix: token ids of what stands before every reference, and before the memories.
+        head: the same without "Reference:".
         gap: text between references and prompt.
+        before_answer: text that an answer has before it, behind a prompt.
 
     Raises:
-        InvalidInputError: `chat` for a model without a template, or with one that cannot be used.
+        InvalidInputError: `chat` for a model without a template, or with one that cannot be used;
+            or the template knows no such option.
     """
 
     def __init__(
-        self, model: LanguageModel, framing: Framing, prefix: tuple[int, ...] | None = None
+        self,
+        model: LanguageModel,
+        framing: Framing,
+        prefix: tuple[int, ...] | None = None,
+        template: Mapping[str, Any] | None = None,
     ) -> None:
         self._model = model
         self.framing = framing
-        tokenizer = model.tokenizer
+        self.gap = "\n\n" if framing == "chat" else "\n"
+        self._template: ChatTemplate | None = None
+        self._bos: list[int] = []
         if framing == "plain":
-            bos = tokenizer.bos_token_id
-            self.head: tuple[int, ...] = () if bos is None else (int(bos),)
-            self._tail: list[int] = []
-            self.gap = "\n"
-        elif framing == "chat":
-            if not tokenizer.chat_template:
+            bos = model.tokenizer.bos_token_id
+            self._bos = [] if bos is None else [int(bos)]
+            before: list[Part] = []
+            if template:
                 raise InvalidInputError(
-                    f"the model '{model.name}' has no chat template; use the framing 'plain'"
+                    "template needs the framing 'chat', and this database's is 'plain'"
                 )
-            head, tail = _template(model, [{"role": "user", "content": ""}])
-            self.head = tuple(model.tokens(head, special=True))
-            self._tail = model.tokens(tail, special=True)
-            self.gap = "\n\n"
+        elif framing == "chat":
+            self._template = ChatTemplate(model, template or {})
+            before = [control(self._template.places(["user"])[0][0].before)]
         else:
             raise InvalidInputError(f"the framing is 'plain' or 'chat', not {framing!r}")
-        reference = model.tokens(REFERENCE)
-        if prefix is not None and list(prefix[-len(reference) :]) == reference:
-            self.head = tuple(prefix[: -len(reference)])
+        made = model.words.beginning([*before, Part(REFERENCE)])
+        own = [*self._bos, *made.ids]
+        self.prefix: tuple[int, ...] = tuple(own if prefix is None else prefix)
+        # Tokens of "Reference:", as far as they are of nothing else.
+        line = len(made.ids) - bisect_left(made.spans, made.places[-1][0], key=lambda at: at[0])
+        same = self.prefix[-line:] == tuple(own[-line:])
+        self.head = (self.prefix if same else tuple(own))[:-line]
+
+    def told(self, template: Mapping[str, Any] | None) -> Frame:
+        """This frame, with something that the chat template is told; errors as of the class."""
+        if not template:
+            return self
+        return Frame(self._model, self.framing, self.prefix, template)
+
+    @cached_property
+    def _around_answer(self) -> tuple[str, str]:
+        return (" ", "") if self._template is None else self._template.around_answer()
 
     @property
-    def prefix(self) -> tuple[int, ...]:
-        """What stands before every reference, and before the memories."""
-        return (*self.head, *self._model.tokens(REFERENCE))
+    def before_answer(self) -> str:
+        """Text that stands between a prompt and its answer."""
+        return self._around_answer[0]
+
+    @cached_property
+    def stop_tokens(self) -> frozenset[int]:
+        """Token ids that end an answer: the model's own, and the one with which the template ends
+        what the assistant says."""
+        words = self._model.words
+        end = words.going_on([control(self._around_answer[1].lstrip())]).ids
+        return self._model.stop_tokens() | frozenset(id for id in end[:1] if id in words.added)
 
     def behind_memories(self, prompt: str | Sequence[Message]) -> Prompt:
         """A prompt that goes on behind the memories.
@@ -110,60 +158,141 @@ class Frame:
         Raises:
             InvalidInputError: it is empty, or messages that are none of a conversation.
         """
-        return self._framed(prompt, [], self.gap)
+        said = self._said(prompt)
+        if said[0].role == "system":
+            with suppress(InvalidInputError):  # where the template has no such turn
+                return self._behind([_Said("user", ()), *said], "")
+        return self._behind(said, self.gap)
 
     def alone(self, prompt: str | Sequence[Message]) -> Prompt:
         """A prompt without references; errors as above."""
-        return self._framed(prompt, self.head, "")
+        places, said, tail = self._places(self._said(prompt))
+        text = _Text()
+        for place in places:
+            text.add(control(place.before))
+            text.say(said[place.message], place.left, place.right)
+        text.add(control(tail))
+        return text.prompt(self._model.words.beginning(text.parts), self._bos, tail)
 
     def with_text(self, references: Sequence[str], prompt: str | Sequence[Message]) -> Prompt:
         """A prompt with the references as text before it (RAG), where memories would stand; errors
         as above."""
-        text = self._model.tokens("\n\n".join(references))
-        return self._framed(prompt, [*self.prefix, *text], self.gap)
+        before = [*self.prefix, *self._model.tokens("\n\n".join(references))]
+        behind = self.behind_memories(prompt)
+        start = len(before)
+        turns = [Turn(one.role, start + one.start, start + one.end) for one in behind.turns]
+        return Prompt([*before, *behind.content], behind.tail, turns, behind.thinks)
 
-    def _framed(self, prompt: str | Sequence[Message], before: Sequence[int], gap: str) -> Prompt:
-        if isinstance(prompt, str):
-            if not prompt.strip():
-                raise InvalidInputError("the prompt is empty")
-            said, between, tail = [_Said("user", prompt)], [], self._tail
-        else:
+    def _behind(self, said: list[_Said], gap: str) -> Prompt:
+        places, said, tail = self._places(said)
+        if places[0].message != 0:
+            raise InvalidInputError("the first message is printed behind another")
+        text = _Text()
+        text.add(Part(gap))
+        for number, place in enumerate(places):
+            if number > 0:
+                text.add(control(place.before))
+            # "Reference:" is the first message's beginning.
+            text.say(said[place.message], place.left if number else "", place.right)
+        text.add(control(tail))
+        return text.prompt(self._model.words.going_on(text.parts), [], tail)
+
+    def _places(self, said: list[_Said]) -> tuple[list[Place], list[_Said], str]:
+        """Where the template prints what was said, what that is, and the template's end."""
+        if self._template is None:
+            return [Place(0, "", "", "")], said, ""
+        try:
+            return self._with_places(self._template, said)
+        except InvalidInputError:
+            if all(one.role != "system" for one in said):
+                raise
+            return self._with_places(self._template, _with_the_user(said))
+
+    @staticmethod
+    def _with_places(
+        template: ChatTemplate, said: list[_Said]
+    ) -> tuple[list[Place], list[_Said], str]:
+        places, tail = template.places([one.role for one in said])
+        return places, said, tail
+
+    def _said(self, prompt: str | Sequence[Message]) -> list[_Said]:
+        if not isinstance(prompt, str):
             said = _conversation(prompt)
             if self.framing != "chat":
                 raise InvalidInputError(
                     "messages need the framing 'chat', and this database's is 'plain': give the "
                     "prompt as a text"
                 )
-            parts = _template(self._model, [{"role": one.role} for one in said])
-            *between, tail = (self._model.tokens(text, special=True) for text in parts[1:])
-        content = [*before]
-        turns: list[Turn] = []
-        for control, one in zip([[], *between], said, strict=True):
-            content += control
-            self._say(one, "" if turns else gap, content, turns)
-        return Prompt(content, tail, turns)
+            return said
+        if not prompt.strip():
+            raise InvalidInputError("the prompt is empty")
+        return [_Said("user", (("user", prompt),))]
 
-    def _say(self, said: _Said, gap: str, content: list[int], turns: list[Turn]) -> None:
-        """Put a message behind what was said so far."""
-        spoken: list[tuple[Role, str]] = [(said.role, said.content)]
-        if said.system is not None:
-            spoken.insert(0, ("system", said.system))
-        text = gap + _EMPTY_LINE.join(words for _, words in spoken)
-        spans = self._model.spans(text)
-        at, end = len(gap), 0
-        for role, words in spoken:
+
+class _Text:
+    """A prompt's text, part by part.
+
+    Attributes:
+        parts: of the text.
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[Part] = []
+        self._spoken: list[tuple[Role, int]] = []  # who says which part
+
+    def add(self, part: Part) -> None:
+        """What nobody says."""
+        if part.text:
+            self.parts.append(part)
+
+    def say(self, said: _Said, left: str | None, right: str | None) -> None:
+        """A message, without what its template strips from its ends (see `Place`)."""
+        for number, (role, words) in enumerate(said.words):
+            if number == 0:
+                words = words.lstrip(left)
+            else:
+                self.parts.append(Part(_EMPTY_LINE))
+            if number + 1 == len(said.words):
+                words = words.rstrip(right)
+            self._spoken.append((role, len(self.parts)))
+            self.parts.append(Part(words))
+
+    def prompt(self, encoded: Encoded, before: Sequence[int], tail: str) -> Prompt:
+        """It as a prompt.
+
+        Args:
+            encoded: the parts as tokens.
+            before: token ids before it.
+            tail: the template's end.
+        """
+        spans, turns, end = encoded.spans, [], 0
+        for role, part in self._spoken:
+            first, last = encoded.places[part]
             # A token that reaches from a text into what stands around it is one of the text's.
-            start = max(end, bisect_right(spans, at, key=lambda span: span[1]))
-            end = max(start, bisect_left(spans, at + len(words), key=lambda span: span[0]))
-            turns.append(Turn(role, len(content) + start, len(content) + end))
-            at += len(words) + len(_EMPTY_LINE)
-        content += self._model.tokens(text)
+            start = max(end, bisect_right(spans, first, key=lambda span: span[1]))
+            end = max(start, bisect_left(spans, last, key=lambda span: span[0]))
+            turns.append(Turn(role, len(before) + start, len(before) + end))
+        thinks = tail.rfind(THINKING[0]) > tail.rfind(THINKING[1])
+        return Prompt([*before, *encoded.ids[:end]], encoded.ids[end:], turns, thinks)
+
+
+def _with_the_user(said: Sequence[_Said]) -> list[_Said]:
+    """The conversation without turns of the system: its words stand before the user's next ones."""
+    turns: list[_Said] = []
+    system: tuple[tuple[Role, str], ...] = ()
+    for one in said:
+        if one.role == "system":
+            system = one.words
+        else:
+            turns.append(_Said(one.role, (*system, *one.words)))
+            system = ()
+    return turns
 
 
 def _conversation(prompt: Sequence[Message]) -> list[_Said]:
-    """Messages by user and assistant in turn, those of the system with the user's."""
+    """Messages by user and assistant in turn, those of the system before the user's."""
     said: list[_Said] = []
-    system: str | None = None
+    speaker: Role = "user"  # whose turn it is
     for number, message in enumerate(prompt, 1):
         if not isinstance(message, Mapping):
             raise InvalidInputError(
@@ -176,40 +305,20 @@ def _conversation(prompt: Sequence[Message]) -> list[_Said]:
                 f"'content', got {message!r:.60}"
             )
         if role == "system":
-            system = content if system is None else system + _EMPTY_LINE + content
-            continue
-        speaker: Role = "assistant" if len(said) % 2 else "user"
-        if role != speaker:
+            if said and said[-1].role == "system":
+                content = said.pop().words[0][1] + _EMPTY_LINE + content
+        elif role != speaker:
             raise InvalidInputError(
                 f"message {number} is by the {role} again: user and assistant speak in turn, the "
                 "user first"
             )
-        if speaker == "user":
-            said.append(_Said(speaker, content, system))
-            system = None
         else:
-            said.append(_Said(speaker, content))
-    if not said or said[-1].role != "user" or not said[-1].content.strip():
+            speaker = "assistant" if speaker == "user" else "user"
+        by: Role = role  # type: ignore[assignment]
+        said.append(_Said(by, ((by, content),)))
+    if not said or said[-1].role != "user" or not said[-1].words[0][1].strip():
         raise InvalidInputError("the last message has to be the user's, and to say something")
     return said
-
-
-def _template(model: LanguageModel, messages: Sequence[Message]) -> list[str]:
-    """What the chat template puts before, between and behind the messages' texts."""
-    marked = [{**said, "content": f"\x1a{i}\x1a"} for i, said in enumerate(messages)]
-    try:
-        rendered = model.tokenizer.apply_chat_template(
-            marked, tokenize=False, add_generation_prompt=True
-        )
-        parts = _MARK.split(str(rendered))
-        if parts[1::2] != [str(i) for i in range(len(messages))]:
-            raise ValueError("it does not print each message once")
-    except Exception as error:  # templates are programs, and fail in every way
-        raise InvalidInputError(
-            f"the chat template of the model '{model.name}' cannot be used ({in_brief(error)}); "
-            "use the framing 'plain'"
-        ) from error
-    return parts[::2]
 
 
 def default_framing(model: LanguageModel) -> Framing:

@@ -292,6 +292,7 @@ CALLS: dict[str, Call] = {
     "Chunker.count": lambda p: (Chunker(tokenizer_json(), 16).count, {"text": "A text."}),
     "Chunker.decode": lambda p: (Chunker(tokenizer_json(), 16).decode, {"tokens": [5, 6]}),
     "Chunker.split": lambda p: (Chunker(tokenizer_json(), 16).split, {"text": "A text."}),
+    "text_only": lambda p: (memdb.text_only, {"tokenizer": tokenizer_json()}),
     "text_tokenizer": lambda p: (memdb.text_tokenizer, {"tokenizer": tokenizer_json()}),
     "read_corpus": lambda p: (listed(memdb.read_corpus), {"path": corpus(p)}),
     "json_object": lambda p: (

@@ -192,7 +192,7 @@ def test_an_error_that_is_no_complaint_is_raised_by_every_call_as_it_is(
 def test_a_tokenizer_that_cannot_be_loaded_now_is_not_a_wrong_one(kind: str) -> None:
     error = ERRORS[kind]()
     with pytest.MonkeyPatch.context() as patch:
-        Failing(patch, "memdb.ingest.chunking.read_json", error, 0)
+        Failing(patch, "memdb.ingest.text_only.read_json", error, 0)
         assert raised_by(lambda: text_tokenizer(tokenizer_json()), type(error)) is error
     for wrong in ("", "[]", "{}", '{"model": 1}', "[" * 100_000):
         with pytest.raises(memdb.InvalidInputError, match="the tokenizer does not load"):
