@@ -28,7 +28,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, get_args
@@ -159,10 +158,11 @@ class Frame:
             InvalidInputError: it is empty, or messages that are none of a conversation.
         """
         said = self._said(prompt)
-        if said[0].role == "system":
-            with suppress(InvalidInputError):  # where the template has no such turn
-                return self._behind([_Said("user", ()), *said], "")
-        return self._behind(said, self.gap)
+        if said[0].role != "system":
+            return self._behind(said, self.gap)
+        if self._template is not None and self._template.has_system_turn:
+            return self._behind([_Said("user", ()), *said], "")
+        return self._behind(_with_the_user(said), self.gap)
 
     def alone(self, prompt: str | Sequence[Message]) -> Prompt:
         """A prompt without references; errors as above."""
@@ -201,18 +201,15 @@ class Frame:
         """Where the template prints what was said, what that is, and the template's end."""
         if self._template is None:
             return [Place(0, "", "", "")], said, ""
+        if not self._template.has_system_turn:
+            said = [*said[:1], *_with_the_user(said[1:])]
         try:
-            return self._with_places(self._template, said)
+            places, tail = self._template.places([one.role for one in said])
         except InvalidInputError:
-            if all(one.role != "system" for one in said):
+            if said[0].role != "system":
                 raise
-            return self._with_places(self._template, _with_the_user(said))
-
-    @staticmethod
-    def _with_places(
-        template: ChatTemplate, said: list[_Said]
-    ) -> tuple[list[Place], list[_Said], str]:
-        places, tail = template.places([one.role for one in said])
+            said = _with_the_user(said)
+            places, tail = self._template.places([one.role for one in said])
         return places, said, tail
 
     def _said(self, prompt: str | Sequence[Message]) -> list[_Said]:

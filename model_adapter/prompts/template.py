@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from memdb import InvalidInputError
@@ -88,6 +89,21 @@ class ChatTemplate:
                 f"the chat template of the model '{self._model.name}' cannot be used "
                 f"({in_brief(error)}); use the framing 'plain'"
             ) from error
+
+    @cached_property
+    def has_system_turn(self) -> bool:
+        """Whether it prints what the system says within a conversation as at its beginning. (Many
+        print any role that they are given, whether or not the model knows it.)"""
+        try:
+            beginning, _ = self._places(["system", "user"], answer=True)
+            within, _ = self._places(["user", "system", "user"], answer=True)
+        except Exception:  # it refuses one of them
+            return False
+        if [place.message for place in (*beginning, *within)] != [0, 1, 0, 1, 2]:
+            return False
+        first, later = beginning[0].before, within[1].before
+        known = next(later[at:] for at in range(len(later) + 1) if later[at:] in first)
+        return any(name in known for name in (*self._model.words.control, "system", "System"))
 
     def around_answer(self) -> tuple[str, str]:
         """What stands between that and an assistant's message, and behind the message: where a

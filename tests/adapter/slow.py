@@ -98,6 +98,8 @@ def slow_cuts(
     cuts: list[tuple[list[int], list[str], bool]] = []
     said: list[list[int]] = []  # by user and assistant, turn by turn
     stretch = model.tokens("\n\n")
+    if messages[0]["role"] == "system":
+        stretch = model.tokens("<|im_end|>\n<|im_start|>system\n", special=True)
     for number, message in enumerate(messages):
         words = model.tokens(message["content"])
         short = message["role"] == "user" and len(words) < 10 and len(words) < size
@@ -112,11 +114,9 @@ def slow_cuts(
                 by_user = message["role"] == "user"
                 cuts.append((stretch, texts if texts[0].strip() else [], by_user))
                 stretch = []
-        if message["role"] == "system":
-            stretch += model.tokens("\n\n")
-            continue
-        said.append(words)
-        answers = "user" if message["role"] == "assistant" else "assistant"
+        if message["role"] != "system":
+            said.append(words)
+        answers = "assistant" if message["role"] == "user" else "user"
         control = model.tokens(f"<|im_end|>\n<|im_start|>{answers}\n", special=True)
         if number < len(messages) - 1:
             stretch += control

@@ -322,10 +322,11 @@ def test_messages_are_framed_by_the_template(db: MemDB) -> None:
     prompt = frame.behind_memories(messages)
     said = model.tokenizer.decode([*prompt.content, *prompt.tail])
     assert said == (
-        "\n\nBe brief.\n\nWho?<|im_end|>\n<|im_start|>assistant\nAda <|im_end|><|im_end|>\n"
+        "<|im_end|>\n<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
+        "Who?<|im_end|>\n<|im_start|>assistant\nAda <|im_end|><|im_end|>\n"
         "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert prompt.content.count(2) == 2  # what the assistant said is text
+    assert prompt.content.count(2) == 4  # what the assistant said is text
     assert generate(messages, db, max_new_tokens=3).token_ids
 
 
