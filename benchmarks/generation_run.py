@@ -46,6 +46,9 @@ class Bench:
     texts: Sequence[str]
     rounds: int
 
+    def __post_init__(self) -> None:
+        self.writer.frame.stop_tokens = frozenset()  # the template's own, too
+
     @property
     def writer(self) -> Writer:
         """The database's."""

@@ -125,7 +125,11 @@ def _rename(parts: dict[str, Any], names: Mapping[str, str]) -> None:
         pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges") or []
     ]
     if merges:
-        model["merges"] = [pair for pair in merges if "".join(pair) not in names]
+        model["merges"] = [
+            (one, other)
+            for one, other in merges
+            if one not in names and other not in names and one + other not in names
+        ]
 
 
 def _put_nothing_before(parts: dict[str, Any]) -> bool:

@@ -38,7 +38,8 @@ class Generation:
     """An answer.
 
     Attributes:
-        text: without control tokens.
+        text: without control tokens, and without thoughts if they are hidden; also what `print`
+            shows.
         token_ids: the generated tokens, the one that ended the text included.
         finished: why it ended, see `Finish`.
         mode: `memory`, `rag` (the references as text in the prompt) or `none`.
@@ -57,6 +58,9 @@ class Generation:
     chunks: list[Chunk]
     prompt_tokens: int
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.text
 
     def sources(self) -> list[Source]:
         """What the answer rests on, the most used first: the references whose memories were seen

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from memdb import DocumentExistsError, InvalidInputError, MemDB, StoredDocument
-from model_adapter.generation.generate import Run, Stream, new_reader, new_sampler
+from model_adapter.generation.generate import Run, Stream, new_reader, new_sampler, one_answer
 from model_adapter.generation.options import options_of
 from model_adapter.writing.writer import Writer
 
@@ -52,7 +52,7 @@ class Chat:
         self._db = db
         self._remember_turns = remember_turns
         self._system = [] if system is None else [{"role": "system", "content": system}]
-        self._options = options_of(options)
+        self._options = one_answer(options_of(options))
         if self._options.mode == "rag":
             raise InvalidInputError(
                 "a chat goes on from what it has read, and text before it would change with every "
@@ -76,10 +76,10 @@ class Chat:
     @property
     def messages(self) -> list[dict[str, str]]:
         """What user and assistant said, the oldest first, as far as it is in the window; of an
-        answer that is still coming, what came."""
+        answer that is still coming, what came. What the model thought is not in it."""
         if self._run is None:
             return [*self._settled]
-        answer = self._run.results()[0].text
+        answer = self._run.said()
         said = [{"role": "assistant", "content": answer}] if answer else []
         return [*self._settled, self._asked, *said]
 
@@ -178,7 +178,7 @@ class Chat:
         return writer
 
     def _length(self, messages: list[dict[str, str]]) -> int:
-        prompt = self._writer.frame.behind_memories([*self._system, *messages])
+        prompt = self._reader.frame.behind_memories([*self._system, *messages])
         return len(prompt.content) + len(prompt.tail)
 
 

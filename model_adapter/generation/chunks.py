@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,7 @@ class Reading:
         tokens: generated so far.
         chunks: what was retrieved.
         finished: whether no more will be generated.
+        thinks: whether the prompt's end has begun to think for the assistant.
     """
 
     content: list[int] = field(default_factory=list)
@@ -61,6 +62,11 @@ class Reading:
     tokens: list[int] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
     finished: bool = False
+    thinks: bool = False
+
+    def again(self) -> Reading:
+        """The same prompt, for another answer; as long as there is none."""
+        return replace(self, tokens=[], chunks=[replace(chunk) for chunk in self.chunks])
 
     @property
     def all_tokens(self) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any, overload
 from memdb import InvalidInputError, MemDB
 from model_adapter.generation.answer import Finish, Generation
 from model_adapter.generation.chunks import Reading
-from model_adapter.generation.detokenizing import Detokenizer
+from model_adapter.generation.detokenizing import Detokenizer, without_thoughts
 from model_adapter.generation.options import Options, options_of
 from model_adapter.generation.reader import Reader
 from model_adapter.generation.sampling import Sampler
@@ -21,6 +21,16 @@ Prompt = str | Sequence[Message]
 
 
 @overload
+def generate(prompt: str, db: MemDB, *, n: int, **options: Any) -> list[Generation]: ...
+@overload
+def generate(
+    prompt: Sequence[Message], db: MemDB, *, n: int, **options: Any
+) -> list[Generation]: ...
+@overload
+def generate(
+    prompt: Sequence[Prompt], db: MemDB, *, n: int, **options: Any
+) -> list[list[Generation]]: ...
+@overload
 def generate(prompt: str, db: MemDB, **options: Any) -> Generation: ...
 @overload
 def generate(prompt: Sequence[Message], db: MemDB, **options: Any) -> Generation: ...
@@ -30,7 +40,7 @@ def generate(prompt: Sequence[Prompt], db: MemDB, **options: Any) -> list[Genera
 
 def generate(
     prompt: Prompt | Sequence[Prompt], db: MemDB, **options: Any
-) -> Generation | list[Generation]:
+) -> Generation | list[Generation] | list[list[Generation]]:
     """Answer a prompt, or several side by side, with the explicit memories of a database.
 
     Each turn of a conversation is cut into chunks of 64 tokens; a prompt that is a text, and what
@@ -53,20 +63,29 @@ def generate(
     Args:
         prompt: plain text, or messages (`{"role": ..., "content": ...}`) of a conversation in the
             chat framing, which is put around either; or a list of such prompts. What one prompt
-            gets for an answer does not depend on the others, but for rounding.
+            gets for an answer does not depend on the others, but for rounding; what is drawn for it
+            depends on its number.
         db: opened with its model (`open_database`); the model that wrote the memories generates.
         options: see `Options`.
+
+    Returns:
+        An answer; for a list of prompts, one for each. With `n=`, a list of so many answers in the
+        place of each.
 
     Raises:
         InvalidInputError: naming the option, or that a prompt is too long for the model.
         MissingPartError: the database was opened without its model.
     """
     prompts, several = _prompts(prompt)
-    run = Run(prompts, db, options_of(options))
+    how = options_of(options)
+    run = Run(prompts, db, how)
     for _ in run:
         pass
     results = run.results()
-    return results if several else results[0]
+    if how.n is None:
+        return results if several else results[0]
+    of_prompts = [results[at : at + how.n] for at in range(0, len(results), how.n)]
+    return of_prompts if several else of_prompts[0]
 
 
 class Stream:
@@ -104,7 +123,16 @@ def stream(prompt: Prompt, db: MemDB, **options: Any) -> Stream:
     prompts, several = _prompts(prompt)
     if several:
         raise InvalidInputError("only one prompt can be streamed; `generate` takes several")
-    return Stream(Run(prompts, db, options_of(options)))
+    return Stream(Run(prompts, db, one_answer(options_of(options))))
+
+
+def one_answer(options: Options) -> Options:
+    """The options, if they ask for one answer."""
+    if options.answers > 1:
+        raise InvalidInputError(
+            f"n is {options.n}, and one answer comes piece by piece; `generate` gives several"
+        )
+    return options
 
 
 def _prompts(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
@@ -140,19 +168,23 @@ def new_reader(db: MemDB, options: Options) -> Reader:
 
 
 def new_sampler(options: Options, batch: int = 1) -> Sampler:
-    """What chooses tokens; `InvalidInputError` for an option that it refuses."""
+    """What chooses tokens of so many sequences; `InvalidInputError` for an option that it
+    refuses."""
     return Sampler(
         batch,
+        answers=options.answers,
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
+        min_p=options.min_p,
         repetition_penalty=options.repetition_penalty,
         seed=options.seed,
     )
 
 
 class Run:
-    """One generation: iterate over (number of the prompt, piece of its answer).
+    """One generation: iterate over (number of the answer, piece of it). Answers to one prompt
+    follow each other.
 
     Args:
         prompts: read side by side.
@@ -168,9 +200,10 @@ class Run:
         self._options = options
         self._db = db
         self._reader = reader
-        self._sampler = new_sampler(options, len(prompts))
-        self._finished: list[Finish | None] = [None] * len(prompts)
-        self._readings = [Reading() for _ in prompts]
+        answers = len(prompts) * options.answers
+        self._sampler = new_sampler(options, answers)
+        self._finished: list[Finish | None] = [None] * answers
+        self._readings = [Reading() for _ in range(answers)]
         self._texts: list[Detokenizer] = []
         self._seconds: dict[str, float] = {}
         self._first_token = 0.0
@@ -186,7 +219,7 @@ class Run:
     def results(self) -> list[Generation]:
         """The answers, as far as they came."""
         seconds = {**self._seconds, "first_token": self._first_token}
-        texts = [text.text for text in self._texts] or [""] * len(self._prompts)
+        texts = [text.text for text in self._texts] or [""] * len(self._readings)
         return [
             Generation(
                 text,
@@ -200,6 +233,12 @@ class Run:
             for text, reading, finished in zip(texts, self._readings, self._finished, strict=True)
         ]
 
+    def said(self) -> str:
+        """The first answer, as far as it came, without what was thought before it."""
+        if self._options.hide_thinking or not self._texts:
+            return self.results()[0].text
+        return without_thoughts(self._texts[0].text, self._readings[0].thinks)
+
     def _generated(self) -> Generator[tuple[int, str], None, None]:
         own = self._reader is None
         reader = self._reader or new_reader(self._db, self._options)
@@ -212,33 +251,39 @@ class Run:
     def _decoded(self, reader: Reader) -> Iterator[tuple[int, str]]:
         began = time.perf_counter()
         logits = reader.read(self._prompts)
+        if self._options.answers > 1:
+            reader.branch(self._options.answers)
+            logits = logits.repeat_interleave(self._options.answers, 0)
         # A reader that goes on reading for somebody else has others then.
         readings = self._readings = reader.readings
         self._seconds = reader.seconds
         stops = reader.stop_tokens
-        self._texts = [reader.detokenizer() for _ in readings]
+        texts = self._texts = [reader.detokenizer(reading) for reading in readings]
+        rows = list(range(len(readings)))
         for number in range(self._options.max_new_tokens):
-            chosen = self._sampler.choose(logits, [reading.all_tokens for reading in readings])
+            before = [readings[row].all_tokens for row in rows]
+            chosen = self._sampler.choose(logits, before, rows)
             if number == 0:
                 self._first_token = time.perf_counter() - began
-            for i, (token, reading, text) in enumerate(
-                zip(chosen, readings, self._texts, strict=True)
-            ):
-                if reading.finished:
-                    continue
+            for row, token in zip(rows, chosen, strict=True):
+                reading, text = readings[row], texts[row]
                 reading.tokens.append(token)
-                piece = text.add(token)
-                if token in stops:
-                    self._finished[i] = "end"
-                elif text.stopped:
-                    self._finished[i] = "stop"
-                reading.finished = self._finished[i] is not None or (
+                piece = ""
+                if token in stops:  # no word of the answer, whatever the tokenizer thinks of it
+                    self._finished[row] = "end"
+                else:
+                    piece = text.add(token)
+                    if text.stopped:
+                        self._finished[row] = "stop"
+                reading.finished = self._finished[row] is not None or (
                     number + 1 == self._options.max_new_tokens
                 )
                 if reading.finished:
                     piece += text.end()
                 if piece:
-                    yield i, piece
-            if all(reading.finished for reading in readings):
+                    yield row, piece
+            going = [row for row in rows if not readings[row].finished]
+            if not going:
                 return
-            logits = reader.step(chosen)
+            logits = reader.step([readings[row].tokens[-1] for row in going])
+            rows = going

@@ -19,7 +19,7 @@ from model_adapter.generation.chunks import Chunk, Reading
 from model_adapter.generation.detokenizing import Detokenizer
 from model_adapter.generation.lookup import Lookup, Query, merged
 from model_adapter.generation.options import Options
-from model_adapter.prompts.framing import Message, Prompt
+from model_adapter.prompts.framing import Frame, Message, Prompt
 from model_adapter.prompts.turns import Cut, cuts_of
 from model_adapter.writing.writer import Writer
 
@@ -43,21 +43,33 @@ class Reader:
         self._db = db
         self._options = options
         self._model = writer.model
-        self._frame = writer.frame
+        self._frame = writer.frame.told(options.template)
         self._context: Context | None = None
         self._held: list[int] = []  # tokens of a single prompt that the context has
         self._watch: Watch | None = None
+        self._rows: list[int] = []  # whose readings the context's sequences are
+        self._asked: list[int] = []  # whose memories are being looked for
         self._lookup = Lookup(db, writer.model, options)
         self._said = 0  # tokens of the answer
 
     @property
     def stop_tokens(self) -> frozenset[int]:
         """Token ids that end an answer."""
-        return self._model.stop_tokens()
+        return self._frame.stop_tokens
 
-    def detokenizer(self) -> Detokenizer:
-        """For one answer."""
-        return Detokenizer(self._model.tokenizer, self._options.stops)
+    @property
+    def frame(self) -> Frame:
+        """What puts prompts together."""
+        return self._frame
+
+    def detokenizer(self, reading: Reading) -> Detokenizer:
+        """For the answer to what was read."""
+        return Detokenizer(
+            self._model.tokenizer,
+            self._options.stops,
+            hide_thinking=self._options.hide_thinking,
+            thinks=reading.thinks,
+        )
 
     def close(self) -> None:
         """Give up what is being retrieved."""
@@ -79,7 +91,8 @@ class Reader:
             framed = self._with_text(prompts)
         whole = [[*prompt.content, *prompt.tail] for prompt in framed]
         for reading, prompt in zip(self.readings, framed, strict=True):
-            reading.content = prompt.content
+            reading.content, reading.thinks = prompt.content, prompt.thinks
+        self._rows = list(range(len(prompts)))
         self._said = 0
         known = self._known(whole)
         if known == 0:
@@ -186,17 +199,10 @@ class Reader:
     def _new_context(self, whole: list[list[int]]) -> Context:
         capacity = max(map(len, whole)) + self._options.max_new_tokens
         batch = len(whole)
+        self._watch = self._new_watch(batch)
         if self._options.mode != "memory":
             return Context(self._model, batch=batch, capacity=capacity)
         prefix, shape = self._frame.prefix, self._db.shape
-        if self._options.cite:
-            self._watch = Watch(
-                batch,
-                self._options.memories,
-                shape.reference_length,
-                self._model.layers * self._model.heads,
-                self._model.device,
-            )
         start = len(prefix) + shape.reference_length
         return Context(self._model, prefix, start, batch=batch, capacity=capacity)
 
@@ -220,16 +226,32 @@ class Reader:
 
     # --- the answer ---
 
+    def branch(self, answers: int) -> None:
+        """Several answers to each prompt that was read: those to one prompt stand one behind the
+        other in `readings`."""
+        rows = [number for number in self._rows for _ in range(answers)]
+        with self._timed("read"), self._whole():
+            self._go_on_with(rows)
+        self.readings = [self.readings[number].again() for number in rows]
+        self._rows = list(range(len(rows)))
+
     def step(self, tokens: Sequence[int]) -> Tensor:
-        """Read the next token of each sequence; (sequences, vocabulary) logits. They were added to
-        the readings; after each chunk of them, new memories take the place of the old ones."""
+        """Read the next token of each sequence that goes on; (sequences, vocabulary) logits. They
+        were added to the readings; after each chunk of them, new memories take the place of the old
+        ones. Sequences whose readings are finished leave."""
         assert self._context is not None
+        going = [number for number in self._rows if not self.readings[number].finished]
+        if going != self._rows:
+            with self._timed("decode"), self._whole():
+                self._go_on_with([self._rows.index(number) for number in going])
+            self._rows = going
         size = self._options.retrieve_every
         self._said += 1
         if self._options.mode == "memory":
             if self._said % size == 0:
                 self._remember_again()
             elif (self._said + self._options.prefetch) % size == 0:
+                self._asked = self._rows
                 self._lookup.begin(self._queries())
         self._look_at(None)
         with self._timed("decode"), self._whole():
@@ -243,30 +265,49 @@ class Reader:
         """New memories for what was just generated; where that says nothing, the old ones stay."""
         assert self._context is not None
         with self._timed("retrieve"):
-            found = self._lookup.ended() or self._lookup.find(self._queries())
+            found, asked = self._lookup.ended(), self._asked
+            if found is None:
+                found, asked = self._lookup.find(self._queries()), self._rows
+        new = dict(zip(asked, found, strict=True))
         in_use = self._context.memories
-        for number, (reading, new) in enumerate(zip(self.readings, found, strict=True)):
-            if new is not None:
+        for place, number in enumerate(self._rows):
+            one, reading = new[number], self.readings[number]
+            if one is not None:
                 start = reading.prompt_tokens + len(reading.tokens)
-                reading.chunks.append(Chunk(start, True, new.retrieval))
-                in_use[number] = new.memories
+                reading.chunks.append(Chunk(start, True, one.retrieval))
+                in_use[place] = one.memories
         self._context.remember(in_use)
 
     def _queries(self) -> list[Query]:
-        """The newest tokens of each sequence that goes on."""
+        """The newest tokens of each sequence."""
         size = self._options.retrieve_every
-        texts = [reading.all_tokens for reading in self.readings]
-        return [
-            Query([] if reading.finished else text[-size:], text)
-            for reading, text in zip(self.readings, texts, strict=True)
-        ]
+        texts = [self.readings[number].all_tokens for number in self._rows]
+        return [Query(text[-size:], text) for text in texts]
+
+    def _go_on_with(self, rows: Sequence[int]) -> None:
+        """Put a context with these sequences of the one in use in its place."""
+        assert self._context is not None
+        left = self._options.max_new_tokens - self._said
+        self._context, self._held = self._context.branches(rows, left), []
+        self._watch = self._new_watch(len(rows))
 
     # --- watching ---
+
+    def _new_watch(self, batch: int) -> Watch | None:
+        if not self._options.cite or self._options.mode != "memory":
+            return None
+        return Watch(
+            batch,
+            self._options.memories,
+            self._db.shape.reference_length,
+            self._model.layers * self._model.heads,
+            self._model.device,
+        )
 
     def _look_at(self, sequences: list[list[Stretch]] | None) -> None:
         if self._watch is None:
             return
-        batch = len(self.readings)
+        batch = len(self._rows)
         if sequences is None:
             self._watch.look_at(list(range(batch)), [0] * batch)
             return
@@ -277,8 +318,9 @@ class Reader:
     def _note_attention(self) -> None:
         if self._watch is None:
             return
-        for reading, attention in zip(self.readings, self._watch.take().numpy(), strict=True):
-            if reading.chunks and not reading.finished:
+        for number, attention in zip(self._rows, self._watch.take().numpy(), strict=True):
+            reading = self.readings[number]
+            if reading.chunks:
                 reading.chunks[-1].watched(attention)
 
     @contextmanager

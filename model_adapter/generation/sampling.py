@@ -1,7 +1,9 @@
-"""From logits to the next tokens."""
+"""From logits to the next tokens, as transformers' processors do it: the repetition penalty, the
+temperature, top-k, top-p among those, min-p among those."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import torch
@@ -9,20 +11,25 @@ from torch import Tensor
 
 from memdb import InvalidInputError
 
+_FEW = 256  # of the likeliest tokens; mostly these make up top_p
+
 
 class Sampler:
-    """Greedy at temperature 0; else drawn, among the `top_k` likeliest and those that make up
-    `top_p` of the probability.
+    """Greedy at temperature 0; else drawn.
 
     Args:
-        batch: sequences. Each draws from a stream of its own: what one says does not depend on the
-            others.
+        batch: sequences.
+        answers: so many sequences, one behind the other, answer the same prompt.
         temperature: what logits are divided by.
-        top_k: None: all.
-        top_p: above 0, at most 1.
+        top_k: draw among so many of the likeliest; None: all.
+        top_p: draw among the likeliest of those that together have this probability; above 0, at
+            most 1.
+        min_p: draw among those that are at least so many times as likely as the likeliest; 0 to 1.
         repetition_penalty: what logits of tokens that were there are divided by, or multiplied with
             where they are negative (CTRL, Keskar et al., 2019); 1: none.
-        seed: None: another each time.
+        seed: of all streams. Each sequence draws from one of its own, by the number of its prompt
+            and of its answer: what it says does not depend on how many others there are. None:
+            others each time.
 
     Raises:
         InvalidInputError: naming the argument.
@@ -32,9 +39,11 @@ class Sampler:
         self,
         batch: int = 1,
         *,
+        answers: int = 1,
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float = 1.0,
+        min_p: float = 0.0,
         repetition_penalty: float = 1.0,
         seed: int | None = None,
     ) -> None:
@@ -46,6 +55,8 @@ class Sampler:
             raise InvalidInputError(f"top_k must be at least 1, got {top_k}")
         if not 0 < top_p <= 1:
             raise InvalidInputError(f"top_p must be above 0 and at most 1, got {top_p}")
+        if not 0 <= min_p <= 1:
+            raise InvalidInputError(f"min_p must be at least 0 and at most 1, got {min_p}")
         if not 0 < repetition_penalty < float("inf"):
             raise InvalidInputError(
                 f"repetition_penalty must be finite and above 0, got {repetition_penalty}"
@@ -53,39 +64,118 @@ class Sampler:
         self._temperature = temperature
         self._top_k = top_k
         self._top_p = top_p
+        self._min_p = min_p
         self._penalty = repetition_penalty
-        self._random = [torch.Generator() for _ in range(batch)]
-        for generator in self._random:
-            if seed is None:
-                generator.seed()
-            else:
-                generator.manual_seed(seed)
+        self._streams = [
+            random.Random(None if seed is None else f"{seed}/{row // answers}/{row % answers}")
+            for row in range(batch)
+        ]
+        self._seen: Tensor | None = None  # (batch, vocabulary): tokens that were there
+        self._counted = [0] * batch  # how many of its tokens each row of that has
 
-    def choose(self, logits: Tensor, before: Sequence[Sequence[int]]) -> list[int]:
+    def choose(
+        self,
+        logits: Tensor,
+        before: Sequence[Sequence[int]],
+        rows: Sequence[int] | None = None,
+    ) -> list[int]:
         """The next token of each sequence.
 
         Args:
-            logits: (batch, vocabulary).
-            before: the tokens of each sequence so far.
+            logits: (sequences, vocabulary), on any device; what is done with them is done there.
+            before: the tokens of each sequence so far. From one call to the next they grow.
+            rows: which of the batch's sequences they are; default: all.
         """
+        rows = range(len(self._streams)) if rows is None else rows
+        scores = logits.float()
         if self._penalty != 1:
-            logits = logits.clone()
-            for row, tokens in zip(logits, before, strict=True):
-                seen = torch.tensor(sorted(set(tokens)), dtype=torch.int64, device=row.device)
-                old = row[seen]
-                row[seen] = torch.where(old > 0, old / self._penalty, old * self._penalty)
+            scores = self._penalized(scores, before, rows)
         if self._temperature == 0:
-            chosen: list[int] = logits.argmax(-1).tolist()
+            chosen: list[int] = scores.argmax(-1).tolist()
             return chosen
-        return [self._drawn(*pair) for pair in zip(logits, self._random, strict=True)]
+        probabilities, ids = likely(
+            scores / self._temperature, self._top_k, self._top_p, self._min_p
+        )
+        drawn = [self._streams[row].random() for row in rows]
+        places = _places(probabilities, torch.tensor(drawn, dtype=torch.float64))
+        found: list[int] = (places if ids is None else ids.gather(-1, places)).flatten().tolist()
+        return found
 
-    def _drawn(self, logits: Tensor, random: torch.Generator) -> int:
-        scaled = logits.double().cpu()
-        scaled = (scaled - scaled.max()) / self._temperature
-        ordered, ids = scaled.sort(descending=True)
-        probabilities = ordered.softmax(-1)
+    def _penalized(
+        self, scores: Tensor, before: Sequence[Sequence[int]], rows: Sequence[int]
+    ) -> Tensor:
+        if self._seen is None:
+            shape = (len(self._streams), scores.shape[-1])
+            self._seen = torch.zeros(shape, dtype=torch.bool, device=scores.device)
+        for row, tokens in zip(rows, before, strict=True):
+            if self._counted[row] > len(tokens):  # another text
+                self._seen[row] = False
+                self._counted[row] = 0
+            new = torch.tensor(tokens[self._counted[row] :], dtype=torch.int64)
+            self._seen[row, new.to(scores.device)] = True
+            self._counted[row] = len(tokens)
+        seen = self._seen if len(rows) == len(self._seen) else self._seen[list(rows)]
+        less = torch.where(scores < 0, scores * self._penalty, scores / self._penalty)
+        return torch.where(seen, less, scores)
+
+
+def likely(
+    scores: Tensor, top_k: int | None = None, top_p: float = 1.0, min_p: float = 0.0
+) -> tuple[Tensor, Tensor | None]:
+    """What may be drawn, and how likely each is.
+
+    Args:
+        scores: (sequences, vocabulary) float32, divided by the temperature.
+        top_k: see `Sampler`.
+        top_p: see `Sampler`.
+        min_p: see `Sampler`.
+
+    Returns:
+        (sequences, tokens) probabilities, which need not sum up to 1 but for a factor, 0 where a
+        token may not be drawn; and the tokens' ids. These are None if all tokens are there, in
+        their order; else they are of the likeliest, those first.
+    """
+    ids: Tensor | None = None
+    if top_k is not None and top_k < scores.shape[-1]:
+        scores, ids = scores.topk(top_k)
+        probabilities = scores.softmax(-1)
+    elif top_p < 1:
+        probabilities, ids = _likeliest(scores, top_p)
+    else:
+        probabilities = scores.softmax(-1)
+    keep = torch.ones_like(probabilities, dtype=torch.bool)
+    if top_p < 1:
         # Kept: each token before which less than top_p is used up; so always the first.
-        keep = probabilities.cumsum(-1) - probabilities < self._top_p
-        if self._top_k is not None:
-            keep[self._top_k :] = False
-        return int(ids[torch.multinomial(probabilities * keep, 1, generator=random)])
+        keep = _summed(probabilities) - probabilities < top_p
+    if min_p > 0:
+        keep &= probabilities >= min_p * probabilities.amax(-1, keepdim=True)
+    return probabilities * keep, ids
+
+
+def _likeliest(scores: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Probabilities and ids of the likeliest tokens, as many as have `top_p` together, or more."""
+    total = scores.logsumexp(-1, keepdim=True)
+    for size in (_FEW, 16 * _FEW):
+        if size < scores.shape[-1]:
+            values, ids = scores.topk(size)
+            probabilities = (values - total).exp()
+            if bool((probabilities.sum(-1) > top_p).all()):
+                return probabilities, ids
+    values, ids = scores.sort(-1, descending=True)
+    return (values - total).exp(), ids
+
+
+def _places(probabilities: Tensor, drawn: Tensor) -> Tensor:
+    """(sequences, 1) places of what is drawn by (sequences,) numbers from 0 to below 1."""
+    summed = _summed(probabilities)
+    last = summed[:, -1:]
+    aim = drawn[:, None].to(summed.device, summed.dtype) * last
+    # Rounding must not lead to the sum itself, behind which there is nothing.
+    aim = torch.minimum(aim, torch.nextafter(last, torch.zeros_like(last)))
+    return torch.searchsorted(summed, aim, right=True)
+
+
+def _summed(probabilities: Tensor) -> Tensor:
+    # Apple's GPU has no float64.
+    wide = torch.float32 if probabilities.device.type == "mps" else torch.float64
+    return probabilities.cumsum(-1, dtype=wide)

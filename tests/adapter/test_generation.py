@@ -173,7 +173,8 @@ def test_text_comes_in_pieces_that_join_to_the_whole(db: MemDB) -> None:
 def test_a_stop_token_ends_the_text(tmp_path: Path, minilm: SentenceEmbedder) -> None:
     stopping = tiny_model(eos_token_id=list(range(1, 400)))  # whatever comes, it is the end
     with create_database(tmp_path / "db", model=stopping, embedder=minilm) as database:
-        assert len(generate("Go on.", database, max_new_tokens=9).token_ids) == 1
+        answer = generate("Go on.", database, max_new_tokens=9)
+    assert (len(answer.token_ids), answer.text) == (1, "")  # it does not show
 
 
 def test_the_same_seed_draws_the_same_tokens(db: MemDB) -> None:
@@ -293,15 +294,15 @@ def test_prompts_side_by_side_are_answered_as_alone(db: MemDB, mode: str) -> Non
 
 def test_each_prompt_draws_from_its_own_stream_and_ends_for_itself(db: MemDB) -> None:
     options = {"max_new_tokens": 30, "temperature": 1.0, "seed": 5, "memories": 1}
-    alone = [generate(prompt, db, **options) for prompt in ("Sing.", "Hm?")]
-    stop = alone[1].text[3:6]
-    ended = generate("Hm?", db, stop=stop, **options)
-    together = generate(["Sing.", "Hm?", "Sing."], db, stop=[stop], **options)
-    assert together[0].text == together[2].text == alone[0].text.split(stop)[0]
-    assert together[1].token_ids == ended.token_ids
-    assert ended.text == alone[1].text[: alone[1].text.index(stop)]
-    assert ended.finished == "stop"
-    assert alone[1].finished == ("length" if len(alone[1].token_ids) == 30 else "end")
+    prompts = ["Sing.", "Hm?", "Sing."]
+    free = generate(prompts, db, **options)
+    assert free[0].text == generate("Sing.", db, **options).text != free[2].text
+    assert generate(prompts[:2], db, **options)[1].token_ids == free[1].token_ids
+    stop = free[1].text[3:6]
+    together = generate(prompts, db, stop=[stop], **options)
+    assert [one.text for one in together] == [one.text.split(stop)[0] for one in free]
+    assert together[1].finished == "stop"
+    assert free[1].finished == ("length" if len(free[1].token_ids) == 30 else "end")
 
 
 # --- conversations --------------------------------------------------------------------------------

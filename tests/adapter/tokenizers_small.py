@@ -212,14 +212,15 @@ TEMPLATES = {
     ),
 }
 
-#: Puts the system's words into the user's first turn, and elsewhere prints any role that it is given.
+#: Puts the system's words into the user's first turn, and elsewhere prints any role it is given.
 GEMMA_3 = (
     TEMPLATES["gemma"]
     .replace("{{ raise_exception('no system') }}", "{% set messages = messages[1:] %}", 1)
     .replace(
         "{{ bos_token }}",
         "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
-        "{% set first = messages[0]['content'] + '\n\n' %}{% else %}{% set first = '' %}{% endif %}",
+        "{% set first = messages[0]['content'] + '\n\n' %}{% else %}{% set first = '' %}"
+        "{% endif %}",
     )
     .replace(
         "{{ m['content'] | trim }}", "{{ (first if loop.first else '') + m['content'] | trim }}"
