@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import click
@@ -18,15 +19,28 @@ from cli.common import (
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-def answer_options(max_new_tokens: int) -> Callable[[_Command], _Command]:
-    """Options by the names that `model_adapter.Options` has, but for `where`, which
-    `parsed` reads; and those that open a database with its model.
+#: As `model_adapter.Options` has it, which takes seconds to import.
+MAX_NEW_TOKENS = 256
 
-    Args:
-        max_new_tokens: its default.
-    """
+
+verbose_option = click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="Say beside the answer what it was given with, and how long that took.",
+)
+
+
+def answer_options(command: _Command) -> _Command:
+    """Options by the names that `model_adapter.Options` has, but for `where` and `template`, which
+    `parsed` reads; and those that open a database with its model."""
     options = (
-        click.option("--max-new-tokens", default=max_new_tokens, show_default=True),
+        click.option(
+            "--max-new-tokens",
+            default=MAX_NEW_TOKENS,
+            show_default=True,
+            help="Of an answer, at most.",
+        ),
         click.option(
             "--memories", default=5, show_default=True, help="References for every chunk."
         ),
@@ -82,6 +96,12 @@ def answer_options(max_new_tokens: int) -> Callable[[_Command], _Command]:
             "--top-p", default=1.0, show_default=True, help="Draw among this much probability."
         ),
         click.option(
+            "--min-p",
+            default=0.0,
+            show_default=True,
+            help="Draw among tokens this many times as likely as the likeliest, or more.",
+        ),
+        click.option(
             "--repetition-penalty",
             default=1.0,
             show_default=True,
@@ -94,19 +114,45 @@ def answer_options(max_new_tokens: int) -> Callable[[_Command], _Command]:
             metavar="TEXT",
             help="End before this text; may be given again.",
         ),
+        click.option(
+            "--template",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="Tell the model's chat template something, as enable_thinking=false; may be given "
+            "again. A value is JSON where it reads as JSON, else text.",
+        ),
+        click.option(
+            "--hide-thinking",
+            is_flag=True,
+            help="Leave out what the model thinks before it answers.",
+        ),
         model_option,
         adapter_option,
         embedder_option,
     )
-
-    def decorated(command: _Command) -> _Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorated
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def parsed(options: dict[str, Any]) -> dict[str, Any]:
     """Those options as `model_adapter.Options` takes them."""
-    return {**options, "where": parse_where(options["where"]) or None}
+    where, template = parse_where(options["where"]), _parse_template(options["template"])
+    return {**options, "where": where or None, "template": template or None}
+
+
+def _parse_template(items: Iterable[str]) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals or not name.strip():
+            raise click.BadParameter(
+                f"{item!r} is not of the form NAME=VALUE", param_hint="--template"
+            )
+        if name.strip() in told:
+            raise click.BadParameter(f"{name.strip()!r} is given twice", param_hint="--template")
+        try:
+            told[name.strip()] = json.loads(value)
+        except (ValueError, RecursionError):
+            told[name.strip()] = value
+    return told

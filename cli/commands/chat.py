@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,16 +21,17 @@ from cli.common import (
     read_only_option,
     standard_input,
 )
-from cli.options import answer_options, parsed
-from cli.sources import HEADING, source_lines
-from memdb import DocumentExistsError, InvalidInputError, MemDBError
+from cli.options import answer_options, parsed, verbose_option
+from cli.sources import HEADING, short_id, source_lines, timing_line
+from memdb import DocumentExistsError, InvalidInputError, MemDBError, UnknownDocumentError
 
 if TYPE_CHECKING:  # it loads torch
-    from model_adapter import Chat, Stream
+    from model_adapter import Chat, Source, Stream
 
 _HELP = """\
   /remember TEXT  write a text into the database; the next answer may use it
-  /forget ID      delete a document
+  /forget ID      delete a document; the beginning of an id that was shown is enough, and "last"
+                  is what was remembered last
   /sources        what the last answer rests on
   /help           this
   /exit           end; so does Ctrl-D
@@ -59,14 +60,16 @@ Ctrl-C stops its answer."""
 )
 @click.option("--system", metavar="TEXT", help="What is said to the model before everything.")
 @click.option("--no-memory", is_flag=True, help="For comparison: the model alone.")
+@verbose_option
 @read_only_option
-@answer_options(max_new_tokens=256)
+@answer_options
 def chat(
     path: Path,
     window: int,
     remember_turns: bool,
     system: str | None,
     no_memory: bool,
+    verbose: bool,
     read_only: bool,
     model: str | None,
     adapter_name: str | None,
@@ -100,14 +103,15 @@ def chat(
             if at_terminal:
                 documents = counted(database.stats()["documents"], "document")
                 notify(f"{documents} in {path}; /help lists what can be typed")
-            _Session(conversation).run(_typed() if at_terminal else _piped())
+            _Session(conversation, verbose).run(_typed() if at_terminal else _piped())
 
 
 class _Session:
     """What is typed, or comes from a pipe, line by line: messages and commands."""
 
-    def __init__(self, chat: Chat) -> None:
+    def __init__(self, chat: Chat, verbose: bool) -> None:
         self._chat = chat
+        self._verbose = verbose
         self._answer: Stream | None = None  # the last one
         self._commands: dict[str, Callable[[str], None]] = {
             "/remember": self._remember,
@@ -159,6 +163,10 @@ class _Session:
                 click.echo()
             raise
         click.echo()
+        if self._verbose:
+            if sources := answer.result.sources():
+                self._show(sources)
+            notify(timing_line(answer.result))
 
     def _remember(self, text: str) -> None:
         if not text:
@@ -168,13 +176,29 @@ class _Session:
                 document = self._chat.remember(text)
         except DocumentExistsError as error:
             raise InvalidInputError("that is remembered already") from error
-        notify(f"remembered as {document.id}")
+        notify(f"remembered as {short_id(document.id)}")
 
-    def _forget(self, id: str) -> None:
-        if not id:
+    def _forget(self, given: str) -> None:
+        if not given:
             raise InvalidInputError("/forget needs the id of a document")
-        self._chat.forget(id)
-        notify(f"{id} is forgotten")
+        id = given
+        if given == "last" and self._chat.remembered:
+            id = self._chat.remembered[-1]
+        try:
+            self._chat.forget(id)
+        except UnknownDocumentError:
+            id = self._begun_with(given)
+            self._chat.forget(id)
+        notify(f"{short_id(id)} is forgotten")
+
+    def _begun_with(self, given: str) -> str:
+        """The one id that was shown and begins like this; else what was given."""
+        hits = [] if self._answer is None else self._answer.result.sources()
+        shown = {*self._chat.remembered, *(hit.reference.document_id for hit in hits)}
+        found = sorted(id for id in shown if id.startswith((given, f"sha256:{given}")))
+        if len(found) > 1:
+            raise InvalidInputError(f"{given!r} is the beginning of {' and '.join(found)}")
+        return found[0] if found else given
 
     def _sources(self, _: str) -> None:
         if self._answer is None:
@@ -182,7 +206,11 @@ class _Session:
         sources = self._answer.result.sources()
         if not sources:
             raise InvalidInputError("the last answer rests on no memory")
-        notify("\n".join([HEADING, *source_lines(sources)]))
+        self._show(sources)
+
+    @staticmethod
+    def _show(sources: Sequence[Source]) -> None:
+        notify("\n".join([HEADING, *source_lines(sources, short=True)]))
 
 
 def _typed() -> Iterator[str]:

@@ -22,8 +22,8 @@ from cli.common import (
     read_only_option,
     standard_input,
 )
-from cli.options import answer_options, parsed
-from cli.sources import HEADING, source_json, source_lines
+from cli.options import answer_options, parsed, verbose_option
+from cli.sources import HEADING, source_json, source_lines, timing_line
 
 if TYPE_CHECKING:  # it loads torch
     from model_adapter import Generation
@@ -32,7 +32,8 @@ if TYPE_CHECKING:  # it loads torch
 @click.command(
     epilog=example(
         'memdb generate "Who keeps the lighthouse?" --cite',
-        'memdb generate "Who keeps the lighthouse?" --no-memory',
+        'memdb generate "Who keeps the lighthouse?" --no-memory -v',
+        'memdb generate "Tell me of the lighthouse." --n 3 --temperature 0.8',
         "memdb generate --messages conversation.json --where source=library",
     ),
 )
@@ -48,8 +49,17 @@ if TYPE_CHECKING:  # it loads torch
 @click.option("--no-memory", is_flag=True, help="For comparison: the model alone.")
 @click.option("--rag", is_flag=True, help="For comparison: the references as text in the prompt.")
 @click.option("--cite", is_flag=True, help="Say how much each memory was used.")
+@click.option(
+    "--n",
+    metavar="ANSWERS",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="So many answers, with --- between them; they differ with a --temperature above 0.",
+)
+@verbose_option
 @read_only_option
-@answer_options(max_new_tokens=128)
+@answer_options
 @json_option
 def generate(
     prompt: str | None,
@@ -58,6 +68,8 @@ def generate(
     no_memory: bool,
     rag: bool,
     cite: bool,
+    n: int,
+    verbose: bool,
     read_only: bool,
     model: str | None,
     adapter_name: str | None,
@@ -66,7 +78,7 @@ def generate(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Answer PROMPT with 5 explicit memories for every 64 tokens, and say which.
+    """Answer PROMPT with 5 explicit memories for every 64 tokens.
 
     PROMPT is a text, or - for standard input.
     """
@@ -85,30 +97,38 @@ def generate(
             path, model, embedder, adapter_name=adapter_name, fast=fast, read_only=read_only
         ) as database,
     ):
-        answer = adapter().stream(asked, database, cite=cite, **options)
-        for piece in answer:
+        results = []
+        if n == 1:
+            answer = adapter().stream(asked, database, cite=cite, **options)
+            for piece in answer:
+                stop()
+                if not as_json:
+                    click.echo(piece, nl=False)
+            results.append(answer.result)
+        else:
+            results += adapter().generate(asked, database, n=n, cite=cite, **options)
             stop()
-            if not as_json:
-                click.echo(piece, nl=False)
-        result: Generation = answer.result
-    if as_json:
-        _print_json(result, cite)
-        return
-    click.echo()
-    if cite:
-        click.echo("\n".join(["", HEADING, *source_lines(result.sources())]))
+    for number, result in enumerate(results):
+        if as_json:
+            _print_json(result, cite)
+            continue
+        if n > 1:
+            click.echo(("---\n" if number else "") + result.text, nl=False)
+        click.echo()
+        if cite:
+            click.echo("\n".join(["", HEADING, *source_lines(result.sources())]))
+        if verbose:
+            _print_details(result)
+
+
+def _print_details(result: Generation) -> None:
     for chunk in result.chunks:
         what = "answer" if chunk.generated else "prompt"
         notify(f"\n{what}, from token {chunk.start}, with:")
         for hit in chunk.retrieval.hits:
             text = one_line(hit.reference.content, 90)
             notify(f"  {hit.score:.3f}  {hit.reference.document_id}  {text}")
-    seconds = result.seconds
-    notify(
-        f"\n{result.prompt_tokens} prompt tokens and {len(result.token_ids)} new ones; retrieve "
-        f"{seconds['retrieve']:.2f} s, read {seconds['read']:.2f} s, decode "
-        f"{seconds['decode']:.2f} s; first token after {seconds['first_token']:.2f} s"
-    )
+    notify("\n" + timing_line(result))
 
 
 def _print_json(result: Generation, cite: bool) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import model_adapter
+from memdb import InvalidInputError
 from model_adapter import Chat, LanguageModel, Options, SentenceEmbedder, open_database
 from tests.cli.conftest import Run, rows
 from tests.cli.small import make_database, model_folder
@@ -52,20 +53,20 @@ def test_options_are_those_of_the_adapter(run: Run, monkeypatch: pytest.MonkeyPa
 
     def refused(db: object, **options: Any) -> Any:
         seen.append(options)
-        raise model_adapter.chat.InvalidInputError("seen")
+        raise InvalidInputError("seen")
 
     monkeypatch.setattr(model_adapter, "Chat", refused)
     run("chat", code=2)
     own = {"window": 1024, "remember_turns": False, "system": None}
     assert {name: seen[0].pop(name) for name in own} == own
-    assert Options(**seen[0]) == Options(max_new_tokens=256, cite=True)
+    assert Options(**seen[0]) == Options(cite=True)
     run("chat", "--window", "9", "--remember-turns", "--system", "s", "--no-memory", code=2)
     assert {name: seen[1].pop(name) for name in own} == {
         "window": 9,
         "remember_turns": True,
         "system": "s",
     }
-    assert Options(**seen[1]) == Options(max_new_tokens=256, mode="none")
+    assert Options(**seen[1]) == Options(mode="none")
     more = ("--min-score", "0.25", "--no-weigh")
     run("chat", "--where", "rank=1", "--seed", "3", "--stop", "x", *more, code=2)
     assert (seen[2]["min_score"], seen[2]["weigh"]) == (0.25, False)
@@ -95,12 +96,51 @@ def test_commands(run: Run) -> None:
     assert told[-1] == "Ctrl-C stops its answer."
     listed = {row["id"]: row for row in rows(run("list", "--json"))}
     assert "pellonia" not in listed
-    kept = listed[told[0].split()[-1]]
+    (kept,) = [row for id, row in listed.items() if id.startswith(told[0].split()[-1])]
+    assert len(told[0].split()[-1]) == len("sha256:") + 8
     assert (kept["text"], kept["metadata"], kept["warm"]) == (
         "The heron left.",
         {"source": "chat"},
         1,
     )
+
+
+def test_what_was_remembered_is_forgotten_by_a_few_letters(run: Run) -> None:
+    texts = ["The heron left.", "The whale came.", "The owl stays."]
+    told = run("chat", input="".join(f"/remember {text}\n" for text in texts)).stderr
+    ids = [line.split()[-1] for line in told.splitlines()]
+    kept = {row["text"] for row in rows(run("list", "--json", "--where", "source=chat"))}
+    assert kept == set(texts)
+    for text in texts:  # as they were, by their whole ids
+        (row,) = [r for r in rows(run("list", "--json")) if r["text"] == text]
+        run("delete", row["id"])
+    remembered = [f"/remember {text}" for text in texts]
+    letters = ids[0].removeprefix("sha256:")
+    lines = [*remembered, "/forget last", "/forget last", f"/forget {letters}", "/forget last"]
+    told = run("chat", input="\n".join(lines)).stderr.splitlines()[3:]
+    assert told[:3] == [f"{id} is forgotten" for id in (ids[2], ids[1], ids[0])]
+    assert "there is no document 'last'" in told[3]
+    lines = [*remembered[:2], f"/forget {ids[1]}", "/forget sha256:", "/forget x", "/forget s"]
+    told = run("chat", input="\n".join(lines)).stderr.splitlines()[2:]
+    assert told[0] == f"{ids[1]} is forgotten"
+    assert told[1] == f"{ids[0]} is forgotten"
+    assert "there is no document 'x'" in told[2]
+    again = ("/remember The heron left.", "/remember The whale came.", "/forget sha256:")
+    told = run("chat", input="\n".join(again)).stderr.splitlines()
+    assert told[2].startswith("'sha256:' is the beginning of sha256:")
+    assert len(rows(run("list", "--json", "--where", "source=chat"))) == 2
+
+
+def test_sources_and_timings_where_they_are_asked_for(run: Run) -> None:
+    run("warm")
+    lines = f"/remember {FACTS[0].question} Nobody knows.\n{FACTS[0].question}\n"
+    told = run("chat", "-v", *SHORT, "--no-weigh", input=lines).stderr.splitlines()
+    assert told[1].startswith("sources, by their share")
+    assert "prompt tokens and 8 new ones; retrieve" in told[-1]
+    short = told[0].split()[-1]
+    assert any(f"  {short}  " in line for line in told[2:-1])
+    alone = run("chat", "-v", "--no-memory", *SHORT, input="Hm?\n").stderr
+    assert "prompt tokens and 8 new ones; retrieve 0.00 s" in alone
 
 
 def test_a_mistake_is_a_line_and_the_session_goes_on(run: Run, tmp_path: Path) -> None:

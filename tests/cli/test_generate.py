@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import model_adapter
+from memdb import InvalidInputError
 from model_adapter import Options, SentenceEmbedder, open_database
 from tests.cli.conftest import Run, rows
 from tests.cli.small import make_database
@@ -33,6 +34,8 @@ def expected(tmp_path: Path, prompt: Any, **options: Any) -> Any:
 def test_the_answer_comes_on_stdout_and_the_rest_beside_it(run: Run, tmp_path: Path) -> None:
     answer = expected(tmp_path, QUESTION)
     shown = run("generate", QUESTION, *SHORT)
+    assert (shown.stdout, shown.stderr) == (answer.text + "\n", "")
+    shown = run("generate", QUESTION, *SHORT, "-v")
     assert shown.stdout == answer.text + "\n"
     assert "prompt, from token 0, with:" in shown.stderr
     assert f"{answer.prompt_tokens} prompt tokens and 12 new ones; retrieve" in shown.stderr
@@ -49,11 +52,11 @@ def test_options_are_those_of_the_adapter(run: Run, monkeypatch: pytest.MonkeyPa
 
     def stream(prompt: str, db: object, **options: Any) -> Any:
         seen.append(Options(**options))
-        raise model_adapter.generation.InvalidInputError("seen")
+        raise InvalidInputError("seen")
 
     monkeypatch.setattr(model_adapter, "stream", stream)
     run("generate", "x", code=2)
-    assert seen == [Options(max_new_tokens=128)]
+    assert seen == [Options()]
     given = {
         "max_new_tokens": 3,
         "memories": 2,
@@ -64,13 +67,16 @@ def test_options_are_those_of_the_adapter(run: Run, monkeypatch: pytest.MonkeyPa
         "temperature": 0.5,
         "top_k": 7,
         "top_p": 0.9,
+        "min_p": 0.05,
         "repetition_penalty": 1.5,
         "seed": 11,
     }
     arguments = [part for name, value in given.items() for part in (_option(name), str(value))]
     more = ("--where", "rank>=1", "--where", "rank<3", "--stop", "a", "--stop", "b", "--cite")
+    more += ("--template", "enable_thinking=false", "--template", "mood=kind", "--hide-thinking")
     run("generate", "x", *arguments, *more, "--no-weigh", code=2)
     where = {"rank": {"$gte": 1, "$lt": 3}}
+    given |= {"template": {"enable_thinking": False, "mood": "kind"}, "hide_thinking": True}
     assert seen[1] == Options(where=where, stop=("a", "b"), cite=True, weigh=False, **given)
     run("generate", "x", "--rag", code=2)
     run("generate", "x", "--no-memory", "--weigh", code=2)
@@ -80,6 +86,19 @@ def test_options_are_those_of_the_adapter(run: Run, monkeypatch: pytest.MonkeyPa
 
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def test_several_answers(run: Run, tmp_path: Path) -> None:
+    drawn = {"temperature": 1.0, "seed": 3}
+    answers = expected(tmp_path, QUESTION, n=3, **drawn)
+    how = ("--n", "3", "--temperature", "1", "--seed", "3", *SHORT)
+    shown = run("generate", QUESTION, *how)
+    assert shown.stdout == "\n---\n".join(answer.text for answer in answers) + "\n"
+    lines = rows(run("generate", QUESTION, *how, "--json", "--cite"))
+    assert [line["token_ids"] for line in lines] == [answer.token_ids for answer in answers]
+    assert all(line["sources"] for line in lines)
+    assert "answers are the same" in run("generate", QUESTION, "--n", "2", code=2).stderr
+    assert "--n" in run("generate", QUESTION, "--n", "0", code=2).stderr
 
 
 def test_filters_and_stops(run: Run, tmp_path: Path) -> None:
@@ -191,6 +210,11 @@ def test_small_mistakes(run: Run, tmp_path: Path) -> None:
         assert "--cite goes with neither" in run("generate", "x", "--cite", mode, code=2).stderr
     assert "none empty" in run("generate", "x", "--stop", "", code=2).stderr
     assert "KEY=VALUE" in run("generate", "x", "--where", "x", code=2).stderr
+    assert "NAME=VALUE" in run("generate", "x", "--template", "x", code=2).stderr
+    twice = ("--template", "a=1", "--template", "a=2")
+    assert "'a' is given twice" in run("generate", "x", *twice, code=2).stderr
+    message = run("generate", "x", "--template", "enable_thinking=false", code=2).stderr
+    assert "knows no option 'enable_thinking'" in message
     assert "prefetch must be less" in run("generate", "x", "--prefetch", "64", code=2).stderr
     assert "max_overlap must be" in run("generate", "x", "--max-overlap", "nan", code=2).stderr
 
