@@ -175,8 +175,7 @@ def answer_of(frame: Frame, question: Question) -> str:
 
 def behind_prompt(frame: Frame, answer: str) -> str:
     """Any answer, likewise."""
-    # In the chat framing a new line stands before the answer, in plain text a colon.
-    return (" " if frame.framing == "plain" else "") + answer
+    return frame.before_answer + answer
 
 
 def _whole(prompt: Prompt) -> list[int]:

@@ -91,8 +91,7 @@ class Framed:
         return [*self.frame.prefix, *text]
 
     def _joined(self, prompt: list[int], answer: str) -> Row | None:
-        # In the chat framing a new line stands before the answer, in plain text a colon.
-        given = self._model.tokens(("" if self.frame.framing == "chat" else " ") + answer)
+        given = self._model.tokens(self.frame.before_answer + answer)
         if not given or len(given) > _LONGEST_ANSWER or len(prompt) > _LONGEST_PROMPT:
             return None
         return Row((*prompt, *given), len(given))
