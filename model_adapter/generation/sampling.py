@@ -70,8 +70,7 @@ class Sampler:
             random.Random(None if seed is None else f"{seed}/{row // answers}/{row % answers}")
             for row in range(batch)
         ]
-        self._seen: Tensor | None = None  # (batch, vocabulary): tokens that were there
-        self._counted = [0] * batch  # how many of its tokens each row of that has
+        self._seen = _Seen(batch)
 
     def choose(
         self,
@@ -104,19 +103,54 @@ class Sampler:
     def _penalized(
         self, scores: Tensor, before: Sequence[Sequence[int]], rows: Sequence[int]
     ) -> Tensor:
-        if self._seen is None:
-            shape = (len(self._streams), scores.shape[-1])
-            self._seen = torch.zeros(shape, dtype=torch.bool, device=scores.device)
         for row, tokens in zip(rows, before, strict=True):
-            if self._counted[row] > len(tokens):  # another text
-                self._seen[row] = False
-                self._counted[row] = 0
-            new = torch.tensor(tokens[self._counted[row] :], dtype=torch.int64)
-            self._seen[row, new.to(scores.device)] = True
-            self._counted[row] = len(tokens)
-        seen = self._seen if len(rows) == len(self._seen) else self._seen[list(rows)]
-        less = torch.where(scores < 0, scores * self._penalty, scores / self._penalty)
-        return torch.where(seen, less, scores)
+            self._seen.read(row, tokens)
+        ids, there = self._seen.of(rows, scores.device)
+        old = scores.gather(-1, ids)
+        less = torch.where(old < 0, old * self._penalty, old / self._penalty)
+        return scores.scatter(-1, ids, torch.where(there, less, old))
+
+
+class _Seen:
+    """Which tokens each sequence has had. Nothing that was counted is counted again.
+
+    Args:
+        batch: sequences.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self._counted = [0] * batch
+        self._known: list[set[int]] = [set() for _ in range(batch)]
+        # (batch, room) different tokens of each sequence; behind them, its first one again.
+        self._ids = torch.zeros(batch, _FEW, dtype=torch.int64)
+
+    def read(self, row: int, tokens: Sequence[int]) -> None:
+        """A sequence as it is now."""
+        known = self._known[row]
+        if self._counted[row] > len(tokens):  # another text
+            self._counted[row] = 0
+            known.clear()
+        new = list(dict.fromkeys(tokens[self._counted[row] :]).keys() - known)
+        self._counted[row] = len(tokens)
+        if not new:
+            return
+        start, end = len(known), len(known) + len(new)
+        known.update(new)
+        if end > self._ids.shape[1]:
+            self._ids = torch.cat([self._ids, self._ids[:, :1].expand(-1, end)], 1)
+        if start == 0:
+            self._ids[row] = new[0]
+        self._ids[row, start:end] = torch.tensor(new, device=self._ids.device)
+
+    def of(self, rows: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """(rows, most) tokens of these sequences, some more than once, and (rows, 1) whether a
+        sequence has any."""
+        self._ids = self._ids.to(device)
+        counts = [len(self._known[row]) for row in rows]
+        ids = self._ids[:, : max([*counts, 1])]
+        if list(rows) != list(range(len(self._ids))):
+            ids = ids[list(rows)]
+        return ids, torch.tensor(counts, device=device)[:, None] > 0
 
 
 def likely(

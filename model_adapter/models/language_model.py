@@ -227,11 +227,11 @@ class LanguageModel:
         itself, and that nothing stands before)."""
         if special:
             return self.words.beginning([Part(text, control=True)]).ids
-        return self.words.going_on([Part(text)]).ids
+        return self.words.text(text).ids
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """From which character to which each token of a text stands, see `tokens`."""
-        return self.words.going_on([Part(text)]).spans
+        return self.words.text(text).spans
 
     def require_position(self, end: int) -> None:
         """Raise `InvalidInputError` if a text that ends before this position is too long."""

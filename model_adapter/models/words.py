@@ -62,6 +62,11 @@ class Words:
         named = ((token, ids(name)) for token, name in self._made.control.items())
         self.control = {token: id for token, id in named if id is not None}
 
+    def text(self, text: str) -> Encoded:
+        """A text behind other text, as the database's chunker counts its tokens."""
+        found = _encoded(self._made.going_on, text, [Part(text)])
+        return Encoded(found.ids, found.offsets, [(0, len(text))])
+
     def beginning(self, parts: Sequence[Part]) -> Encoded:
         """A text that nothing stands before."""
         text, places = self._joined(parts)

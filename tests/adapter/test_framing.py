@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from memdb import InvalidInputError
+from memdb import Chunker, InvalidInputError
 from model_adapter import Frame, LanguageModel, cache_folder
 from tests.adapter.tokenizers_small import (
     CONTROL,
@@ -162,6 +162,8 @@ def test_tags_stay_single_tokens(weights: Any, kind: str) -> None:
         (id,) = [tokenizer.convert_tokens_to_ids(tag)]
         assert model.tokens(tag) == [id]
         assert model.tokens(f"a{tag}b").count(id) == 1
+    for text in (*TEXTS, "".join(TEXTS), "</b>a</b> b"):
+        assert Chunker(model.tokenizer_json, 99).count(text) == len(model.tokens(text))
 
 
 # --- databases that are there ---------------------------------------------------------------------
