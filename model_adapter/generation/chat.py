@@ -29,7 +29,7 @@ class Chat:
             No more than the model has room for.
         remember_turns: whether turns that leave are written into the database as memories, so that
             a long conversation keeps its knowledge at a constant length of the prompt.
-        system: what stands before everything, in the words of the system.
+        system: a message of the system, before everything that is said.
         options: see `Options`; `mode` may be `memory` or `none`.
 
     Attributes:
