@@ -32,7 +32,7 @@ CONVERSATIONS = Path(__file__).parent / "conversations.json"
 @pytest.fixture(scope="module")
 def model() -> LanguageModel:
     made = tiny_model(eos_token_id=None)
-    made.tokenizer.eos_token = None  # no answer ends by itself
+    made.tokenizer.eos_token = None  # none of these answers ends by itself
     return made
 
 
