@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 import click
 from rich.console import Console
 
+from cli.loading import embedder_device_option, embedder_loading, loading, loading_options
 from memdb import Hit, MemDB, StoredDocument, existing_namespace
 
 GOES_ON = "memdb.goes_on"
@@ -72,9 +73,16 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 # What to make a database for; or what to open it with, where model or embedder are no longer where
 # it recorded them (others are refused). No environment variable sets them: it would be given to
 # every database, and refused by those of other models.
-model_option = click.option(
+_named_model = click.option(
     "--model", help="The model: a name (`memdb model list`), a folder, or a Hugging Face id."
 )
+
+
+def model_option(command: _Command) -> _Command:
+    """`--model`, and how it is loaded (see `cli.loading`)."""
+    return _named_model(loading_options(command))
+
+
 adapter_option = click.option(
     "--adapter",
     "adapter_name",
@@ -82,9 +90,14 @@ adapter_option = click.option(
     help="A trained adapter that memories are written or read by: a name (`memdb model list`), its "
     "folder, or none.",
 )
-embedder_option = click.option(
+_named_embedder = click.option(
     "--embedder", help="The text embedder: a name (`memdb model list`), a folder, or such an id."
 )
+
+
+def embedder_option(command: _Command) -> _Command:
+    """`--embedder`, and where it runs."""
+    return _named_embedder(embedder_device_option(command))
 
 
 def example(*lines: str) -> str:
@@ -140,8 +153,9 @@ def open_database(
 ) -> MemDB:
     """A database with the model, adapter and embedder that it records, loaded when first needed, or
     with those given; `options` as of `model_adapter.open_database`."""
+    how = {**loading(), **embedder_loading(), **options}
     database: MemDB = adapter().open_database(
-        path, model=model, adapter=adapter_name, embedder=embedder, notify=notify, **options
+        path, model=model, adapter=adapter_name, embedder=embedder, notify=notify, **how
     )
     return database
 

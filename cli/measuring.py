@@ -11,6 +11,7 @@ import click
 
 from cli.commands.init import corpora_option, framing_option, layers_option, selection_option
 from cli.common import adapter, adapter_option, goes_on, model_option, notify
+from cli.loading import loading
 from cli.progress import progress_bar
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -65,6 +66,6 @@ def measured_text(
     from model_adapter import training
     from model_adapter.models.recorded_models import language_for_new
 
-    language = language_for_new(model or models.DEFAULT_MODEL, adapter_name, notify)
+    language = language_for_new(model or models.DEFAULT_MODEL, adapter_name, notify, **loading())
     with progress_bar() as progress:
         yield language, training.read(language, corpora, progress=progress), progress

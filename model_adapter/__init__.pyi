@@ -24,6 +24,8 @@ from .generation.options import Mode, Options
 from .models.adapters import Adapter, load_adapter
 from .models.embedder import SentenceEmbedder
 from .models.language_model import LanguageModel, load_model
+from .models.loading import Loading
+from .models.loading_options import LoadingOptions
 from .prompts.framing import Frame, Message, default_framing
 from .prompts.overlap import overlap, overlaps
 from .selections import SELECTIONS, Selection
@@ -45,6 +47,8 @@ __all__ = [
     "Generation",
     "LanguageModel",
     "LayerMemory",
+    "Loading",
+    "LoadingOptions",
     "Message",
     "Mode",
     "Options",

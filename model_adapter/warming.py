@@ -19,12 +19,11 @@ from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import torch
 
 from memdb import (
-    DType,
     InvalidInputError,
     MemDB,
     MemDBError,
@@ -36,6 +35,8 @@ from model_adapter.api.open import open_database
 from model_adapter.catalog import CATALOG, Notify, in_brief, pull
 from model_adapter.models.adapters import NONE
 from model_adapter.models.language_model import LanguageModel
+from model_adapter.models.loading import Loading
+from model_adapter.models.loading_options import LoadingOptions
 
 _PATIENCE = 60  # seconds for a worker to store what it has written, before it is killed
 _GOES_ON = "What was written stays; the same call goes on from there."
@@ -57,12 +58,12 @@ def warm_database(
     busy_timeout: float = 30.0,
     progress: Progress = no_progress,
     notify: Notify = lambda _: None,
+    **loading: Unpack[LoadingOptions],
 ) -> int:
     """`memdb.MemDB.warm` by several processes, each with a model of its own.
 
-    They share the processor's cores evenly; where there are CUDA devices, worker i takes device i
-    modulo their number. Interrupted, the same call goes on. As ever with processes that are
-    spawned, a script calls it under `if __name__ == "__main__":`.
+    They share the processor's cores evenly. Interrupted, the same call goes on. As ever with
+    processes that are spawned, a script calls it under `if __name__ == "__main__":`.
 
     Args:
         path: the database.
@@ -74,6 +75,8 @@ def warm_database(
         busy_timeout: seconds that each of them waits for another that writes.
         progress: told of the work, in this process.
         notify: told when a model is pulled.
+        loading: `device`, `dtype` and what else `Loading` has; where no device is said, worker i
+            takes CUDA device i modulo their number. `threads` are those of each worker.
 
     Returns:
         How many memories were written.
@@ -87,14 +90,19 @@ def warm_database(
         raise InvalidInputError(f"workers must be a whole number of at least 1, got {workers!r}")
     if workers == 1:
         with open_database(
-            path, model=model, adapter=adapter, busy_timeout=busy_timeout, notify=notify
+            path,
+            model=model,
+            adapter=adapter,
+            busy_timeout=busy_timeout,
+            notify=notify,
+            **loading,
         ) as database:
             return database.warm(ids, top=top, progress=progress)
     with MemDB.open(path, busy_timeout=busy_timeout) as database:
         source = model or database.settings["model"]["name"]
         if source is None:
             raise MissingPartError(f"the database '{path}' records no model to write memories with")
-        dtype = database.shape.dtype
+        Loading(**loading)  # what is wrong with it is said before anything is started
         trained = adapter or database.settings["memory"].get("adapter", NONE)
 
         def warmer(references: Sequence[int], told: Progress) -> int:
@@ -103,10 +111,10 @@ def warm_database(
             if source in CATALOG:
                 pull(source, notify)  # here, where somebody is told
             count = min(workers, len(references))
-            threads = max(1, torch.get_num_threads() // count)
+            threads = loading.get("threads") or max(1, torch.get_num_threads() // count)
+            each: LoadingOptions = {**loading, "threads": threads}
             jobs = [
-                _Job(os.fspath(path), source, trained, dtype, i, threads, busy_timeout)
-                for i in range(count)
+                _Job(os.fspath(path), source, trained, each, i, busy_timeout) for i in range(count)
             ]
             with _Team(jobs) as team:
                 return team.write(references, told)
@@ -124,9 +132,8 @@ class _Job:
     path: str
     model: str
     adapter: str
-    dtype: DType
+    loading: LoadingOptions
     number: int
-    threads: int
     busy_timeout: float = 30.0
 
 
@@ -278,7 +285,7 @@ def _work(job: _Job, connection: Connection) -> None:
 def _write(job: _Job, connection: Connection) -> int:
     """Write what the parent hands out; how many memories."""
     _be_quiet()
-    torch.set_num_threads(job.threads)
+    torch.set_num_threads(job.loading.get("threads") or 1)
     done = 0
 
     def stored(_: str, now: int, __: int) -> None:
@@ -292,13 +299,11 @@ def _write(job: _Job, connection: Connection) -> int:
 
 
 def _open(job: _Job) -> MemDB:
-    devices = torch.cuda.device_count()
-    language = LanguageModel.load(
-        job.model,
-        adapter=None if job.adapter == NONE else job.adapter,
-        dtype=getattr(torch, job.dtype),
-        device=f"cuda:{job.number % devices}" if devices else None,
-    )
+    devices, loading = torch.cuda.device_count(), job.loading
+    if devices and loading.get("device") is None and loading.get("device_map") is None:
+        loading = {**loading, "device": f"cuda:{job.number % devices}"}
+    adapter = None if job.adapter == NONE else job.adapter
+    language = LanguageModel.load(job.model, adapter=adapter, **loading)
     return open_database(job.path, model=language, busy_timeout=job.busy_timeout)
 
 

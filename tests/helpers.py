@@ -11,9 +11,9 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GlmConfig,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
-    NemotronConfig,
     Olmo2Config,
     Phi3Config,
     PreTrainedTokenizerFast,
@@ -36,7 +36,9 @@ ARCHITECTURES = {
     "smollm3": SmolLM3Config,  # every fourth layer has no position encoding
     "glm": GlmConfig,  # another kind of rotation
 }
-UNSUPPORTED = {"nemotron": NemotronConfig}
+#: What a GGUF file of tests is not made of.
+MORE = {"gpt_oss": GptOssConfig}  # attention sinks, a window in every other layer
+_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
 SAMPLE = """The harbour of Veldmoor is old. Ships from many countries come to the harbour, and the
 lighthouse shows them the way. In winter the river Quill freezes, and nobody can leave the town.
@@ -117,7 +119,7 @@ def tiny_model(
 ) -> LanguageModel:
     """A random model of 3 layers, 4 query heads, 2 kv heads; the same weights each time."""
     torch.manual_seed(0)
-    config = (ARCHITECTURES | UNSUPPORTED)[architecture](
+    config = (ARCHITECTURES | MORE)[architecture](
         **{
             "vocab_size": 400,
             "hidden_size": 32,
@@ -131,6 +133,7 @@ def tiny_model(
             "eos_token_id": 2,
             "bos_token_id": 1,
             "pad_token_id": 0,
+            **(_EXPERTS if architecture == "gpt_oss" else {}),
             **changes,
         }
     )

@@ -29,6 +29,7 @@ from cli.common import (
     print_json,
 )
 from cli.evaluated import show
+from cli.loading import embedder_loading, loading
 from cli.progress import progress_bar
 from memdb import CODEC_NAMES
 
@@ -169,6 +170,8 @@ def evaluate(
             **{name: part for name, part in parts.items() if part is not None},  # type: ignore[arg-type]
             progress=progress,
             notify=notify,
+            **loading(),
+            **embedder_loading(),
         )
     if picture is not None:
         evaluation.plot(found, picture)

@@ -18,6 +18,7 @@ from cli.common import (
     notify,
     whole_db_option,
 )
+from cli.loading import embedder_loading, loading
 from memdb import CODEC_NAMES
 
 #: Those of `model_adapter.SELECTIONS`, which takes seconds to import.
@@ -179,7 +180,9 @@ def init(path: Path, layers: str | None, adapter_name: str | None, **options: ob
 def make_database(path: Path, **options: object) -> None:
     """Make a database and say what it is; options that are None take their defaults."""
     given = {name: value for name, value in options.items() if value is not None}
-    with adapter().create_database(path, notify=notify, **given) as database:
+    with adapter().create_database(
+        path, notify=notify, **loading(), **embedder_loading(), **given
+    ) as database:
         settings = database.settings
         trained = settings["memory"].get("adapter")
         notify(

@@ -15,6 +15,7 @@ from cli.common import (
     notify,
     whole_db_option,
 )
+from cli.loading import embedder_loading
 from cli.progress import progress_bar
 
 
@@ -60,6 +61,7 @@ def repair(
             busy_timeout=busy_timeout,
             progress=progress,
             notify=notify,
+            **embedder_loading(),
         )
     for line in report.mended:
         click.echo(f"mended: {line}")

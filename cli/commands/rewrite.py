@@ -19,6 +19,7 @@ from cli.common import (
     notify,
     whole_db_option,
 )
+from cli.loading import loading
 from cli.progress import progress_bar
 
 
@@ -57,6 +58,7 @@ def rewrite(
             busy_timeout=busy_timeout,
             progress=progress,
             notify=notify,
+            **loading(),
             **given,
         )
     recut = f", {report.recut} cut anew" if report.recut else ""

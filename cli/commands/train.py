@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from cli.commands.init import corpora_option, selection_option, spread_option
 from cli.common import adapter, counted, example, goes_on, model_option, notify
+from cli.loading import loading
 from cli.progress import progress_bar
 
 _FILE = click.Path(path_type=Path)
@@ -147,7 +148,7 @@ def train(
         "targets": tuple(targets.split(",")) if targets else (),
     }
     training.Recipe(**{**recipe_of, "framings": wanted or ("plain",)})  # before the model is loaded
-    language = models.LanguageModel.load(name, notify=notify)
+    language = models.LanguageModel.load(name, notify=notify, **loading())
     if not wanted:
         wanted = ("plain", "chat") if language.tokenizer.chat_template else ("plain",)
     recipe = training.Recipe(**{**recipe_of, "framings": wanted})

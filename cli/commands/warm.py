@@ -18,6 +18,7 @@ from cli.common import (
     model_option,
     notify,
 )
+from cli.loading import loading
 from cli.progress import progress_bar
 
 workers_option = click.option(
@@ -82,4 +83,4 @@ def warm_database(path: Path, **options: Any) -> int:
     adapter()
     from model_adapter.warming import warm_database
 
-    return warm_database(path, **options, notify=notify)
+    return warm_database(path, **loading(), **options, notify=notify)

@@ -60,7 +60,7 @@ class MemoryShape:
         kv_heads: key-value heads of each layer.
         head_dim: length of a key and of a value.
         reference_length: most tokens of a reference; the context starts that far behind the prefix.
-        dtype: what the model computes in.
+        dtype: what memories are stored in; a model may compute in another.
         rope: one entry per memory layer; keys are stored after RoPE.
         framing: `plain`, or `chat` (the model's template).
         prefix: token ids that stand before every reference and before the context.

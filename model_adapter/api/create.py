@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 from memdb import DEFAULT_CODEC, Framing, IndexKind, MemDB
-from model_adapter.api.embedders import load_embedder
+from model_adapter.api.embedders import embedder_of
 from model_adapter.catalog import DEFAULT_EMBEDDER, DEFAULT_MODEL, Notify
 from model_adapter.files.measured_file import Head
 from model_adapter.models.embedder import SentenceEmbedder
 from model_adapter.models.language_model import LanguageModel
+from model_adapter.models.loading_options import LoadingOptions
 from model_adapter.models.recorded_models import language_for_new
 from model_adapter.selections import DEFAULT_FLOOR, Spread
 from model_adapter.writing.head_weight_file import GivenWeights
@@ -38,7 +40,9 @@ def create_database(
     index: IndexKind = "auto",
     recall: float = 0.99,
     keys: Sequence[str] = (),
+    embedder_device: str | None = None,
     notify: Notify = lambda _: None,
+    **loading: Unpack[LoadingOptions],
 ) -> MemDB:
     """Make a database for a model and an embedder, and open it.
 
@@ -65,7 +69,10 @@ def create_database(
         index: see `memdb.MemDB.create`.
         recall: likewise.
         keys: metadata keys that filters ask for, to be indexed.
+        embedder_device: where the embedder runs; default: the CPU.
         notify: told when a model is pulled.
+        loading: `device`, `dtype`, `threads` and what else `Loading` has, for a model by its name.
+            The dtype is that of the memories, too.
 
     Raises:
         DatabaseExistsError: there is one already.
@@ -73,7 +80,7 @@ def create_database(
         UnsupportedModelError: the model cannot be used.
     """
     writer = Writer(
-        language_for_new(model, adapter, notify),
+        language_for_new(model, adapter, notify, **loading),
         framing=framing,
         layers=layers,
         heads=heads,
@@ -84,7 +91,7 @@ def create_database(
         head_weights=head_weights,
         predictor=predictor,
     )
-    vectors = load_embedder(embedder, notify) if isinstance(embedder, str) else embedder
+    vectors = embedder_of(embedder, notify, embedder_device, loading)
     return MemDB.create(
         path,
         embedder=vectors,

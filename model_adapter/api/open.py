@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from memdb import Durability, MemDB
-from model_adapter.api.embedders import load_embedder
+from model_adapter.api.embedders import embedder_of
 from model_adapter.catalog import Notify
 from model_adapter.models.embedder import SentenceEmbedder
+from model_adapter.models.loading_options import LoadingOptions
 
 if TYPE_CHECKING:  # what loads torch is loaded when the model is needed
     from model_adapter.models.language_model import LanguageModel
@@ -25,15 +26,18 @@ def open_database(
     cache_bytes: int = 256 << 20,
     busy_timeout: float = 30.0,
     read_only: bool = False,
-    fast: bool = False,
+    embedder_device: str | None = None,
     notify: Notify = lambda _: None,
+    **loading: Unpack[LoadingOptions],
 ) -> MemDB:
     """Open a database with the model, the adapter and the embedder that it records, or with others
     that match.
 
     Recorded ones are loaded when they are first needed; those given are checked at once. `adapter`
     is a name of the catalogue, a folder, or `none`. For `durability`, `cache_bytes`, `busy_timeout`
-    and `read_only` see `memdb.MemDB.open`; for `fast`, `LanguageModel.load`.
+    and `read_only` see `memdb.MemDB.open`; for `device`, `dtype` and the rest, `Loading`. What the
+    model computes in need not be what the memories are stored in: one made in bfloat16 on a GPU is
+    read, and written on, in float32 on a CPU.
 
     Raises:
         NotADatabaseError: there is none.
@@ -45,10 +49,10 @@ def open_database(
     def writer(source: str | LanguageModel) -> Writer:
         from model_adapter.api.recorded_writer import recorded_writer
 
-        return recorded_writer(path, settings, shape, source, adapter, notify, fast=fast)
+        return recorded_writer(path, settings, shape, source, adapter, notify, **loading)
 
     def vectors(source: str | SentenceEmbedder) -> SentenceEmbedder:
-        return load_embedder(source, notify) if isinstance(source, str) else source
+        return embedder_of(source, notify, embedder_device, loading)
 
     def part(given: Any, recorded: str | None, make: Any) -> Any:
         if given is not None:

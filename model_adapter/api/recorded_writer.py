@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from memdb import InvalidInputError, MemoryShape
 from model_adapter.catalog import Notify
 from model_adapter.files.measured_file import Head
 from model_adapter.models.language_model import LanguageModel
+from model_adapter.models.loading_options import LoadingOptions
 from model_adapter.models.recorded_models import language_of, recorded_adapter, require_adapter
 from model_adapter.writing.head_weight_file import UNWEIGHTED
 from model_adapter.writing.writer import Writer
@@ -22,8 +23,7 @@ def recorded_writer(
     source: str | LanguageModel,
     adapter: str | None,
     notify: Notify,
-    *,
-    fast: bool = False,
+    **loading: Unpack[LoadingOptions],
 ) -> Writer:
     """A writer as the database at `path` records it.
 
@@ -34,7 +34,7 @@ def recorded_writer(
         source: the model, or its name.
         adapter: the one to open it with; None: the recorded one.
         notify: told when a model is pulled.
-        fast: see `LanguageModel.load`.
+        loading: see `Loading`.
 
     Raises:
         InvalidInputError: it was made without a model, or a part cannot be loaded.
@@ -47,7 +47,7 @@ def recorded_writer(
             "write them"
         )
     language = language_of(
-        source, adapter, lambda _: recorded_adapter(memory, adapter), notify, shape, fast=fast
+        source, adapter, lambda _: recorded_adapter(memory, adapter), notify, **loading
     )
     require_adapter(path, memory, shape, language)
     return Writer(
@@ -63,6 +63,7 @@ def recorded_writer(
         predictor=memory.get("predictor"),
         reference_length=shape.reference_length,
         prefix=shape.prefix,
+        dtype=shape.dtype,
     )
 
 

@@ -13,6 +13,7 @@ def repair_database(
     path: str | os.PathLike[str],
     *,
     embedder: str | None = None,
+    embedder_device: str | None = None,
     drop: bool = False,
     aside: str | os.PathLike[str] | None = None,
     busy_timeout: float = 30.0,
@@ -23,12 +24,12 @@ def repair_database(
 
     def load() -> Embedder:
         if embedder is not None:
-            return load_embedder(embedder, notify)
+            return load_embedder(embedder, notify, device=embedder_device)
         with MemDB.open(path, busy_timeout=busy_timeout) as database:
             name = database.settings["embedder"]["name"]
         if name is None:
             raise InvalidInputError(f"the database '{path}' records no embedder; say which it is")
-        return load_embedder(name, notify)
+        return load_embedder(name, notify, device=embedder_device)
 
     return repair(
         path,

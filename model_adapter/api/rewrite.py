@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 from memdb import (
     Framing,
@@ -15,11 +16,12 @@ from memdb import (
     no_progress,
     rewrite,
 )
-from model_adapter.api.embedders import load_embedder
+from model_adapter.api.embedders import embedder_of
 from model_adapter.api.recorded_writer import heads_of
 from model_adapter.catalog import Notify
 from model_adapter.files.measured_file import Head
 from model_adapter.models.language_model import LanguageModel
+from model_adapter.models.loading_options import LoadingOptions
 from model_adapter.models.recorded_models import language_of, recorded_adapter
 from model_adapter.selections import DEFAULT_SELECTION, PredictedContribution, Spread
 from model_adapter.writing.head_weight_file import UNWEIGHTED, GivenWeights
@@ -43,8 +45,10 @@ def rewrite_database(
     predictor: GivenPredictor | None = None,
     codec: str | None = None,
     busy_timeout: float = 30.0,
+    embedder_device: str | None = None,
     progress: Progress = no_progress,
     notify: Notify = lambda _: None,
+    **loading: Unpack[LoadingOptions],
 ) -> RewriteReport:
     """Write the memories of a database anew (`memdb.rewrite`), after a change of model, adapter,
     framing, layers, memory heads, selection, budget, floor, head weights, predictor or codec; what
@@ -53,7 +57,8 @@ def rewrite_database(
     weights.)
 
     Another model takes its own defaults of framing and layers, and no adapter unless one is given
-    (a name of the catalogue, or a folder; `none` for none). Interrupted, the same call goes on.
+    (a name of the catalogue, or a folder; `none` for none). Memories of the same model stay stored
+    in their dtype, unless `dtype` says another. Interrupted, the same call goes on.
 
     Raises:
         NotADatabaseError: there is none.
@@ -70,9 +75,9 @@ def rewrite_database(
         )
     recorded = memory if source == settings["model"]["name"] else {}
     language = language_of(
-        source, adapter, lambda _: recorded_adapter(recorded, adapter), notify, shape
+        source, adapter, lambda _: recorded_adapter(recorded, adapter), notify, **loading
     )
-    same = language.fingerprint == shape.model
+    same = language.is_known_as(shape.model, shape.dtype)
     # What is recorded of rows is of the layers that are recorded.
     same_rows = same and (layers is None or tuple(sorted(set(layers))) == shape.layers)
     kept = same and selection is None and (same_rows or "weights" not in memory)
@@ -100,12 +105,15 @@ def rewrite_database(
         predictor=predictor,
         reference_length=shape.reference_length,
         prefix=shape.prefix if same and not reframed else None,
+        dtype=shape.dtype if same and loading.get("dtype") is None else None,
     )
     name = settings["embedder"]["name"]
     return rewrite(
         path,
         writer,
-        embedder=None if name is None else lambda: load_embedder(name, notify),
+        embedder=(
+            None if name is None else lambda: embedder_of(name, notify, embedder_device, loading)
+        ),
         codec=codec,
         busy_timeout=busy_timeout,
         progress=progress,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +11,15 @@ from torch import Tensor
 
 from memdb import PackedMemories
 from model_adapter.attention.buffers import ContextCache, Sets
-from model_adapter.attention.function import NOWHERE, Memories, Sight, Stretches, Witness
+from model_adapter.attention.carried import KeyValues, beside
+from model_adapter.attention.function import (
+    NOWHERE,
+    LayerMemory,
+    Memories,
+    Sight,
+    Stretches,
+    Witness,
+)
 
 _ROOM = 64  # tokens that are made room for, at least
 
@@ -36,12 +44,11 @@ class ReadingModel(Protocol):
     def device(self) -> torch.device:
         """Where tokens go in."""
 
-    @property
-    def layers(self) -> int:
-        """Number of layers."""
+    def new_cache(self, capacity: int) -> ContextCache:
+        """A cache that makes room for so many tokens."""
 
-    def prefix(self, tokens: Sequence[int]) -> Sequence[tuple[Tensor, Tensor]]:
-        """Keys and values of a prefix, layer by layer."""
+    def prefix(self, tokens: Sequence[int]) -> KeyValues:
+        """What a prefix leaves behind in each layer."""
 
     def require_position(self, end: int) -> None:
         """Raise `InvalidInputError` if a text that ends before this position is too long."""
@@ -85,13 +92,12 @@ class Context:
         self._prefix = len(prefix)
         self._windows = len(prefix) if windows else None
         room = len(prefix) + capacity
-        self._cache = ContextCache(model.layers, room)
+        self._cache = model.new_cache(room)
         self._in_use: list[PackedMemories | None] = [None] * batch
         self._next = [len(prefix) if start is None else start] * batch  # position of what comes
         self._positions = torch.full((batch, max(_ROOM, room)), NOWHERE, device=model.device)
         self._positions[:, : len(prefix)] = torch.arange(len(prefix), device=model.device)
-        for layer, (keys, values) in zip(self._cache.layers, model.prefix(prefix), strict=False):
-            layer.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1))
+        self._cache.begin(model.prefix(prefix), batch)
 
     @property
     def positions(self) -> list[int]:
@@ -122,6 +128,8 @@ class Context:
         tokens = [[token for part in parts for token in part.tokens] for parts in sequences]
         counts = [len(row) for row in tokens]
         length = max(counts)
+        if self._cache.has_state and min(counts) < length:
+            return self._read_apart(sequences, counts, every, witness)
         device = self._model.device
         ids = torch.tensor([row + [0] * (length - len(row)) for row in tokens], device=device)
         offsets = torch.arange(length, device=device)
@@ -145,6 +153,36 @@ class Context:
         if every:
             return [logits[i, :count] for i, count in enumerate(counts)]
         return [logits[i, keep.index(place)][None] for i, place in enumerate(last)]
+
+    def _read_apart(
+        self,
+        sequences: Sequence[Sequence[Stretch]],
+        counts: list[int],
+        every: bool,
+        witness: Witness | None,
+    ) -> list[Tensor]:
+        """Read sequences of different lengths one by one: what fills up the shorter ones would go
+        into the state of a layer that keeps one."""
+        start, device = self._length, self._model.device
+        logits: list[Tensor] = []
+        parts: list[KeyValues] = []
+        after = list(self._next)
+        sets = [len(stretches) for stretches in sequences]
+        longest = max(len(part.tokens) for stretches in sequences for part in stretches)
+        for row, stretches in enumerate(sequences):
+            one = self.branches([row], counts[row])
+            seen = witness and _placed(witness, sum(sets[:row]), sum(sets), longest)
+            logits += one.read([stretches], every=every, witness=seen)
+            parts.append(one._cache.read(torch.tensor([0]), start))
+            after[row] = one._next[0]
+        offsets = torch.arange(max(counts), device=device)
+        real = offsets < torch.tensor(counts, device=device)[:, None]
+        places = torch.tensor(self._next, device=device)[:, None] + offsets
+        self._place(places.masked_fill(~real, NOWHERE))
+        self._cache.go_on(beside(parts), (start, real))
+        self._next = after
+        self.remember([stretches[-1].memories for stretches in sequences])
+        return logits
 
     def step(self, tokens: Tensor, *, witness: Witness | None = None) -> Tensor:
         """Read one more token of each sequence with the memories in use.
@@ -184,25 +222,34 @@ class Context:
         places = torch.tensor(list(rows), device=self._positions.device)
         positions = self._positions[places, :length]
         made._positions[:, :length] = positions
-        for layer, mine in zip(made._cache.layers, self._cache.layers, strict=True):
-            nothing = mine.keys[:, :, :0]
-            keys, values = mine.update(nothing, nothing)  # what is there already
-            chosen = places.to(keys.device)
-            layer.update(keys[chosen], values[chosen])
-            layer.hide(0, positions != NOWHERE)
+        made._cache.go_on(self._cache.read(places), (0, positions != NOWHERE))
         made.remember([self._in_use[row] for row in rows])
         return made
 
+    def can_take_back(self, tokens: int) -> bool:
+        """Whether `take_back` can: a layer that keeps a state has none of what was before."""
+        return tokens == 0 or not self._cache.has_state
+
     def take_back(self, tokens: int) -> None:
         """Forget the last tokens that were read; for a single sequence."""
-        if self._batch != 1 or not 0 <= tokens <= self._length - self._prefix:
+        room = self._batch == 1 and 0 <= tokens <= self._length - self._prefix
+        if not room or not self.can_take_back(tokens):
             raise ValueError(f"cannot take back {tokens} tokens")
         self._cache.cut(self._length - tokens)
         self._next[0] -= tokens
 
     @property
     def _length(self) -> int:
-        return int(self._cache.get_seq_length())
+        return self._cache.length
+
+    def _place(self, queries: Tensor) -> int:
+        """Note the positions of tokens that come next; where they end in the cache."""
+        before, after = self._length, self._length + queries.shape[1]
+        if after > self._positions.shape[1]:
+            more = torch.full_like(self._positions, NOWHERE)
+            self._positions = torch.cat([self._positions, more[:, :1].expand(-1, after)], 1)
+        self._positions[:, before:after] = queries
+        return after
 
     def _pass(
         self,
@@ -219,11 +266,7 @@ class Context:
         ends = [at + count for at, count in zip(self._next, counts, strict=True)]
         self._model.require_position(max(ends))
         queries = places if real is None else places.masked_fill(~real, NOWHERE)
-        before, after = self._length, self._length + length
-        if after > self._positions.shape[1]:
-            more = torch.full_like(self._positions, NOWHERE)
-            self._positions = torch.cat([self._positions, more[:, :1].expand(-1, after)], 1)
-        self._positions[:, before:after] = queries
+        before, after = self._length, self._place(queries)
         sight = Sight(
             queries,
             self._positions[:, :after],
@@ -239,6 +282,24 @@ class Context:
             self._cache.hide(before, real)
         self._next = ends
         return logits
+
+
+def _placed(witness: Witness, start: int, sets: int, longest: int) -> Witness:
+    """A witness of a pass of some of the sets, from `start` on, for one that is told of all."""
+
+    def told(weights: Tensor, memory: LayerMemory) -> None:
+        own = slice(start, start + len(weights))
+        every = weights.new_zeros(sets, weights.shape[1], longest, weights.shape[3])
+        every[own, :, : weights.shape[2]] = weights
+        number = memory.memory.new_full((sets, *memory.memory.shape[1:]), -1)
+        number[own] = memory.memory
+        token = memory.token.new_zeros(number.shape)
+        token[own] = memory.token
+        mask = memory.mask.new_full(number.shape, -torch.inf)
+        mask[own] = memory.mask
+        witness(every, replace(memory, mask=mask, memory=number, token=token))
+
+    return told
 
 
 def _cut(sequences: Sequence[Sequence[Stretch]], length: int, device: torch.device) -> Stretches:

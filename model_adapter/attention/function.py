@@ -9,18 +9,23 @@ either it is plain attention.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from memdb import UnsupportedModelError
 
 NAME = "memdb"
+
+#: An attribute of an attention module that has no keys of its own: the layer whose keys, and so
+#: whose memories, it reads. `LanguageModel` sets it.
+SOURCE = "memory_source"
 
 #: Position of what no token sees: the padding of a batch.
 NOWHERE = 1 << 40
@@ -31,7 +36,29 @@ NOWHERE = 1 << 40
 Observer = Callable[[int, Tensor, Tensor, Tensor, float], None]
 
 # Keyword arguments by which models ask their attention function for more than is computed here.
-_UNSUPPORTED = ("s_aux", "position_bias")
+_UNSUPPORTED = ("position_bias",)
+
+
+#: What a pass hands to its attention. It comes as keywords; but some models' layers keep those to
+#: themselves (StableLM), so it is here, too.
+_handed: ContextVar[dict[str, Any]] = ContextVar("handed", default={})  # noqa: B039 (never changed)
+
+
+def run(model: Any, *given: Any, **options: Any) -> Any:
+    """A forward pass of a model whose attention is `memdb`.
+
+    Args:
+        model: of transformers.
+        given: what it takes.
+        options: likewise, and `explicit_memory` and `observer` for its attention.
+    """
+    names = ("explicit_memory", "observer")
+    seen = {name: options[name] for name in names if name in options}
+    token = _handed.set(seen)
+    try:
+        return model(*given, **options)
+    finally:
+        _handed.reset(token)
 
 
 class Rule:
@@ -47,6 +74,12 @@ class Rule:
         self._function = arguments["mask_function"]
         self._mask: Tensor | None = None
         self.is_causal = self._function is causal_mask_function
+
+    def __getitem__(self, part: tuple[Any, ...]) -> Rule:
+        """Itself, to a model that would cut its mask and wants all of it (Gemma 4)."""
+        if any(isinstance(one, slice) and one.indices(1)[:2] != (0, 1) for one in part):
+            raise IndexError("a rule cannot be cut")
+        return self
 
     @property
     def mask(self) -> Tensor:
@@ -123,11 +156,12 @@ class Memories(Protocol):
     """Where a pass finds memories, layer by layer."""
 
     def joined(self, layer: int) -> Joined | None:
-        """What a layer reads where each sequence has one set; None without memories."""
+        """What a layer reads where each sequence has one set; None without memories, or where they
+        do not lie beside the context."""
 
-    def sets(self, layer: int, like: Tensor) -> LayerMemory:
-        """What a layer reads where each stretch has a set of its own; of the heads, dtype and
-        device of `like`, (any, kv heads, any, head_dim)."""
+    def sets(self, layer: int, like: Tensor) -> LayerMemory | None:
+        """What a layer reads where each stretch (or, if there is none, each sequence) has a set of
+        its own; of the heads, dtype and device of `like`, (any, kv heads, any, head_dim)."""
 
 
 #: Told of the attention that memories got in a layer: (sets, heads, tokens, width) float32, and
@@ -198,6 +232,7 @@ def memory_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     explicit_memory: Sight | None = None,
     observer: Observer | None = None,
     **extra: Any,
@@ -209,16 +244,18 @@ def memory_attention(
         module: the layer's attention; `layer_idx` says which.
         query: (batch, heads, tokens, head_dim), after RoPE.
         key: (batch, kv heads, cached + tokens, head_dim), after RoPE.
-        value: likewise.
+        value: likewise; its vectors may be shorter (MLA).
         attention_mask: (batch, 1, tokens, cached + tokens) bool, True: visible; or the rule.
         scaling: default: head_dim ** -0.5.
         dropout: of attention weights.
         softcap: scores s become softcap * tanh(s / softcap) (Gemma 2).
+        s_aux: (heads,) a score of each head that takes part in the softmax and has no value: an
+            attention sink (GPT-OSS).
         explicit_memory: what is seen.
         observer: sees queries, keys and values.
 
     Returns:
-        (batch, tokens, heads, head_dim), and None for the weights.
+        (batch, tokens, heads, length of a value), and None for the weights.
     """
     asked = [name for name in _UNSUPPORTED if extra.get(name) is not None]
     if asked:
@@ -226,21 +263,29 @@ def memory_attention(
             f"{type(module).__name__} uses '{asked[0]}' in its attention, which attention over "
             "memories does not compute"
         )
+    if explicit_memory is None and observer is None:
+        explicit_memory, observer = map(_handed.get().get, ("explicit_memory", "observer"))
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     if observer is not None:
-        observer(layer, query, key, value, scaling or query.shape[-1] ** -0.5)
+        observer(layer, query, key, as_long(value, key), scaling or query.shape[-1] ** -0.5)
+    layer = getattr(module, SOURCE, layer)
 
     batch, heads, tokens, head_dim = query.shape
     sight = None if explicit_memory is None else explicit_memory.on(query.device)
     stretches = None if sight is None else sight.stretches
     memory: LayerMemory | None = None
-    if sight is None or isinstance(attention_mask, Tensor):
-        mask = attention_mask if isinstance(attention_mask, Tensor) else attention_mask.mask
+    if sight is None or not isinstance(attention_mask, Rule):
+        mask = attention_mask.mask if isinstance(attention_mask, Rule) else attention_mask
     elif stretches is not None:
         key, value, mask, memory = _in_stretches(layer, key, value, attention_mask, sight)
         query = _rows(query.transpose(1, 2), stretches).transpose(1, 2)
     else:
         key, value, mask, memory = _side_by_side(layer, key, value, attention_mask, sight)
+
+    if mask is None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has no mask in its attention: its tokens see those that come"
+        )
 
     # The query heads of one kv head become more queries of it: keys and values need no copies.
     rows, _, length, _ = query.shape
@@ -250,24 +295,26 @@ def memory_attention(
     if length > 1:
         mask = mask.repeat(1, 1, group, 1)
     witness = None if sight is None or memory is None else sight.witness
-    if softcap is None and witness is None:
+    if softcap is None and s_aux is None and witness is None:
         mixed = scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
         )
     else:
-        scores = query @ key.transpose(2, 3) * (head_dim**-0.5 if scaling is None else scaling)
+        # In float32: half precision ends at 65504, and what is beyond makes a row of NaN.
+        scores = query.float() @ key.float().transpose(2, 3)
+        scores = scores * (head_dim**-0.5 if scaling is None else scaling)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        weights = (scores + additive(mask, scores.dtype)).softmax(-1, dtype=torch.float32)
+        scores = scores + additive(mask, scores.dtype)
+        weights = scores.softmax(-1) if s_aux is None else _beside_sinks(scores, s_aux, group)
         if witness is not None and memory is not None:
             width = memory.mask.shape[2]
             witness(weights[..., :width].reshape(rows, heads, length, width), memory)
         weights = torch.dropout(weights, dropout, module.training)
         mixed = weights.to(value.dtype) @ value
-    mixed = mixed.reshape(rows, heads, length, head_dim).transpose(1, 2)
+    mixed = mixed.reshape(rows, heads, length, value.shape[-1]).transpose(1, 2)
     if stretches is not None:
-        mixed = mixed.reshape(rows * length, heads, head_dim)[stretches.places]
-        mixed = mixed.view(batch, tokens, heads, head_dim)
+        mixed = mixed.flatten(0, 1)[stretches.places].unflatten(0, (batch, tokens))
     return mixed.contiguous(), None
 
 
@@ -279,7 +326,10 @@ def _side_by_side(layer: int, key: Tensor, value: Tensor, rule: Rule, sight: Sig
     """What is attended to where each sequence has one set of memories at most."""
     joined = None if sight.memories is None else sight.memories.joined(layer)
     if joined is None:
-        return key, value, sight.mask(rule), None
+        apart = None if sight.memories is None else sight.memories.sets(layer, key)
+        if apart is None:
+            return key, value, sight.mask(rule), None
+        return _in_front(apart, key, value, rule, sight, sight.queries)
     if sight.sees_all(rule):
         return joined.keys, joined.values, joined.mask, joined.memory
     memory = joined.memory
@@ -296,14 +346,38 @@ def _in_stretches(layer: int, key: Tensor, value: Tensor, rule: Rule, sight: Sig
     if sight.memories is None or sight.stretches is None:
         raise ValueError("stretches without memories")
     memory = sight.memories.sets(layer, key)
+    if memory is None:
+        raise ValueError("stretches without memories")
+    queries = sight.queries.flatten()[sight.stretches.tokens]
+    of = sight.stretches.sequence
+    return _in_front(memory, key[of], value[of], rule, sight, queries)
+
+
+def _in_front(
+    memory: LayerMemory, key: Tensor, value: Tensor, rule: Rule, sight: Sight, queries: Tensor
+) -> _Given:
+    """A set of memories for each row before its context."""
     mask = memory.mask[:, :, None]
     if sight.windows is not None:
-        queries = sight.queries.flatten()[sight.stretches.tokens]
         mask = _windowed(mask, rule, queries, memory.token + sight.windows)
-    of = sight.stretches.sequence
-    keys = torch.cat([memory.keys, key[of]], 2)
-    values = torch.cat([memory.values, value[of]], 2)
+    keys = torch.cat([memory.keys, key], 2)
+    values = torch.cat([memory.values[..., : value.shape[-1]], value], 2)
     return keys, values, _beside(mask, sight.mask(rule)), memory
+
+
+def as_long(value: Tensor, key: Tensor) -> Tensor:
+    """Values with zeros behind them, so that they are as long as keys; longer ones as they are."""
+    missing = key.shape[-1] - value.shape[-1]
+    return pad(value, (0, missing)) if missing > 0 else value
+
+
+def _beside_sinks(scores: Tensor, sinks: Tensor, group: int) -> Tensor:
+    """Weights of scores (rows, kv heads, group * tokens, keys) in a softmax with one score more for
+    each query head, (heads,)."""
+    rows, kv_heads, queries, _ = scores.shape
+    more = sinks.to(scores.dtype).view(1, kv_heads, group, 1, 1)
+    more = more.expand(rows, -1, -1, queries // group, -1).reshape(rows, kv_heads, queries, 1)
+    return torch.cat([scores, more], -1).softmax(-1)[..., :-1]
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Unpack
 
 from memdb import Framing, Progress, no_progress
-from model_adapter.api.embedders import load_embedder
+from model_adapter.api.embedders import embedder_of
 from model_adapter.catalog import DEFAULT_EMBEDDER, DEFAULT_MODEL, Notify
 from model_adapter.evaluation.folder import default_work, evaluated_database
 from model_adapter.evaluation.framed import Framed
@@ -16,6 +17,7 @@ from model_adapter.evaluation.settings import Settings
 from model_adapter.models.adapters import NONE
 from model_adapter.models.embedder import SentenceEmbedder
 from model_adapter.models.language_model import LanguageModel
+from model_adapter.models.loading_options import LoadingOptions
 from model_adapter.models.recorded_models import language_for_new
 from model_adapter.writing.writer import Writer
 
@@ -29,8 +31,10 @@ def evaluate(
     adapter: str | None = None,
     embedder: str | SentenceEmbedder = DEFAULT_EMBEDDER,
     work: Path | None = None,
+    embedder_device: str | None = None,
     progress: Progress = no_progress,
     notify: Notify = lambda _: None,
+    **loading: Unpack[LoadingOptions],
 ) -> Evaluation:
     """Ask questions on a corpus three times: of a model that sees nothing, one that sees references
     as text in its prompt (RAG), and one that sees them as memories. The weights are the same.
@@ -49,7 +53,9 @@ def evaluate(
         embedder: as for the model.
         work: the folder; default: `eval` in the cache folder.
         progress: told of the work.
+        embedder_device: where the embedder runs; default: the CPU.
         notify: told when a model is pulled.
+        loading: of a model by its name: `device`, `dtype` and what else `Loading` has.
 
     Raises:
         InvalidInputError: a line of a file (naming file and line), a setting, or a text that is too
@@ -60,7 +66,7 @@ def evaluate(
     settings = settings or Settings()
     documents = read_documents(corpus)
     plan = Plan(documents, read_questions(questions, documents), settings)
-    language = language_for_new(model, adapter, notify)
+    language = language_for_new(model, adapter, notify, **loading)
     # All settings are checked before anything is computed.
     writers = [
         Writer(
@@ -79,7 +85,7 @@ def evaluate(
     ]
     for writer in writers:
         plan.require_room(language, writer.frame, writer.shape.reference_length)
-    vectors = load_embedder(embedder, notify) if isinstance(embedder, str) else embedder
+    vectors = embedder_of(embedder, notify, embedder_device, loading)
     root = (default_work() if work is None else work).absolute()
     found = []
     for writer in writers:

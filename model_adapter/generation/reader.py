@@ -191,6 +191,8 @@ class Reader:
             min(len(held), len(tokens)),
         )
         shared = min(shared, len(tokens) - 1)
+        if not self._context.can_take_back(len(held) - shared):
+            return 0  # it is read anew
         with self._whole():
             self._context.take_back(len(held) - shared)
             self._held = held[:shared]
@@ -300,7 +302,7 @@ class Reader:
             batch,
             self._options.memories,
             self._db.shape.reference_length,
-            self._model.layers * self._model.heads,
+            self._model.heads_of_all_layers,
             self._model.device,
         )
 

@@ -16,6 +16,7 @@ from memdb import InvalidInputError
 from model_adapter.catalog import CATALOG, Notify, in_brief, pull
 from model_adapter.models.bert_graph import BertGraph
 from model_adapter.models.fingerprint import weights_fingerprint
+from model_adapter.models.loading_options import require_device, require_no_code
 
 
 class SentenceEmbedder:
@@ -24,22 +25,34 @@ class SentenceEmbedder:
     Args:
         name: a name of the catalogue, a folder, or a Hugging Face id.
         notify: told when a model of the catalogue has to be pulled.
+        device: where it runs; default: the CPU. (Vectors differ from device to device by rounding.)
+        trust_remote_code: whether code that comes with it may run.
 
     Raises:
-        InvalidInputError: it cannot be loaded.
+        InvalidInputError: it cannot be loaded, or there is no such device.
     """
 
-    def __init__(self, name: str, notify: Notify = lambda _: None) -> None:
+    def __init__(
+        self,
+        name: str,
+        notify: Notify = lambda _: None,
+        *,
+        device: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
         self.name = name
+        device = device or "cpu"
+        if device != "cpu":
+            require_device(device)
         entry = CATALOG.get(name)
         if entry is not None and entry.kind != "embedder":
             raise InvalidInputError(f"'{name}' is a language model, not an embedder")
         folder = str(pull(name, notify)) if entry is not None else name
         if entry is None and Path(folder).is_dir():
             self.name = str(Path(folder).resolve())
-        self._light = BertGraph.load(Path(folder))
+        self._light = BertGraph.load(Path(folder)) if device == "cpu" else None
         if self._light is None:
-            self._model = _loaded(name, folder)
+            self._model = _loaded(name, folder, device, trust_remote_code)
 
     @property
     def dimension(self) -> int:
@@ -78,13 +91,14 @@ class SentenceEmbedder:
         return np.asarray(vectors, np.float32)
 
 
-def _loaded(name: str, folder: str) -> Any:
+def _loaded(name: str, folder: str, device: str, trusted: bool) -> Any:
     """The embedder as sentence-transformers loads it."""
     from sentence_transformers import SentenceTransformer  # here: it takes five seconds to load
 
     try:
-        return SentenceTransformer(folder, device="cpu")
+        return SentenceTransformer(folder, device=device, trust_remote_code=trusted)
     except Exception as error:  # hub, file and configuration errors have no common base
+        require_no_code("embedder", name, error)
         raise InvalidInputError(
             f"the embedder '{name}' cannot be loaded: {in_brief(error)}"
         ) from error

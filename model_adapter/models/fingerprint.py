@@ -13,17 +13,21 @@ if TYPE_CHECKING:  # it takes a second to load
     import torch
 
 
-def weights_fingerprint(module: torch.nn.Module) -> str:
+def weights_fingerprint(module: torch.nn.Module, held: torch.dtype | None = None) -> str:
     """32 hexadecimal digits over the shapes and values of all parameters.
 
     Neither names nor dtypes take part, since libraries rename parameters from release to release,
     and the same weights may be loaded as bfloat16 here and as float32 there. XXH3-128: about as
     fast as memory can be read. It tells models apart; it is no protection against somebody who
     wants them to collide.
+
+    Args:
+        module: whose.
+        held: of what its values are when they are rounded to this; default: as they are.
     """
-    return values_fingerprint(
-        parameter.detach().float().cpu().numpy() for parameter in module.parameters()
-    )
+    values = (parameter.detach() for parameter in module.parameters())
+    rounded = values if held is None else (value.to(held) for value in values)
+    return values_fingerprint(value.float().cpu().numpy() for value in rounded)
 
 
 def values_fingerprint(parameters: Iterable[NDArray[np.float32]]) -> str:

@@ -6,39 +6,52 @@ import inspect
 import threading
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, Unpack, get_args
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memdb import DType, InvalidInputError, Rope, UnsupportedModelError
 from model_adapter.attention import function as attention
+from model_adapter.attention.buffers import ContextCache
 from model_adapter.attention.function import Observer, Sight
-from model_adapter.catalog import CATALOG, Notify, in_brief, pull, source_key
+from model_adapter.catalog import Notify, source_key
 from model_adapter.models import observing
 from model_adapter.models.adapters import Adapter, adapter_key, load_adapter
 from model_adapter.models.fast import make_fast
 from model_adapter.models.fingerprint import weights_fingerprint
+from model_adapter.models.loading import Loading, language_model_of, load
+from model_adapter.models.loading_options import LoadingOptions
 from model_adapter.models.observing import KeyValues
-from model_adapter.models.probe import turning_layers, unrotation_is_right
+from model_adapter.models.probe import (
+    find_out,
+    note_sources,
+    own_logits,
+    require_right,
+    unrotation_is_right,
+)
 from model_adapter.models.products import use_fast_products
+from model_adapter.models.tried import note_tried, was_tried
 from model_adapter.models.words import Part, Words
 
 #: What a pass is for: by which weights it runs depends on the adapter.
 Pass = Literal["read", "choose", "write"]
+
+_NO_END = 1 << 30  # positions of a model that names none
 
 
 class LanguageModel:
     """A decoder of transformers whose attention runs through `model_adapter.attention.function`.
 
     Args:
-        model: a causal language model with RoPE and grouped-query (or multi-head) attention. Its
-            attention implementation is set to `memdb`, which without memories is plain attention.
+        model: a causal language model with RoPE and grouped-query (or multi-head) attention; of one
+            that reads more than text its language model is taken. Its attention implementation is
+            set to `memdb`, which without memories is plain attention.
         tokenizer: its fast tokenizer.
         name: how to load it again.
         adapter: trained for it, by which it writes memories (and reads them, if it is so made).
+        fingerprint: of its weights as they are stored, where they are held in fewer bits.
+        tried: whether it is known to say the same by this attention as by its own.
 
     Attributes:
         model: the weights that read.
@@ -55,21 +68,36 @@ class LanguageModel:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, name: str, adapter: Adapter | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        name: str,
+        adapter: Adapter | None = None,
+        fingerprint: str | None = None,
+        *,
+        tried: bool = False,
     ) -> None:
-        self.model = self.base = self.writing = model.eval()
+        model = language_model_of(model).eval()
+        self.model = self.base = self.writing = model
         self.adapter = adapter
         self.tokenizer = tokenizer
         self.name = name
-        self.config = model.config
+        self.config = model.config.get_text_config()  # of one that reads more than text
         self._require_supported()
+        own = None if tried else own_logits(self)
         model.set_attn_implementation(attention.NAME)
         use_fast_products(model)
+        self._fingerprint = fingerprint
         self._prefixes: dict[tuple[tuple[int, ...], int], KeyValues] = {}
         self._guard = threading.Lock()
         self.tokenizer_json = str(tokenizer.backend_tokenizer.to_str())
         self.words = Words(self.tokenizer_json)
-        self._turning = turning_layers(self)
+        self._found = find_out(self)
+        if self._found.turning and getattr(self.config, "rope_parameters", None) is None:
+            raise self._unsupported("has no rotary position embedding")
+        note_sources(model, self._found.sources)
+        if own is not None:
+            require_right(self, self._found, own)
         if adapter is not None:
             adapter.require_base(self.fingerprint, name)
             merged = adapter.merged(self.base)
@@ -81,51 +109,32 @@ class LanguageModel:
         cls,
         name: str,
         *,
-        dtype: torch.dtype | None = None,
-        device: str | torch.device | None = None,
-        device_map: str | dict[str, Any] | None = None,
         adapter: str | None = None,
-        fast: bool = False,
         notify: Notify = lambda _: None,
+        **loading: Unpack[LoadingOptions],
     ) -> Self:
         """Load a model by a name of the catalogue, by folder, or by Hugging Face id.
 
         Args:
-            name: e.g. `smollm2-135m`.
-            dtype: default: float32 on a CPU, else as the weights are stored.
-            device: default: the GPU if there is one.
-            device_map: spread its layers over several devices, as transformers and accelerate do
-                (`auto`, or layers by name); in the place of `device`.
+            name: e.g. `smollm2-135m`; an id may end in @ and a revision.
             adapter: a trained adapter for it: a name of the catalogue, or a folder.
-            fast: on a CPU, decode with a copy of the weights in half the bytes (`make_fast`).
             notify: told when a model of the catalogue has to be pulled.
+            loading: `device`, `dtype` and what else `Loading` has.
 
         Raises:
-            InvalidInputError: it, or the adapter, cannot be loaded.
+            InvalidInputError: it, or the adapter, cannot be loaded, or an option is wrong.
             UnsupportedModelError: it can, but not be used.
         """
+        how = Loading(**loading)
         trained = None if adapter is None else load_adapter(adapter)
-        entry = CATALOG.get(name)
-        if entry is not None and entry.kind != "language":
-            raise InvalidInputError(f"'{name}' is an embedder, not a language model")
-        source: str | Path = pull(name, notify) if entry is not None else name
-        if entry is None and Path(name).is_dir():
-            source = name = str(Path(name).resolve())
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if dtype is None and device_map is None and torch.device(device).type == "cpu":
-            dtype = torch.float32
-        where = {} if device_map is None else {"device_map": device_map}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", **where)
-            model = model.to(device) if device_map is None else model
-        except Exception as error:  # hub, file and configuration errors have no common base
-            raise InvalidInputError(
-                f"the model '{name}' cannot be loaded: {in_brief(error)}"
-            ) from error
-        loaded = cls(model, tokenizer, name, trained)
-        if fast:
+        parts = load(name, how, notify)
+        tried = was_tried(parts.model)
+        loaded = cls(
+            parts.model, parts.tokenizer, parts.name, trained, parts.fingerprint, tried=tried
+        )
+        if not tried:
+            note_tried(parts.model)
+        if how.fast:
             make_fast(loaded.model, "float16")
         return loaded
 
@@ -148,19 +157,36 @@ class LanguageModel:
         return int(self.config.num_hidden_layers)
 
     @property
+    def memory_layers(self) -> tuple[int, ...]:
+        """Those that memories can be of. In most models all; not those that do not attend, that
+        attend to the keys of another layer, or whose keys are of another shape than most."""
+        return self._found.memory_layers
+
+    @property
+    def reads_whole_memories(self) -> bool:
+        """Whether a text as a memory can be all that the same text in the prompt is: every layer
+        has it. Of a hybrid the layers that carry a state on have not."""
+        return self._found.whole
+
+    @property
     def kv_heads(self) -> int:
-        """Key-value heads of a layer."""
-        return int(getattr(self.config, "num_key_value_heads", None) or self.heads)
+        """Key-value heads of a memory layer."""
+        return self._found.kv_heads
 
     @property
     def heads(self) -> int:
-        """Query heads of a layer."""
-        return int(self.config.num_attention_heads)
+        """Query heads of a memory layer."""
+        return self._found.heads
+
+    @property
+    def heads_of_all_layers(self) -> int:
+        """Query heads of all layers that attend."""
+        return self._found.every_head
 
     @property
     def head_dim(self) -> int:
-        """Length of a key."""
-        return int(getattr(self.config, "head_dim", None) or self.config.hidden_size // self.heads)
+        """Length of a key of a memory layer."""
+        return self._found.head_dim
 
     @property
     def max_positions(self) -> int:
@@ -170,12 +196,24 @@ class LanguageModel:
         original = parameters.get("original_max_position_embeddings")
         if parameters.get("rope_type") == "longrope" and original:
             return int(original)
-        return int(self.config.max_position_embeddings)
+        return int(getattr(self.config, "max_position_embeddings", None) or _NO_END)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Over all weights, without the adapter."""
-        return weights_fingerprint(self.base)
+        """Over all weights as they are stored, without the adapter."""
+        return self._fingerprint or weights_fingerprint(self.base)
+
+    def is_known_as(self, fingerprint: str, dtype: DType) -> bool:
+        """Whether these are the weights with that fingerprint; also if it was taken of what they
+        are when they are rounded to this dtype, as releases before this one did. It is theirs
+        then."""
+        if self.fingerprint == fingerprint:
+            return True
+        own = (self._fingerprint, weights_fingerprint(self.base))
+        if fingerprint not in (*own, weights_fingerprint(self.base, getattr(torch, dtype))):
+            return False
+        self.fingerprint = fingerprint
+        return True
 
     def weights(self, what: Pass) -> Any:
         """The model whose weights a pass runs by."""
@@ -183,13 +221,18 @@ class LanguageModel:
 
     def rope(self, layer: int) -> Rope | None:
         """The rotary position embedding of a layer; None where keys do not depend on position."""
-        if layer not in self._turning:
+        if layer not in self._found.turning:
             return None
         parameters = dict(self.config.rope_parameters)
         kind = (getattr(self.config, "layer_types", None) or [None] * self.layers)[layer]
         if kind in parameters:  # one set for each kind of layer
             parameters = dict(parameters[kind])
-        base, rope_type = parameters.pop("rope_theta"), parameters.pop("rope_type", "default")
+        parameters = {
+            key: value for key, value in parameters.items() if not isinstance(value, dict)
+        }
+        base, rope_type = parameters.pop("rope_theta", None), parameters.pop("rope_type", "default")
+        if base is None:  # said in another way
+            return None
         return Rope(float(base), rope_type, parameters)
 
     def stop_tokens(self) -> frozenset[int]:
@@ -202,22 +245,18 @@ class LanguageModel:
         return frozenset([stops] if isinstance(stops, int) else stops)
 
     def _require_supported(self) -> None:
-        name = type(self.model).__name__
         lacking = None
-        if hasattr(self.config, "text_config"):
-            lacking = "reads more than text; load its language model alone"
-        elif not getattr(self.model, "_supports_attention_backend", False):
-            lacking = "does not use transformers' attention interface"
-        elif getattr(self.config, "rope_parameters", None) is None:
-            lacking = "has no rotary position embedding"
-        elif self.dtype not in get_args(DType):
+        if self.dtype not in get_args(DType):
             lacking = f"computes in {self.dtype}; memories are {', '.join(get_args(DType))}"
         elif any(weight.is_meta for weight in self.model.parameters()):
             lacking = "keeps weights out of memory (offloading); map it onto devices that hold all"
         elif not getattr(self.tokenizer, "is_fast", False):
             lacking = "has a slow tokenizer; memdb stores the fast one's tokenizer.json"
         if lacking:
-            raise UnsupportedModelError(f"the model '{self.name}' ({name}) {lacking}")
+            raise self._unsupported(lacking)
+
+    def _unsupported(self, why: str) -> UnsupportedModelError:
+        return UnsupportedModelError(f"the model '{self.name}' ({type(self.model).__name__}) {why}")
 
     # --- what it does ---
 
@@ -257,8 +296,10 @@ class LanguageModel:
         Returns:
             (batch, len(keep), vocabulary) logits.
         """
-        one = list(keep) == [tokens.shape[1] - 1]
-        logits: Tensor = self.model(
+        # By a number a model may leave tokens out in layers that have no keys of their own, too.
+        one = list(keep) == [tokens.shape[1] - 1] and not self._found.sources
+        logits: Tensor = attention.run(
+            self.model,
             tokens,
             position_ids=positions,
             past_key_values=cache,
@@ -268,10 +309,14 @@ class LanguageModel:
         ).logits
         return logits
 
+    def new_cache(self, capacity: int) -> ContextCache:
+        """A cache for one context, that makes room for so many tokens."""
+        return ContextCache(self.config, capacity)
+
     @torch.no_grad()
     def prefix(self, tokens: Sequence[int], what: Pass = "read") -> KeyValues:
-        """Keys and values of a prefix at positions 0 and on, (1, kv heads, tokens, head_dim), layer
-        by layer. Computed once: no memory is seen there, so they are the same for every text."""
+        """What a prefix at positions 0 and on leaves behind. Computed once: no memory is seen
+        there, so it is the same for every text."""
         weights = self.weights(what)
         key = tuple(tokens), id(weights)
         with self._guard:
@@ -320,10 +365,10 @@ class LanguageModel:
     def unrotate(self, vectors: Tensor, layer: int, start: int) -> Tensor:
         """Queries or keys of a layer before RoPE, (heads, tokens, head_dim), given those after it
         at positions from `start` on: the rotation undone."""
-        if layer not in self._turning:
+        if layer not in self._found.turning:
             return vectors.float()
         positions = torch.arange(start, start + vectors.shape[1], device=vectors.device)[None]
-        rotary = self.model.base_model.rotary_emb
+        rotary = self.model.get_decoder().rotary_emb
         kinds = getattr(self.config, "layer_types", None)
         if kinds and "layer_type" in inspect.signature(rotary.forward).parameters:
             cos, sin = rotary(vectors, positions, layer_type=kinds[layer])
@@ -346,22 +391,18 @@ _loading = threading.Lock()
 def load_model(
     name: str,
     notify: Notify = lambda _: None,
-    dtype: DType | None = None,
     *,
     adapter: str | None = None,
-    fast: bool = False,
+    **loading: Unpack[LoadingOptions],
 ) -> LanguageModel:
     """`LanguageModel.load`, once per process, name and options; again if a folder changed."""
+    how = Loading(**loading)
     with _loading:
-        key = adapter_key(adapter)
-        model = _loaded.get((source_key(name), key, dtype, fast))
+        which = adapter_key(adapter), how.key
+        model = _loaded.get((source_key(name), *which))
         if model is None:
-            wanted = None if dtype is None else getattr(torch, dtype)
-            model = LanguageModel.load(
-                name, dtype=wanted, adapter=adapter, fast=fast, notify=notify
-            )
-            source = source_key(name)  # as it is now that it is pulled
-            # The default dtype is one of the others, by which a database asks for it again.
-            for asked in (dtype, model.dtype):
-                _loaded[source, key, asked, fast] = model
+            model = LanguageModel.load(name, adapter=adapter, notify=notify, **loading)
+            _loaded[source_key(name), *which] = model  # as it is now that it is pulled
+        elif how.threads is not None:
+            torch.set_num_threads(how.threads)
         return model

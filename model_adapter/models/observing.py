@@ -11,10 +11,17 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from model_adapter.attention.function import Observer
+from model_adapter.attention.carried import (
+    KeyValues,
+    give_state,
+    has_keys,
+    has_state,
+    layers_of,
+    state_of,
+)
+from model_adapter.attention.function import Observer, run
 
-#: Keys and values of some tokens, (1, kv heads, tokens, head_dim), layer by layer.
-KeyValues = list[tuple[Tensor, Tensor]]
+__all__ = ["KeyValues", "cache_of", "encode", "key_values", "observe"]
 
 
 class _SeenEnough(Exception):  # noqa: N818 (no error: what comes is not needed)
@@ -29,19 +36,30 @@ def key_values(model: Any, tokens: Sequence[int]) -> KeyValues:
         tokens: ids.
     """
     if not tokens:
-        return []
-    cache = DynamicCache()  # without the configuration: a window would cut it
+        return KeyValues()
+    cache = _cache(model)
     ids = torch.tensor([list(tokens)], device=model.device)
     model.base_model(ids, past_key_values=cache, use_cache=True)
-    return [(layer.keys, layer.values) for layer in cache.layers]
+    each = enumerate(cache.layers)
+    pairs = {i: (layer.keys, layer.values) for i, layer in each if has_keys(layer)}
+    states = {i: state_of(layer) for i, layer in enumerate(cache.layers) if has_state(layer)}
+    return KeyValues({i: pair for i, pair in pairs.items() if pair[0] is not None}, states)
 
 
-def cache_of(before: KeyValues, batch: int) -> DynamicCache:
-    """A cache that holds the same key-values for each of several sequences."""
-    cache = DynamicCache()
-    for layer, (keys, values) in enumerate(before):
+def cache_of(model: Any, before: KeyValues, batch: int) -> DynamicCache:
+    """A cache for a model that holds the same key-values for each of several sequences."""
+    cache = _cache(model)
+    for layer, (keys, values) in before.pairs.items():
         several = (batch, -1, -1, -1)
         cache.update(keys.expand(several), values.expand(several), layer)
+    for layer, state in before.states.items():
+        give_state(cache.layers[layer], state.rows([0] * batch))
+    return cache
+
+
+def _cache(model: Any) -> DynamicCache:
+    cache = DynamicCache()  # made without the configuration: a window would cut it
+    cache.layers = layers_of(model.config.get_text_config())
     return cache
 
 
@@ -75,10 +93,11 @@ def observe(
 
     with suppress(_SeenEnough):
         # The layers alone, without the output head.
-        model.base_model(
+        run(
+            model.base_model,
             torch.tensor(padded, device=model.device),
             position_ids=positions.expand(len(sequences), -1),
-            past_key_values=cache_of(before, len(sequences)),
+            past_key_values=cache_of(model, before, len(sequences)),
             use_cache=True,
             observer=look,
         )
@@ -100,7 +119,7 @@ def encode(
     """
     wanted = set(layers)
     seen: list[tuple[Tensor, Tensor]] = []
-    start = prefix[0][0].shape[2] if prefix else 0
+    start = prefix.length
 
     def look(layer: int, _: Tensor, key: Tensor, value: Tensor, __: float) -> None:
         if layer in wanted:

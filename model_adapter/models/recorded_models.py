@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from memdb import InvalidInputError, MemoryShape, MismatchError
 from model_adapter.catalog import Notify
 from model_adapter.models.adapters import NONE, chosen_adapter, is_there
 from model_adapter.models.language_model import LanguageModel, load_model
+from model_adapter.models.loading_options import LoadingOptions
 
 
 def language_of(
@@ -18,14 +19,18 @@ def language_of(
     given: str | None,
     adapter: Callable[[str], str | None],
     notify: Notify,
-    shape: MemoryShape | None = None,
-    *,
-    fast: bool = False,
+    **loading: Unpack[LoadingOptions],
 ) -> LanguageModel:
     """A model with its adapter, by their names, or as it is given."""
     if isinstance(source, str):
-        dtype = None if shape is None else shape.dtype
-        return load_model(source, notify, dtype, adapter=adapter(source), fast=fast)
+        return load_model(source, notify, adapter=adapter(source), **loading)
+    of_loading = ("device", "dtype", "device_map", "revision", "quantization_config")
+    given_too = [name for name in of_loading if loading.get(name) is not None]
+    if given_too:
+        raise InvalidInputError(
+            f"a model that is loaded is where it is, as it is: {', '.join(given_too)} goes with a "
+            "model's name, or with LanguageModel.load"
+        )
     mine = NONE if source.adapter is None else source.adapter.name
     if given is not None and given != mine:
         raise InvalidInputError(
@@ -36,12 +41,14 @@ def language_of(
 
 
 def language_for_new(
-    source: str | LanguageModel, adapter: str | None, notify: Notify
+    source: str | LanguageModel,
+    adapter: str | None,
+    notify: Notify,
+    **loading: Unpack[LoadingOptions],
 ) -> LanguageModel:
     """A model for new memories: with the adapter that is given, or the catalogue's for it."""
-    return language_of(
-        source, adapter, lambda name: chosen_adapter(adapter, name, new=True), notify
-    )
+    chosen = lambda name: chosen_adapter(adapter, name, new=True)  # noqa: E731
+    return language_of(source, adapter, chosen, notify, **loading)
 
 
 def recorded_adapter(memory: Mapping[str, Any], given: str | None) -> str | None:
@@ -67,8 +74,9 @@ def require_adapter(
     """Raise `MismatchError` where memories were written by another adapter than the model's. One
     that only reads may be any. (What else is another about the model, the engine says.)"""
     adapter = language.adapter if language.adapter and language.adapter.writes else None
+    known = language.is_known_as(shape.model, shape.dtype)
     same = (adapter and adapter.fingerprint) == shape.adapter
-    if same or language.fingerprint != shape.model:
+    if same or not known:
         return
     recorded = NONE if shape.adapter is None else memory.get("adapter", "another one")
     mine = NONE if adapter is None else adapter.name

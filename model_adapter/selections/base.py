@@ -207,7 +207,7 @@ class Selection(ABC):
         may = scores.masked_fill(~heads[:, None], -math.inf).reshape(len(self._parts), -1)
         count = min(self.pairs_of(scores.shape[1]), may.shape[1])
         best = may.topk(count, dim=1).indices
-        kept = torch.zeros_like(may, dtype=torch.bool).scatter_(1, best, True)
+        kept = torch.zeros_like(may).scatter_(1, best, 1.0) > 0  # Apple's GPU scatters no bools
         return kept.reshape(scores.shape) & heads[:, None]
 
 

@@ -72,7 +72,7 @@ class PassageLosses:
         framed = self._frames[passage.framing]
         rows = [row for row in map(framed.alone, passage.examples) if row is not None]
         with torch.no_grad():
-            logits = read(self._model.base, [], rows, 0, prompts=False)
+            logits = read(self._model.base, observing.KeyValues(), rows, 0, prompts=False)
         return answer_nll(logits, targets(rows, prompts=False))
 
     def _compared(self, passage: Passage, prompts: bool) -> Losses:

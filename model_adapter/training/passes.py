@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from memdb import MemoryShape
-from model_adapter.attention.function import NOWHERE, LayerMemory, Sight, Stretches, additive
+from model_adapter.attention.function import (
+    NOWHERE,
+    LayerMemory,
+    Sight,
+    Stretches,
+    additive,
+    run,
+)
 from model_adapter.models import observing
 from model_adapter.models.observing import KeyValues
 from model_adapter.training.examples import Row
@@ -117,7 +124,7 @@ def read(
     ids, real = ids.to(device), real.to(device)
     places = torch.arange(start, start + length, device=device).expand(len(rows), -1)
     queries = places.masked_fill(~real, NOWHERE)
-    first = torch.arange(before[0][0].shape[2] if before else 0, device=device)
+    first = torch.arange(before.length, device=device)
     keys = torch.cat([first.expand(len(rows), -1), queries], 1)
     stretches = None
     if memories is not None:
@@ -127,10 +134,11 @@ def read(
         stretches = Stretches(sequence, tokens.view_as(ids), tokens)
     where = [(i, at - 1) for i, row in enumerate(rows) for at in _wanted(row, prompts)]
     with _only(model, torch.tensor(where, device=device)):
-        logits: Tensor = model(
+        logits: Tensor = run(
+            model,
             ids,
             position_ids=places.masked_fill(~real, 0),
-            past_key_values=observing.cache_of(before, len(rows)),
+            past_key_values=observing.cache_of(model, before, len(rows)),
             use_cache=True,
             explicit_memory=Sight(queries, keys, memories, stretches),
         ).logits

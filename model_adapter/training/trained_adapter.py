@@ -64,7 +64,6 @@ class TrainedAdapter:
 
     def _useful(self) -> list[str]:
         """The layers that change a key or value of a memory layer: not those behind the last."""
-        last = self._language.layers - 1
         names, weights = [], []
         for name, module in self.model.named_modules():
             if hasattr(module, "lora_A"):
@@ -72,7 +71,9 @@ class TrainedAdapter:
                 weights.append(module.lora_B["default"].weight)
         vocabulary = int(self.model.config.vocab_size)
         tokens = [token % vocabulary for token in range(3, 7)]
-        keys, values = observing.encode(self.model, [], [tokens], range(last + 1))
+        keys, values = observing.encode(
+            self.model, observing.KeyValues(), [tokens], self._language.memory_layers
+        )
         reached = torch.autograd.grad(keys.sum() + values.sum(), weights, allow_unused=True)
         return [name for name, found in zip(names, reached, strict=True) if found is not None]
 

@@ -16,7 +16,13 @@ from typing import Any
 
 import torch
 
-from memdb import InvalidInputError, Progress, StorageError, no_progress
+from memdb import (
+    InvalidInputError,
+    Progress,
+    StorageError,
+    UnsupportedModelError,
+    no_progress,
+)
 from model_adapter.files.folder_lock import held
 from model_adapter.models.language_model import LanguageModel
 from model_adapter.training import checkpoint
@@ -83,6 +89,7 @@ def train(
         told: told of each step.
 
     Raises:
+        UnsupportedModelError: the model is a hybrid.
         InvalidInputError: an option is wrong, the folder holds another run, or another process
             trains in it.
         StorageError: the folder cannot be written.
@@ -90,6 +97,11 @@ def train(
     """
     if model.adapter is not None:
         raise InvalidInputError("a model that has an adapter cannot be trained for another")
+    if model.new_cache(0).has_state:
+        raise UnsupportedModelError(
+            f"no adapter is trained for the model '{model.name}': gradients do not go through the "
+            "state that some of its layers carry on"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from memdb import ExplicitMemory, Framing, InvalidInputError, MemoryBatch, MemoryShape
+from memdb import DType, ExplicitMemory, Framing, InvalidInputError, MemoryBatch, MemoryShape
 from model_adapter.files.measured_file import Head
 from model_adapter.models import observing
 from model_adapter.models.language_model import LanguageModel
@@ -35,8 +35,8 @@ class Writer:
     Args:
         model: whose key-values they are, with its adapter if it has one.
         framing: `plain` or `chat`; default: `chat` where the model has a template.
-        layers: memory layers; default: all. (The paper takes half of them, for a model that is
-            trained for it; for one that is not, all layers measure best.)
+        layers: memory layers; default: all that can have memories. (The paper takes half of them,
+            for a model that is trained for it; for one that is not, all layers measure best.)
         heads: memory heads, as (layer, kv head), which alone keep key-values (paper, Remark 4), or
             a file of `memdb heads`, which measures them; default: all of the memory layers.
         selection: which key-values are kept; a name of `SELECTIONS`. Default: `predicted` if a
@@ -53,6 +53,7 @@ class Writer:
         reference_length: most tokens of a reference.
         prefix: of a database that is there; default: as the framing makes it now. (A template may
             print the date; what stands before memories stays what it was.)
+        dtype: that memories are stored in; default: what the model computes in.
         batch: references to a forward pass; default: 8, on a GPU 64.
     """
 
@@ -71,6 +72,7 @@ class Writer:
         predictor: GivenPredictor | None = None,
         reference_length: int = 128,
         prefix: tuple[int, ...] | None = None,
+        dtype: DType | None = None,
         batch: int | None = None,
     ) -> None:
         if batch is None:
@@ -81,18 +83,20 @@ class Writer:
         self.model = model
         framing = framing or default_framing(model)
         self.frame = Frame(model, framing, prefix)
-        chosen = tuple(range(model.layers)) if layers is None else tuple(sorted(set(layers)))
-        outside = [layer for layer in chosen if not 0 <= layer < model.layers]
-        if outside or not chosen:
+        there = model.memory_layers
+        chosen = there if layers is None else tuple(sorted(set(layers)))
+        if not chosen or not set(chosen) <= set(there):
+            every = there == tuple(range(model.layers))
+            among = f"0 to {model.layers - 1}" if every else ", ".join(map(str, there))
             raise InvalidInputError(
-                f"memory layers must be among 0 to {model.layers - 1}, got {list(layers or [])}"
+                f"memory layers must be among {among}, got {list(layers or [])}"
             )
         self.shape = MemoryShape(
             model=model.fingerprint,
             layers=chosen,
             kv_heads=model.kv_heads,
             head_dim=model.head_dim,
-            dtype=model.dtype,
+            dtype=dtype or model.dtype,
             adapter=model.adapter.fingerprint if model.adapter and model.adapter.writes else None,
             prefix=self.frame.prefix,
             framing=framing,
@@ -236,19 +240,20 @@ class Writer:
     def memories(self, kept: Kept, references: int) -> list[ExplicitMemory]:
         """What is kept of a batch, brought to the CPU at once."""
         rows = self.shape.rows
-        counts = (kept.references * rows + kept.rows).bincount(minlength=references * rows)
+        of = (kept.references * rows + kept.rows).cpu()
+        counts = of.bincount(minlength=references * rows)
         batch = MemoryBatch(
-            counts=counts.view(references, rows).cpu().numpy(),
+            counts=counts.view(references, rows).numpy(),
             positions=kept.tokens.cpu().numpy().astype(self.shape.position_dtype),
-            keys=_as_stored(kept.keys),
-            values=_as_stored(kept.values),
+            keys=_as_stored(kept.keys, self.shape.dtype),
+            values=_as_stored(kept.values, self.shape.dtype),
         )
         memories = map(batch.memory, range(len(batch)))
         return [memory for memory in memories if memory is not None]
 
 
-def _as_stored(vectors: Tensor) -> NDArray[Any]:
-    vectors = vectors.cpu().contiguous()
+def _as_stored(vectors: Tensor, dtype: DType) -> NDArray[Any]:
+    vectors = vectors.cpu().to(getattr(torch, dtype)).contiguous()
     if vectors.dtype == torch.bfloat16:  # numpy has none: its bits, as uint16
         vectors = vectors.view(torch.uint16)
     return vectors.numpy()

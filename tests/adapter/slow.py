@@ -34,7 +34,10 @@ class SlowReader:
     ) -> None:
         self.shares: list[list[float]] = []
         self._model, self._shape, self._windows = model, shape, windows
-        self._cache = DynamicCache()
+        # Made with the configuration only for layers that keep a state: a window would cut it.
+        kinds = set(getattr(model.config, "layer_types", None) or ())
+        hybrid = kinds & {"linear_attention", "conv", "hybrid"}
+        self._cache = DynamicCache(config=model.config) if hybrid else DynamicCache()
         self._places: list[int] = []
         for place, token in enumerate(shape.prefix):
             self._read(token, place, [])
@@ -223,6 +226,7 @@ def _attention(
     scaling: float | None = None,
     softcap: float | None = None,
     sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     _, heads, _, head_dim = query.shape
@@ -249,7 +253,10 @@ def _attention(
         scores = torch.stack(keys) @ query[0, head, 0] * (scaling or head_dim**-0.5)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        weights = (scores + torch.tensor(biases)).softmax(0)
+        scores = scores + torch.tensor(biases)
+        if s_aux is not None:  # a sink: it takes part, and has no value
+            scores = torch.cat([scores, s_aux[head : head + 1]])
+        weights = scores.softmax(0)[: len(values)]
         for number, weight in zip(of, weights.tolist(), strict=True):
             if number >= 0:
                 sees["shares"][number] += weight / sees["heads"]

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from memdb import CODECS, PackedMemories, UnsupportedModelError, pack
 from memdb.codecs import decode_memory, encode_memory
 from model_adapter import Context, LanguageModel, Stretch, Writer, memory_attention
+from tests.adapter.every_model import tiny_of
 from tests.adapter.slow import Part, Weighed, slow_logits
-from tests.helpers import ARCHITECTURES, SAMPLE, tiny_model, tiny_tokenizer
+from tests.helpers import ARCHITECTURES, MORE, SAMPLE, tiny_model, tiny_tokenizer
 
 CONTEXT = "\n\nQuestion: who keeps the lighthouse?\nAnswer:"
 TEXTS = ("Storms and whales.", SAMPLE[:150], "The river Quill freezes.", SAMPLE[150:260])
@@ -56,12 +57,12 @@ def largest_difference(model: LanguageModel, framing: str) -> float:
 
 
 @pytest.mark.parametrize("framing", ["plain", "chat"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *MORE])
 def test_memory_equals_prompt_on_tiny_models(architecture: str, framing: str) -> None:
     assert largest_difference(tiny_model(architecture), framing) < 1e-4
 
 
-@pytest.mark.parametrize("architecture", ["mistral", "gemma2", "gemma3", "phi3"])
+@pytest.mark.parametrize("architecture", ["mistral", "gemma2", "gemma3", "phi3", "gpt_oss"])
 def test_memory_equals_prompt_with_sliding_windows(architecture: str) -> None:
     model = tiny_model(architecture, sliding_window=40, num_hidden_layers=4)
     assert largest_difference(model, "plain") < 1e-4
@@ -131,7 +132,7 @@ class Case:
             torch.testing.assert_close(got[number], expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *MORE])
 def test_chunks_of_several_prompts_in_one_pass_equal_a_loop(architecture: str) -> None:
     case = Case(architecture)
     long = [(case.tokens(0, 9), case.set(0, 1)), (case.tokens(9, 5), case.set(2, 3, 1))]
@@ -145,7 +146,7 @@ def test_chunks_of_several_prompts_in_one_pass_equal_a_loop(architecture: str) -
 
 
 @pytest.mark.parametrize("windows", [True, False])
-@pytest.mark.parametrize("architecture", ["mistral", "gemma2", "gemma3", "phi3"])
+@pytest.mark.parametrize("architecture", ["mistral", "gemma2", "gemma3", "phi3", "gpt_oss"])
 def test_sliding_windows_hold_for_the_context_and_if_asked_for_memories(
     architecture: str, windows: bool
 ) -> None:
@@ -294,13 +295,13 @@ def test_a_model_without_rope_is_refused() -> None:
 
 def test_a_model_that_does_not_attend_this_way_is_refused_at_loading() -> None:
     with pytest.raises(UnsupportedModelError, match="do not use transformers'"):
-        tiny_model("nemotron")
+        LanguageModel(tiny_of("bloom"), tiny_tokenizer(), "tiny-bloom")
 
 
-def test_attention_sinks_are_refused() -> None:
+def test_a_bias_by_position_is_refused() -> None:
     module = torch.nn.Module()
     module.layer_idx = 0
     x = torch.zeros(1, 1, 1, 8)
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-    with pytest.raises(UnsupportedModelError, match="s_aux"):
-        memory_attention(module, x, x, x, mask, s_aux=torch.zeros(1))
+    with pytest.raises(UnsupportedModelError, match="position_bias"):
+        memory_attention(module, x, x, x, mask, position_bias=torch.zeros(1))

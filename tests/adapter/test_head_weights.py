@@ -20,14 +20,14 @@ from model_adapter import (
     create_database,
     open_database,
     rewrite_database,
-    running,
-    weight_file,
 )
 from model_adapter.evaluation.likelihood import likelihoods
 from model_adapter.measuring.head_weights import measure_head_weights, pair_gradients
+from model_adapter.models import observing
 from model_adapter.training import Corpus
 from model_adapter.training.examples import Row
 from model_adapter.training.passes import read_behind
+from model_adapter.writing import head_weight_file
 from model_adapter.writing.head_weight_file import HeadWeights, fitted
 from model_adapter.writing.kept_pairs import Choice, Kept, kept_pairs
 from tests.adapter.asked import facts_corpus
@@ -59,7 +59,7 @@ class Read:
         prefix = model.prefix(self.writer.shape.prefix)
         tokens = model.tokens(TEXT)
         with torch.no_grad():
-            self._pairs = running.encode(model.model, prefix, [tokens], (0, 1, 2))
+            self._pairs = observing.encode(model.model, prefix, [tokens], (0, 1, 2))
         self.every = torch.ones(6, len(tokens), dtype=torch.bool)
         asked = ("\nWhere do ships come from? From many", "\nThe harbour of Veldmoor")
         self.rows = [Row(tuple(model.tokens(text)), 3) for text in asked]
@@ -167,7 +167,7 @@ def catalogued(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[float]:
     weights = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
     file.write_text(json.dumps({"weights": weights}))
     entry = SimpleNamespace(head_weights=file)
-    monkeypatch.setattr(weight_file, "CATALOG", {"tiny-llama": entry})
+    monkeypatch.setattr(head_weight_file, "CATALOG", {"tiny-llama": entry})
     return [weight for layer in weights for weight in layer]
 
 
@@ -236,7 +236,7 @@ def test_weights_make_up_for_scores() -> None:
     assert np.prod(even) == pytest.approx(1)
     a, b, c, none = fitted(np.array([10.0, 2.0, 4.0, 1.0]), losses)
     assert b == c
-    assert a / b == pytest.approx(10**-weight_file.EXPONENT, rel=1e-3)
+    assert a / b == pytest.approx(10**-head_weight_file.EXPONENT, rel=1e-3)
     assert none == a
     bounded = fitted(np.array([1e-9, *[1.0] * 7]), np.array([1e9, *[1.0] * 7]))
     assert bounded[0] == 100

@@ -20,13 +20,13 @@ from model_adapter import (
     Writer,
     create_database,
     open_database,
-    predictor,
     rewrite_database,
 )
 from model_adapter.measuring.fit_predictor import Fit, fit_predictor, observed
 from model_adapter.selections import Contribution, LayerView, PredictedContribution
 from model_adapter.selections.predicted import features
 from model_adapter.training import Corpus, Reference
+from model_adapter.writing import predictor
 from model_adapter.writing.predictor import read_predictor, write_predictor
 from tests.adapter.predictors import any_predictor
 from tests.helpers import SAMPLE, tiny_model

@@ -212,6 +212,8 @@ def test_a_process_takes_its_share_of_the_devices(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(warming.LanguageModel, "load", lambda *_, **options: asked.append(options))
     monkeypatch.setattr(warming, "open_database", lambda *_, **__: None)
     for number in range(3):
-        warming._open(warming._Job("db", "tiny", "none", "bfloat16", number, 1))
+        warming._open(warming._Job("db", "tiny", "none", {"dtype": "bfloat16"}, number))
     assert [options["device"] for options in asked] == ["cuda:0", "cuda:1", "cuda:0"]
-    assert {options["dtype"] for options in asked} == {torch.bfloat16}
+    assert {options["dtype"] for options in asked} == {"bfloat16"}
+    warming._open(warming._Job("db", "tiny", "none", {"device": "cpu"}, 1))
+    assert asked[-1]["device"] == "cpu"

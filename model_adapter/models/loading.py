@@ -1,0 +1,241 @@
+"""Bringing a model into memory: from where, onto what, in which numbers; and of one that reads more
+than text, its language model alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+)
+
+from memdb import DType, InvalidInputError
+from model_adapter.catalog import CATALOG, Notify, in_brief, pull
+from model_adapter.models.fingerprint import weights_fingerprint
+from model_adapter.models.loading_options import require_device, require_no_code
+
+_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model is loaded.
+
+    Attributes:
+        device: default: the GPU if there is one (CUDA's, else Apple's), else the CPU.
+        dtype: what it computes in, by name or torch's; default: float32 on a CPU, else as the
+            weights are stored (float16 in the place of bfloat16 where the GPU has none).
+        device_map: spread its layers over several devices, as transformers and accelerate do
+            (`auto`, or layers by name); in the place of `device`.
+        threads: of torch on the CPU, for the whole process; default: torch's.
+        revision: of a model of a hub: a branch, a tag or a commit.
+        quantization_config: as transformers takes it, an object, or a dictionary with
+            `quant_method`.
+        trust_remote_code: whether code that comes with the model may run.
+        fast: on a CPU, decode with a copy of the weights in half the bytes (`make_fast`).
+
+    Raises:
+        InvalidInputError: naming the option.
+    """
+
+    device: str | torch.device | None = None
+    dtype: str | torch.dtype | None = None
+    device_map: str | dict[str, Any] | None = None
+    threads: int | None = None
+    revision: str | None = None
+    quantization_config: Any = None
+    trust_remote_code: bool = False
+    fast: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.dtype, str) and self.dtype not in get_args(DType):
+            raise InvalidInputError(
+                f"the dtype is one of {', '.join(get_args(DType))}, not {self.dtype!r}"
+            )
+        if self.threads is not None and (isinstance(self.threads, bool) or self.threads < 1):
+            raise InvalidInputError(f"threads must be at least 1, got {self.threads!r}")
+        if self.device is not None:
+            if self.device_map is not None:
+                raise InvalidInputError("give a device or a device_map, not both")
+            require_device(self.device)
+
+    @property
+    def key(self) -> object:
+        """What tells two apart."""
+        return tuple(repr(getattr(self, field.name)) for field in fields(self))
+
+    @property
+    def place(self) -> torch.device | None:
+        """The device that all of it goes to; None: it is spread over several."""
+        if self.device_map is not None:
+            return None
+        return default_device() if self.device is None else torch.device(self.device)
+
+    @property
+    def numbers(self) -> torch.dtype | None:
+        """What it computes in; None: as its weights are stored."""
+        if isinstance(self.dtype, str):
+            return getattr(torch, self.dtype)
+        place = self.place
+        cpu = place is not None and place.type == "cpu"
+        if self.dtype is None and cpu and self.quantization_config is None:
+            return torch.float32
+        return self.dtype
+
+
+def default_device() -> torch.device:
+    """CUDA's GPU, else Apple's, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its tokenizer.
+
+    Attributes:
+        name: how to load it again.
+        model: of transformers.
+        tokenizer: its own.
+        fingerprint: of the weights as they are stored, where they are held in fewer bits than that;
+            else None: it can be taken of the model.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    fingerprint: str | None
+
+
+def load(name: str, loading: Loading, notify: Notify) -> Loaded:
+    """Load a model by a name of the catalogue, by folder, or by Hugging Face id, which may end in
+    @ and a revision.
+
+    Raises:
+        InvalidInputError: it cannot be loaded.
+    """
+    entry = CATALOG.get(name)
+    if entry is not None and entry.kind != "language":
+        raise InvalidInputError(f"'{name}' is an embedder, not a language model")
+    source, revision = name, loading.revision
+    if entry is not None or Path(name).is_dir():
+        if revision is not None:
+            raise InvalidInputError(
+                f"a revision ('{revision}') is one of a model of a hub; '{name}' is none"
+            )
+        source = str(pull(name, notify)) if entry is not None else str(Path(name).resolve())
+        name = name if entry is not None else source
+    else:
+        source, _, at = name.partition("@")
+        revision = revision or at or None
+        name = source if revision is None else f"{source}@{revision}"
+    if loading.threads is not None:
+        torch.set_num_threads(loading.threads)
+    try:
+        return _load(name, source, revision, loading)
+    except InvalidInputError:
+        raise
+    except Exception as error:  # hub, file and configuration errors have no common base
+        require_no_code("model", name, error)
+        raise InvalidInputError(
+            f"the model '{name}' cannot be loaded: {in_brief(error)}"
+        ) from error
+
+
+def _load(name: str, source: str, revision: str | None, loading: Loading) -> Loaded:
+    trusted = loading.trust_remote_code
+    of = {"revision": revision, "trust_remote_code": trusted} if revision else {}
+    of = {"trust_remote_code": trusted, **of}
+    config = AutoConfig.from_pretrained(source, **of)
+    tokenizer = AutoTokenizer.from_pretrained(source, **of)
+    place, numbers = loading.place, loading.numbers
+    quantized = loading.quantization_config or getattr(config, "quantization_config", None)
+    if loading.quantization_config is not None:
+        of["quantization_config"] = loading.quantization_config
+    if place is None:
+        of["device_map"] = loading.device_map
+    elif quantized is not None:
+        of["device_map"] = {"": place}  # it is packed as it arrives there
+
+    def read(dtype: torch.dtype | None) -> Any:
+        auto = _auto(config)
+        model = auto.from_pretrained(source, dtype=dtype or "auto", **of)
+        return language_model_of(model)
+
+    fingerprint = None
+    if quantized is None and numbers in (torch.float16, torch.bfloat16):
+        # As they are stored they may have more bits than are wanted; whose they are, all bits say.
+        model = read(None)
+        if model.dtype != numbers:
+            fingerprint = weights_fingerprint(model)
+            del model
+            model = read(numbers)
+    else:
+        model = read(numbers)
+    if place is not None and quantized is None:
+        if place.type == "mps" and model.dtype == torch.bfloat16 and not _has_bfloat16(place):
+            fingerprint = weights_fingerprint(model)
+            model = model.half()
+        model = model.to(place)
+    return Loaded(name, model, tokenizer, fingerprint)
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Apple's GPU has it from macOS 14 on."""
+    try:
+        torch.zeros(1, dtype=torch.bfloat16, device=device).add_(1).cpu()
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def _auto(config: Any) -> Any:
+    """What of transformers loads a model of this configuration."""
+    remote: Mapping[str, str] = getattr(config, "auto_map", None) or {}
+    kind = type(config)
+    reads_images = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING and reads_images and not remote:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
+
+
+@torch.no_grad()
+def language_model_of(model: Any) -> Any:
+    """Of a model that reads more than text its language model, if transformers has a class for that
+    alone and it says the same; else the model as it is.
+
+    What it is made of are the model's own modules: no weight is copied.
+    """
+    config = model.config.get_text_config()
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if config is model.config or decoder is None or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return model
+    with suppress(Exception):  # its configuration or its modules are of another kind
+        with torch.device("meta"):
+            alone = AutoModelForCausalLM.from_config(config)
+        if alone.config is config and type(alone.base_model) is type(decoder):
+            setattr(alone, alone.base_model_prefix, decoder)
+            alone.set_output_embeddings(model.get_output_embeddings())
+            whole = not any(weight.is_meta for weight in alone.parameters())
+            if whole and _say_the_same(model.eval(), alone.eval()):
+                alone.generation_config = model.generation_config
+                return alone
+    return model
+
+
+def _say_the_same(one: Any, other: Any) -> bool:
+    ids = torch.arange(3, 3 + _TOKENS, device=one.device)[None] % other.config.vocab_size
+    return torch.allclose(one(ids).logits, other(ids).logits, rtol=1e-3, atol=1e-3)

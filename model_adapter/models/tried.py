@@ -1,0 +1,46 @@
+"""What was tried out before on this machine: the passes of a trial take a moment at each loading.
+
+A model that passed is remembered in the cache folder by all that a trial depends on: its class and
+configuration, where and in what it computes, and the libraries. One that failed is not: it fails
+again, with its reason.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import xxhash
+
+from model_adapter.catalog import cache_folder
+
+_TRIAL = 1  # which trial: another number when `probe` tries other things, or attention changes
+
+
+def was_tried(model: Any) -> bool:
+    """Whether a model of transformers, in eager or any other attention of its own, has passed."""
+    return _mark(model).exists()
+
+
+def note_tried(model: Any) -> None:
+    """Remember that it has. Where the folder cannot be written it is tried each time."""
+    mark = _mark(model)
+    with suppress(OSError):
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
+
+def _mark(model: Any) -> Path:
+    of = (
+        _TRIAL,
+        transformers.__version__,
+        torch.__version__,
+        f"{type(model).__module__}.{type(model).__qualname__}",
+        model.config.to_json_string(use_diff=False),
+        str(model.dtype),
+        model.device.type,
+    )
+    return cache_folder() / "tried" / str(xxhash.xxh3_128_hexdigest(repr(of).encode()))
