@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import click
@@ -41,6 +42,9 @@ class _Group(click.Group):
         from cli.common import GOES_ON, one_line, why_no_adapter
         from memdb import MemDBError
 
+        if logging := sys.modules.get("transformers.utils.logging"):  # it was there before us
+            logging.disable_progress_bar()
+            logging.set_verbosity_error()
         try:
             return super().invoke(ctx)
         except MemDBError as error:

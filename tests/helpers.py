@@ -114,6 +114,14 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def without_ends(model: LanguageModel) -> LanguageModel:
+    """The model, whose answers end neither by a token of its own nor by the template's."""
+    model.tokenizer.eos_token = None
+    end = "{{ '' if message['role'] == 'assistant' else '<|im_end|>' }}"
+    model.tokenizer.chat_template = TEMPLATE.replace("<|im_end|>", end)
+    return model
+
+
 def tiny_model(
     architecture: str = "llama", dtype: torch.dtype = torch.float32, **changes: object
 ) -> LanguageModel:

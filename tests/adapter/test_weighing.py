@@ -29,8 +29,8 @@ from model_adapter import (
 )
 from model_adapter.attention.function import LayerMemory
 from model_adapter.attention.weighing import EVEN, SAFE, Weighing
-from model_adapter.calibration import constants
 from model_adapter.catalog import AdapterEntry
+from model_adapter.generation import weighing_constants as constants
 from model_adapter.generation.weighing_constants import uncalibrated
 from tests.adapter.slow import slow_answer
 from tests.helpers import FACTS, SAMPLE, tiny_model
@@ -134,10 +134,16 @@ def model() -> LanguageModel:
 
 
 def silent_model(architecture: str = "llama", **changes: object) -> LanguageModel:
-    """No answer of it ends by itself."""
+    """No answer of it ends by a token of its own."""
     made = tiny_model(architecture, eos_token_id=None, **changes)
     made.tokenizer.eos_token = None
     return made
+
+
+@pytest.fixture(autouse=True)
+def endless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor by the template's end of turn."""
+    monkeypatch.setattr(Frame, "stop_tokens", frozenset())
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from model_adapter import SentenceEmbedder, create_database
-from tests.helpers import FACTS, SAMPLE, TEMPLATE, tiny_model
+from tests.helpers import FACTS, SAMPLE, tiny_model, without_ends
 
 #: Documents that nobody asks about.
 OTHERS = (
@@ -38,11 +38,7 @@ def _template(embedder: SentenceEmbedder) -> tuple[str, str]:
     """The database, made once, and the model beside it."""
     _kept.append(tempfile.TemporaryDirectory(prefix="memdb-test-"))
     folder = Path(_kept[-1].name)
-    model = tiny_model(eos_token_id=None)
-    model.tokenizer.eos_token = None
-    # Nor by the template's end of turn: there is none behind what the assistant says.
-    end = "{{ '' if message['role'] == 'assistant' else '<|im_end|>' }}"
-    model.tokenizer.chat_template = TEMPLATE.replace("<|im_end|>", end)
+    model = without_ends(tiny_model(eos_token_id=None))
     model.name = str(folder / "model")
     model.model.save_pretrained(model.name)
     model.tokenizer.save_pretrained(model.name)

@@ -107,7 +107,7 @@ def test_every_command(run: Run, corpus: Path, tmp_path: Path) -> None:
     assert (row["text"], row["metadata"]) == ("The heron left Pellonia.", {"kind": "news"})
 
     run("generate", "Say something.", "--max-new-tokens", "3", "--rag", "--temperature", "1")
-    shown = run("generate", "Say something.", "--max-new-tokens", "3", "--memories", "1")
+    shown = run("generate", "Say something.", "--max-new-tokens", "3", "--memories", "1", "-v")
     assert "prompt, from token 0, with:" in shown.stderr
 
     run("delete", "--where", "kind=fact", code=2)
@@ -135,7 +135,7 @@ def test_every_help_ends_with_an_example(run: Run) -> None:
     names = [[str(command.name)] for command in COMMANDS if command.name != "model"]
     for name in [*names, ["model", "pull"], ["model", "list"]]:
         text = run(*name, "--help").stdout
-        assert "Example:" in [line.strip() for line in text.splitlines()[-4:]], text
+        assert "Example:" in [line.strip() for line in text.splitlines()[-5:]], text
         assert text.splitlines()[-1].strip().startswith(("memdb", "cat")), text
 
 
