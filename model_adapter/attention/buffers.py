@@ -23,6 +23,7 @@ from model_adapter.attention.carried import (
     state_of,
 )
 from model_adapter.attention.function import Joined, LayerMemory, additive
+from model_adapter.attention.groups import grouped
 
 _ROOM = 64  # tokens that a buffer grows by, at least
 
@@ -133,7 +134,7 @@ class ContextLayer(CacheLayerMixin):  # type: ignore[misc]
         self.keys = key_states.new_empty(batch, kv_heads, size, head_dim)
         self.values = value_states.new_empty(batch, kv_heads, size, value_states.shape[-1])
         # What comes is visible, until it is hidden. Added to scores, so that a step builds no mask.
-        self._mask = key_states.new_zeros(batch, kv_heads, size)
+        self._mask = key_states.new_zeros(batch, kv_heads, 1, size)
         self.is_initialized = True
 
     def update(
@@ -166,10 +167,14 @@ class ContextLayer(CacheLayerMixin):  # type: ignore[misc]
         """Memories and context; None without memories."""
         if self.memory is None:
             return None
-        width = self.memory.keys.shape[2]
-        part = slice(self._room - width, self._room + self.length)
-        mask = self._mask[:, :, None, part]
-        return Joined(self.keys[:, :, part], self.values[:, :, part], mask, self.memory)
+        width = self.memory.mask.shape[2]
+        start, length = self._room - width, width + self.length
+        return Joined(
+            self.keys.narrow(2, start, length),
+            self.values.narrow(2, start, length),
+            self._mask.narrow(3, start, length),
+            self.memory,
+        )
 
     def apart(self, like: Tensor) -> LayerMemory | None:
         """Memories that do not lie beside the context; None: there are none."""
@@ -180,8 +185,8 @@ class ContextLayer(CacheLayerMixin):  # type: ignore[misc]
     def hide(self, start: int, real: Tensor) -> None:
         """See `ContextCache.hide`."""
         place = slice(self._room + start, self._room + start + real.shape[1])
-        real = real[:, None].to(self._mask.device)
-        self._mask[:, :, place] = additive(real, self._mask.dtype)
+        real = real[:, None, None].to(self._mask.device)
+        self._mask[..., place] = additive(real, self._mask.dtype)
 
     def _place(self, memories: Sequence[PackedLayer | None]) -> None:
         self._wanted, self.memory, self._apart, self._stacked = None, None, None, None
@@ -197,7 +202,7 @@ class ContextLayer(CacheLayerMixin):  # type: ignore[misc]
         place = slice(self._room - width, self._room)
         self.keys[:, :, place] = memory.keys
         self.values[:, :, place] = memory.values[..., : self.values.shape[-1]]
-        self._mask[:, :, place] = memory.mask
+        self._mask[:, :, 0, place] = memory.mask
         self._look(memory)
 
     def _look(self, memory: LayerMemory) -> None:
@@ -218,9 +223,9 @@ class ContextLayer(CacheLayerMixin):  # type: ignore[misc]
         self.lazy_initialization(self.keys, self.values)
         width = 0 if self.memory is None else self.memory.mask.shape[2]
         new = (self.keys, self.values, self._mask)
-        for there, here in zip(new, old, strict=True):
-            kept = here.narrow(2, was - width, width + self.length)
-            there.narrow(2, self._room - width, width + self.length).copy_(kept)
+        for there, here, along in zip(new, old, (2, 2, 3), strict=True):
+            kept = here.narrow(along, was - width, width + self.length)
+            there.narrow(along, self._room - width, width + self.length).copy_(kept)
         if self.memory is not None:
             self._look(self.memory)
 
@@ -271,28 +276,49 @@ class Sets:
 
 
 def stacked(memories: Sequence[PackedLayer | None], like: Tensor) -> LayerMemory:
-    """Sets of memories of one layer as tensors, the shorter ones filled up at their beginning.
+    """Sets of memories of one layer as tensors. Each head's pairs come last, behind what fills up.
 
     Args:
         memories: for each set what `memdb.pack` made; None: it has none here.
         like: (any, kv heads, any, head_dim): whose heads, dtype and device they take.
     """
-    width = max((packed.keys.shape[1] for packed in memories if packed is not None), default=0)
     _, kv_heads, _, head_dim = like.shape
+    given = [(i, packed, _ends(packed)) for i, packed in enumerate(memories) if packed is not None]
+    widths = np.max([ends for _, _, ends in given], axis=0, initial=0) * np.ones(kv_heads, int)
+    width = int(widths.max())
     shape = (len(memories), kv_heads, width)
-    keys, values = like.new_zeros(2, *shape, head_dim)
-    mask = like.new_full(shape, -torch.inf)
-    memory = like.new_full(shape, -1, dtype=torch.int64)
-    token = like.new_zeros(shape, dtype=torch.int64)
-    for i, packed in enumerate(memories):
-        if packed is not None:
-            place = (i, slice(None), slice(width - packed.keys.shape[1], None))
-            keys[place] = _tensor(packed.keys).to(like.device, like.dtype)
-            values[place] = _tensor(packed.values).to(like.device, like.dtype)
-            mask[place] = torch.from_numpy(packed.mask).to(like.device, like.dtype)
-            memory[place] = torch.from_numpy(packed.memory).to(like.device, torch.int64)
-            token[place] = torch.from_numpy(packed.positions).to(like.device, torch.int64)
-    return LayerMemory(keys, values, mask, memory, token)
+    stored = given[0][1].keys.dtype if given else np.dtype(np.float32)
+    keys, values = np.zeros((2, *shape, head_dim), stored)
+    mask = np.full(shape, -np.inf, np.float32)
+    memory = np.full(shape, -1, np.int64)
+    token = np.zeros(shape, np.int64)
+    for i, packed, ends in given:
+        for head, end in enumerate(ends.tolist()):
+            here = slice(width - end, width)
+            keys[i, head, here] = packed.keys[head, :end]
+            values[i, head, here] = packed.values[head, :end]
+            mask[i, head, here] = packed.mask[head, :end]
+            memory[i, head, here] = packed.memory[head, :end]
+            token[i, head, here] = packed.positions[head, :end]
+    # A call is little to a device that computes much at once.
+    on_cpu = like.device.type == "cpu"
+    groups = grouped(widths.tolist(), len(memories)) if on_cpu else ()
+    return LayerMemory(
+        _tensor(keys).to(like.device, like.dtype),
+        _tensor(values).to(like.device, like.dtype),
+        torch.from_numpy(mask).to(like.device, like.dtype),
+        torch.from_numpy(memory).to(like.device),
+        torch.from_numpy(token).to(like.device),
+        groups,
+    )
+
+
+def _ends(packed: PackedLayer) -> NDArray[np.int64]:
+    """(kv heads,): behind the last pair of each."""
+    real = packed.memory >= 0
+    width = real.shape[1]
+    ends: NDArray[np.int64] = np.where(real.any(1), width - real[:, ::-1].argmax(1), 0)
+    return ends
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +21,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from memdb import UnsupportedModelError
+from model_adapter.attention.groups import Group
+from model_adapter.attention.merging import BLOCK, LOWEST, Part, attend, scores_of
 
 NAME = "memdb"
 
@@ -34,6 +37,12 @@ NOWHERE = 1 << 40
 #: values (batch, kv heads, cached + tokens, head_dim), and the factor of the attention's scores.
 #: Queries and keys are after RoPE.
 Observer = Callable[[int, Tensor, Tensor, Tensor, float], None]
+
+# Tokens that stand before a pass, up to which they cost least as a part of it: a prefix.
+_SHORT = 64
+
+# Entries of a mask up to which one softmax costs least, over memories and context side by side.
+_SMALL = 1 << 16
 
 # Keyword arguments by which models ask their attention function for more than is computed here.
 _UNSUPPORTED = ("position_bias",)
@@ -109,6 +118,8 @@ class LayerMemory:
             -inf where padded.
         memory: (sets, kv heads, width) int64: which memory of its set each key is of; -1: none.
         token: (sets, kv heads, width) int64: of which token of its reference, from 0.
+        groups: heads that are attended to together, each with its last slots alone; (): all are,
+            with all slots.
     """
 
     keys: Tensor
@@ -116,6 +127,13 @@ class LayerMemory:
     mask: Tensor
     memory: Tensor
     token: Tensor
+    groups: tuple[Group, ...] = ()
+
+    @property
+    def in_groups(self) -> tuple[Group, ...]:
+        """`groups`, or one of all."""
+        _, kv_heads, width = self.mask.shape
+        return self.groups or (Group(0, kv_heads, width),)
 
 
 @dataclass(frozen=True)
@@ -169,13 +187,31 @@ class Memories(Protocol):
 Witness = Callable[[Tensor, LayerMemory], None]
 
 
+@dataclass(frozen=True)
+class Block:
+    """Which keys some tokens side by side see.
+
+    Attributes:
+        start: the first of these tokens, `BLOCK` or what is left.
+        first: the first key that any sees.
+        end: behind the last one.
+        mask: (batch, 1, tokens, end - first) float32, added to scores.
+    """
+
+    start: int
+    first: int
+    end: int
+    mask: Tensor
+
+
 @dataclass
 class Sight:
     """What the tokens of one forward pass see.
 
     Attributes:
-        queries: (batch, tokens) their positions; `NOWHERE` for padding.
-        keys: (batch, cached + tokens) those of the context.
+        queries: (batch, tokens) their positions, which grow; `NOWHERE` for padding, which is at the
+            end.
+        keys: (batch, cached + tokens) those of the context, of which these tokens are the last.
         memories: what is read beside the context; None: nothing.
         stretches: how the pass is cut; None: each sequence has one set of memories.
         windows: where memories' tokens begin, if sliding windows hold for them, too; None: all
@@ -190,6 +226,8 @@ class Sight:
     windows: int | None = None
     witness: Witness | None = None
     _masks: dict[int, Tensor] = field(default_factory=dict)
+    _added: dict[tuple[int, torch.dtype], Tensor | None] = field(default_factory=dict)
+    _blocks: dict[int, list[Block]] = field(default_factory=dict)
     _elsewhere: dict[torch.device, Sight] = field(default_factory=dict)
 
     def on(self, device: torch.device) -> Sight:
@@ -220,6 +258,51 @@ class Sight:
     def sees_all(self, rule: Rule) -> bool:
         """Whether each token sees whatever is not padding: one token, without a window."""
         return rule.is_causal and self.queries.shape[1] == 1
+
+    def added(self, rule: Rule, dtype: torch.dtype) -> Tensor | None:
+        """`mask` of a pass without stretches as what is added to scores, once for each kind of
+        layer; None: nothing is hidden."""
+        key = id(rule), dtype
+        if key not in self._added:
+            mask = self.mask(rule)
+            # Elsewhere than on a CPU to look is to wait.
+            whole = mask.device.type == "cpu" and bool(mask.all())
+            self._added[key] = None if whole else additive(mask, dtype)
+        return self._added[key]
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it is one token, or a mask of all tokens and keys is small."""
+        tokens = self.queries.shape[1]
+        return tokens == 1 or tokens * self.keys.shape[1] <= _SMALL
+
+    @cached_property
+    def cached(self) -> int:
+        """How many keys were there before this pass."""
+        return self.keys.shape[1] - self.queries.shape[1]
+
+    @cached_property
+    def hidden(self) -> Tensor | None:
+        """(batch, 1, 1, cached) float32, `LOWEST` where the context of before is padding, else 0;
+        None: it nowhere is."""
+        padding = self.keys[:, None, None, : self.cached] == NOWHERE
+        return padding * torch.tensor(LOWEST, device=padding.device) if padding.any() else None
+
+    def blocks(self, rule: Rule) -> list[Block]:
+        """The context by blocks of tokens, for a rule that hides what is far; computed once for
+        each kind of layer."""
+        if id(rule) not in self._blocks:
+            self._blocks[id(rule)] = [
+                self._block(rule, start) for start in range(0, self.queries.shape[1], BLOCK)
+            ]
+        return self._blocks[id(rule)]
+
+    def _block(self, rule: Rule, start: int) -> Block:
+        seen = rule.between(self.queries[:, start : start + BLOCK], self.keys)
+        places = seen.flatten(0, 2).any(0).nonzero()
+        first, end = int(places[0]), int(places[-1]) + 1
+        mask = (~seen[..., first:end]) * torch.tensor(LOWEST, device=seen.device)
+        return Block(start, first, end, mask)
 
 
 def memory_attention(
@@ -270,56 +353,224 @@ def memory_attention(
         observer(layer, query, key, as_long(value, key), scaling or query.shape[-1] ** -0.5)
     layer = getattr(module, SOURCE, layer)
 
-    batch, heads, tokens, head_dim = query.shape
     sight = None if explicit_memory is None else explicit_memory.on(query.device)
-    stretches = None if sight is None else sight.stretches
-    memory: LayerMemory | None = None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if sight is None or not isinstance(attention_mask, Rule):
         mask = attention_mask.mask if isinstance(attention_mask, Rule) else attention_mask
-    elif stretches is not None:
-        key, value, mask, memory = _in_stretches(layer, key, value, attention_mask, sight)
-        query = _rows(query.transpose(1, 2), stretches).transpose(1, 2)
+        if mask is None:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} has no mask in its attention: its tokens see those that "
+                "come"
+            )
+        given: _Given = (key, value, mask, None)
+    elif torch.is_grad_enabled() and sight.stretches is not None:
+        given = _in_stretches(layer, key, value, attention_mask, sight)
+    elif torch.is_grad_enabled() or (sight.stretches is None and sight.is_short):
+        given = _side_by_side(layer, key, value, attention_mask, sight)
     else:
-        key, value, mask, memory = _side_by_side(layer, key, value, attention_mask, sight)
+        whole = _in_parts(layer, query, key, value, attention_mask, sight, scale, softcap, s_aux)
+        return whole.mixed.contiguous(), None
+    dropped = dropout if module.training else 0.0
+    return _as_one(query, given, sight, scale, dropped, softcap, s_aux), None
 
-    if mask is None:
-        raise UnsupportedModelError(
-            f"{type(module).__name__} has no mask in its attention: its tokens see those that come"
-        )
 
+#: Keys, values, mask, and the memories that are the first of these keys.
+_Given = tuple[Tensor, Tensor, Tensor | None, LayerMemory | None]
+
+
+def _as_one(
+    query: Tensor,
+    given: _Given,
+    sight: Sight | None,
+    scale: float,
+    dropout: float,
+    softcap: float | None,
+    s_aux: Tensor | None,
+) -> Tensor:
+    """(batch, tokens, heads, length of a value): one softmax over keys that lie side by side."""
+    key, value, mask, memory = given
+    batch, heads, tokens, _ = query.shape
+    stretches = None if sight is None else sight.stretches
+    if stretches is not None:
+        query = _rows(query.transpose(1, 2), stretches).transpose(1, 2)
     # The query heads of one kv head become more queries of it: keys and values need no copies.
     rows, _, length, _ = query.shape
     kv_heads = key.shape[1]
     group = heads // kv_heads
-    query = query.reshape(rows, kv_heads, group * length, head_dim)
-    if length > 1:
+    query = query.reshape(rows, kv_heads, group * length, -1)
+    if length > 1 and mask is not None:
         mask = mask.repeat(1, 1, group, 1)
     witness = None if sight is None or memory is None else sight.witness
     if softcap is None and s_aux is None and witness is None:
-        mixed = scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
-        )
+        mixed = _by_groups(query, given[:2], mask, memory, dropout, scale)
     else:
         # In float32: half precision ends at 65504, and what is beyond makes a row of NaN.
-        scores = query.float() @ key.float().transpose(2, 3)
-        scores = scores * (head_dim**-0.5 if scaling is None else scaling)
+        scores = query.float() @ key.float().transpose(2, 3) * scale
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        scores = scores + additive(mask, scores.dtype)
+        if mask is not None:
+            scores = scores + additive(mask, scores.dtype)
         weights = scores.softmax(-1) if s_aux is None else _beside_sinks(scores, s_aux, group)
         if witness is not None and memory is not None:
             width = memory.mask.shape[2]
             witness(weights[..., :width].reshape(rows, heads, length, width), memory)
-        weights = torch.dropout(weights, dropout, module.training)
+        weights = torch.dropout(weights, dropout, True)
         mixed = weights.to(value.dtype) @ value
     mixed = mixed.reshape(rows, heads, length, value.shape[-1]).transpose(1, 2)
     if stretches is not None:
-        mixed = mixed.flatten(0, 1)[stretches.places].unflatten(0, (batch, tokens))
-    return mixed.contiguous(), None
+        mixed = mixed.flatten(0, 1).index_select(0, stretches.places).unflatten(0, (batch, tokens))
+    return mixed.contiguous()
 
 
-#: Keys, values, mask, and the memories that are the first of these keys.
-_Given = tuple[Tensor, Tensor, Tensor, LayerMemory | None]
+def _by_groups(
+    query: Tensor,
+    pairs: tuple[Tensor, Tensor],
+    mask: Tensor | None,
+    memory: LayerMemory | None,
+    dropout: float,
+    scale: float,
+) -> Tensor:
+    """Each group of heads with the slots that it fills, and the context behind them."""
+    keys, values = pairs
+    if memory is None or len(memory.groups) < 2:
+        return scaled_dot_product_attention(
+            query, keys, values, attn_mask=mask, dropout_p=dropout, scale=scale
+        )
+    mixed, count, length = [], memory.mask.shape[2], keys.shape[2]
+    for group in memory.groups:
+        heads = (1, group.first, group.end - group.first)
+        start = (2, count - group.width, length - count + group.width)
+        mixed.append(
+            scaled_dot_product_attention(
+                query.narrow(*heads),
+                keys.narrow(*heads).narrow(*start),
+                values.narrow(*heads).narrow(*start),
+                attn_mask=None if mask is None else mask.narrow(*heads)[..., start[1] :],
+                dropout_p=dropout,
+                scale=scale,
+            )
+        )
+    return torch.cat(mixed, 1)
+
+
+def _in_parts(
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rule: Rule,
+    sight: Sight,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Part:
+    """Memories and context each by themselves, merged: for a pass of several tokens, in which no
+    mask is as large as tokens times tokens, and the context is copied for no stretch. Without
+    gradients."""
+    whole = _context(query, key, value, rule, sight, scale, softcap)
+    if sinks is not None:
+        whole = whole.beside(sinks)
+    memory = _sets(layer, key, sight)
+    if memory is None or memory.mask.shape[2] == 0:
+        return whole
+    rows, cut = query, sight.stretches
+    if cut is not None:
+        rows = _rows(query.transpose(1, 2), cut).transpose(1, 2)
+    mask = memory.mask[:, :, None].float()
+    if sight.windows is not None:
+        places = sight.queries if cut is None else sight.queries.flatten()[cut.tokens]
+        mask = _windowed(mask, rule, places, memory.token + sight.windows)
+    mask = mask.clamp_min(LOWEST).repeat_interleave(query.shape[1] // key.shape[1], 1)
+    part = _memories(rows, memory, mask, value.shape[-1], scale, softcap)
+    if cut is not None:
+        part = part.at(cut.places, (query.shape[0], query.shape[2]))
+    whole = whole + part
+    if sight.witness is not None:
+        logs = whole.logs if cut is None else _rows(whole.logs, cut)
+        scores = scores_of(rows, memory.keys, scale, softcap, mask)
+        sight.witness((scores - logs.transpose(1, 2)[..., None]).exp(), memory)
+    return whole
+
+
+def _context(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rule: Rule,
+    sight: Sight,
+    scale: float,
+    softcap: float | None,
+) -> Part:
+    if not rule.is_causal:
+        parts = []
+        for block in sight.blocks(rule):
+            seen = slice(block.first, block.end)
+            parts.append(
+                attend(
+                    query[:, :, block.start : block.start + BLOCK],
+                    key[:, :, seen],
+                    value[:, :, seen],
+                    scale,
+                    mask=block.mask,
+                    softcap=softcap,
+                )
+            )
+        return Part(*(torch.cat([getattr(p, n) for p in parts], 1) for n in ("mixed", "logs")))
+    # What fills up a sequence stands behind all that its tokens see.
+    cached = sight.cached
+    if cached <= _SHORT and sight.hidden is None:
+        # Queries that nobody asks about, so that the others stand where their keys do.
+        more = query.new_zeros(query.shape[0], query.shape[1], cached, query.shape[3])
+        led = torch.cat([more, query], 2) if cached else query
+        part = attend(led, key, value, scale, causal=True, softcap=softcap)
+        return Part(part.mixed[:, cached:], part.logs[:, cached:])
+    own = key[:, :, cached:], value[:, :, cached:]
+    before = key[:, :, :cached], value[:, :, :cached]
+    return attend(query, *own, scale, causal=True, softcap=softcap) + attend(
+        query, *before, scale, mask=sight.hidden, softcap=softcap
+    )
+
+
+def _memories(
+    rows: Tensor,
+    memory: LayerMemory,
+    mask: Tensor,
+    length: int,
+    scale: float,
+    softcap: float | None,
+) -> Part:
+    """Attention over memories: queries (sets, heads, tokens, head_dim), mask (sets, heads, 1 or
+    tokens, width)."""
+    per = rows.shape[1] // memory.keys.shape[1]
+    parts = []
+    for group in memory.in_groups:
+        if group.width == 0:
+            shape = rows.shape[0], rows.shape[2], (group.end - group.first) * per
+            nothing = rows.new_full(shape, LOWEST, dtype=torch.float32)
+            parts.append(Part(rows.new_zeros(*shape, length), nothing))
+            continue
+        own, start = slice(group.first, group.end), memory.mask.shape[2] - group.width
+        heads = slice(group.first * per, group.end * per)
+        parts.append(
+            attend(
+                rows[:, heads],
+                memory.keys[:, own, start:],
+                memory.values[:, own, start:, :length],
+                scale,
+                mask=mask[:, heads, :, start:],
+                softcap=softcap,
+            )
+        )
+    return Part(*(torch.cat([getattr(p, n) for p in parts], 2) for n in ("mixed", "logs")))
+
+
+def _sets(layer: int, like: Tensor, sight: Sight) -> LayerMemory | None:
+    if sight.memories is None:
+        return None
+    if sight.stretches is not None:
+        return sight.memories.sets(layer, like)
+    joined = sight.memories.joined(layer)
+    return sight.memories.sets(layer, like) if joined is None else joined.memory
 
 
 def _side_by_side(layer: int, key: Tensor, value: Tensor, rule: Rule, sight: Sight) -> _Given:
@@ -328,7 +579,7 @@ def _side_by_side(layer: int, key: Tensor, value: Tensor, rule: Rule, sight: Sig
     if joined is None:
         apart = None if sight.memories is None else sight.memories.sets(layer, key)
         if apart is None:
-            return key, value, sight.mask(rule), None
+            return key, value, sight.added(rule, key.dtype), None
         return _in_front(apart, key, value, rule, sight, sight.queries)
     if sight.sees_all(rule):
         return joined.keys, joined.values, joined.mask, joined.memory
@@ -400,13 +651,14 @@ def _windowed(mask: Tensor, rule: Rule, queries: Tensor, memories: Tensor) -> Te
     positions, -inf where a model with a window does not see them."""
     sets, kv_heads, width = memories.shape
     seen = rule.between(queries, memories.reshape(sets, kv_heads * width))
-    seen = seen.view(sets, -1, kv_heads, width).transpose(1, 2)
+    seen = seen.view(sets, seen.shape[2], kv_heads, width).transpose(1, 2)
     return mask.masked_fill(~seen, -torch.inf)
 
 
 def _rows(x: Tensor, stretches: Stretches) -> Tensor:
     """(batch, tokens, ...) -> (stretches, length, ...)."""
-    return x.flatten(0, 1)[stretches.tokens]
+    rows = x.flatten(0, 1).index_select(0, stretches.tokens.flatten())
+    return rows.unflatten(0, stretches.tokens.shape)
 
 
 def _rule(*args: Any, **kwargs: Any) -> Rule:
