@@ -224,7 +224,12 @@ class Bench:
 
     def ways(self) -> dict[str, Callable[[int], tuple[float, float]]]:
         """Those that this model has, by name; the first two are what others are compared with."""
-        return {"transformers": self._alone, "RAG": self._rag, "memory": self._memory}
+        return {
+            "transformers": self._alone,
+            "RAG": self._rag,
+            "memory": partial(self._memory, False),
+            "memory, graph": partial(self._memory, True),
+        }
 
     def _memories(self, many: int) -> list[ExplicitMemory]:
         """At random, as uneven over the heads as real ones: some keep nearly all, most next to
@@ -283,9 +288,11 @@ class Bench:
             model.set_attn_implementation("memdb")
 
     @torch.no_grad()
-    def _memory(self, batch: int) -> tuple[float, float]:
+    def _memory(self, fixed: bool, batch: int) -> tuple[float, float]:
         first = self._reader(batch)
         seconds, (chosen, context) = self._firsts(first)
+        if fixed and not context.fix(self._steps):
+            raise ValueError("its steps cannot be recorded")
         return seconds, self._decoded(lambda tokens: context.step(tokens).argmax(-1), chosen)
 
     def _reader(self, batch: int) -> Callable[[], tuple[Tensor, Context]]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from memdb import PackedLayer, PackedMemories
@@ -26,6 +27,7 @@ from model_adapter.attention.function import Joined, LayerMemory, additive
 from model_adapter.attention.groups import grouped
 
 _ROOM = 64  # tokens that a buffer grows by, at least
+_ALIGNED = 16  # places: kernels of GPUs read rows of masks that begin at multiples of 16 bytes
 
 
 class ContextCache(Cache):  # type: ignore[misc]
@@ -48,6 +50,38 @@ class ContextCache(Cache):  # type: ignore[misc]
     def has_state(self) -> bool:
         """Whether a layer keeps a state: such a context cannot be cut, or filled up."""
         return bool(self._with_state)
+
+    @property
+    def with_keys(self) -> dict[int, ContextLayer]:
+        """The layers that keep keys and values and have some, by number."""
+        return {n: layer for n, layer in self._with_keys.items() if layer.is_initialized}
+
+    @property
+    def capacity(self) -> int:
+        """Places of the context that there is room for in a layer."""
+        return next((layer.capacity for layer in self.with_keys.values()), 0)
+
+    def buffers(self) -> list[int]:
+        """Where the buffers lie: others if one was made anew."""
+        return [layer.keys.data_ptr() for layer in self.with_keys.values()]
+
+    def make_ready(self, tokens: int) -> bool:
+        """Put memories that wait into their places, and make room for so many tokens more; whether
+        all memories lie beside the context, and each layer has the same room for it."""
+        beside = True
+        for layer in self.with_keys.values():
+            beside = layer.make_ready(self.length + tokens) and beside
+        return beside and len({layer.capacity for layer in self.with_keys.values()}) == 1
+
+    def show_what_is_filled(self) -> None:
+        """Hide all places but those of memories and context."""
+        for layer in self.with_keys.values():
+            layer.show(-torch.inf)
+
+    def show_what_comes(self) -> None:
+        """Hide no place that is not filled yet."""
+        for layer in self.with_keys.values():
+            layer.show(0.0)
 
     @property
     def length(self) -> int:
@@ -129,6 +163,7 @@ class ContextLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Make the buffers: (batch, kv heads, room + capacity, head_dim); values may be shorter."""
+        self._room, self._capacity = _aligned(self._room), _aligned(self._capacity)
         size = self._room + self._capacity
         batch, kv_heads, _, head_dim = key_states.shape
         self.keys = key_states.new_empty(batch, kv_heads, size, head_dim)
@@ -175,6 +210,58 @@ class ContextLayer(CacheLayerMixin):  # type: ignore[misc]
             self._mask.narrow(3, start, length),
             self.memory,
         )
+
+    @property
+    def capacity(self) -> int:
+        """Places of the context that there is room for."""
+        return self._capacity
+
+    @property
+    def mask(self) -> Tensor:
+        """(batch, kv heads, 1, room + capacity), added to scores."""
+        return self._mask
+
+    def make_ready(self, capacity: int) -> bool:
+        """See `ContextCache.make_ready`, for so many places."""
+        if self._wanted is not None:
+            self._place(self._wanted)
+        self._reserve(0, capacity)
+        return self._apart is None
+
+    def show(self, what_comes: float) -> None:
+        """Hide what is not filled, of memories' room; and of the context's add this to the
+        scores."""
+        width = 0 if self.memory is None else self.memory.mask.shape[2]
+        for part in (slice(0, self._room - width), slice(self._room + self.length, None)):
+            self.keys[:, :, part] = 0  # not a number times no attention would be none
+            self.values[:, :, part] = 0
+        self._mask[..., : self._room - width] = -torch.inf
+        self._mask[..., self._room + self.length :] = what_comes
+
+    def whole(self) -> LayerMemory | None:
+        """The memories as the whole room, in which they come last, also if there are none now;
+        None: there is no room."""
+        if self._room == 0:
+            return None
+        mask = self._mask[:, :, 0, : self._room]
+        if self.memory is None:
+            nothing = torch.full_like(mask, -1, dtype=torch.int64)
+            memory, token = nothing, nothing
+        else:
+            missing = self._room - self.memory.mask.shape[2]
+            memory = pad(self.memory.memory, (missing, 0), value=-1)
+            token = pad(self.memory.token, (missing, 0))
+        keys, values = self.keys[:, :, : self._room], self.values[:, :, : self._room]
+        return LayerMemory(keys, values, mask, memory, token)
+
+    def write(self, place: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Put a token's key and value, (batch, kv heads, 1, ...), where a tensor (1,) says; the
+        keys and values of all that there is room for, without memories."""
+        keys, values = self.keys[:, :, self._room :], self.values[:, :, self._room :]
+        keys.index_copy_(2, place, key)
+        values.index_copy_(2, place, value)
+        self._mask[..., self._room :].index_fill_(3, place, 0)
+        return keys, values
 
     def apart(self, like: Tensor) -> LayerMemory | None:
         """Memories that do not lie beside the context; None: there are none."""
@@ -259,6 +346,10 @@ class _LayerOfBoth(StateLayer, ContextLayer):  # type: ignore[misc]
         kind.lazy_initialization(self, *args, **kwargs)
 
     get_max_length = get_max_cache_shape = ContextLayer.get_max_length
+
+
+def _aligned(places: int) -> int:
+    return -(-places // _ALIGNED) * _ALIGNED
 
 
 class Sets:

@@ -8,10 +8,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from memdb import PackedMemories
 from model_adapter.attention.buffers import ContextCache, Sets
 from model_adapter.attention.carried import KeyValues, beside
+from model_adapter.attention.fixed import FixedSteps
 from model_adapter.attention.function import (
     NOWHERE,
     LayerMemory,
@@ -98,6 +100,9 @@ class Context:
         self._positions = torch.full((batch, max(_ROOM, room)), NOWHERE, device=model.device)
         self._positions[:, : len(prefix)] = torch.arange(len(prefix), device=model.device)
         self._cache.begin(model.prefix(prefix), batch)
+        self._fixed: FixedSteps | None = None
+        self._room = 0  # steps that were made room for
+        self._changed = False  # whether there are other memories than fixed steps know of
 
     @property
     def positions(self) -> list[int]:
@@ -125,6 +130,7 @@ class Context:
         Raises:
             InvalidInputError: it would go beyond the model's last position.
         """
+        self.unfix()
         tokens = [[token for part in parts for token in part.tokens] for parts in sequences]
         counts = [len(row) for row in tokens]
         length = max(counts)
@@ -194,11 +200,67 @@ class Context:
         Returns:
             (batch, vocabulary) logits.
         """
+        if self._fixed is not None and witness is None:
+            return self._fixed_step(self._fixed, tokens)
+        self.unfix()
         places = torch.tensor(self._next, device=self._model.device)[:, None]
         return self._pass(tokens[:, None], places, None, [0], self._cache, None, witness)[:, 0]
 
+    def fix(self, tokens: int) -> bool:
+        """Let steps that follow run in shapes that do not change: on a GPU as one recorded graph
+        (`attention/fixed.py`). Whatever else is read ends it.
+
+        Args:
+            tokens: steps to make room for; with more it is recorded anew.
+
+        Returns:
+            Whether they do: not for a model whose layers carry a state on, nor where nothing was
+            read yet.
+        """
+        self.unfix()
+        if self._cache.has_state or not self._length or not self._cache.make_ready(tokens):
+            return False
+        capacity = self._cache.capacity
+        missing = capacity - self._positions.shape[1]
+        if missing > 0:
+            self._positions = pad(self._positions, (0, missing), value=NOWHERE)
+
+        def forward(ids: Tensor, places: Tensor, cache: Any, sight: Sight) -> Tensor:
+            return self._model.run(ids, places, cache, sight, [0])
+
+        with torch.no_grad():
+            self._fixed = FixedSteps(
+                self._cache, forward, self._positions, self._next, self._windows
+            )
+        self._room = tokens
+        return True
+
+    def unfix(self) -> None:
+        """Let steps run as other passes do."""
+        if self._fixed is not None:
+            self._fixed.end()
+            self._fixed = None
+
+    @torch.no_grad()
+    def _fixed_step(self, fixed: FixedSteps, tokens: Tensor) -> Tensor:
+        ends = [at + 1 for at in self._next]
+        self._model.require_position(max(ends))
+        if self._changed or self._length == self._cache.capacity:
+            self._changed = False
+            beside = self._cache.make_ready(1)
+            if not beside or self._cache.buffers() != fixed.buffers:
+                if not self.fix(self._room):
+                    return self.step(tokens)
+                assert self._fixed is not None
+                fixed = self._fixed
+            fixed.begin(self._next)
+        logits = fixed.step(tokens)
+        self._next = ends
+        return logits
+
     def remember(self, memories: Sequence[PackedMemories | None]) -> None:
         """Put memories in the place of those in use, one set for each sequence."""
+        self._changed = True
         self._in_use = list(memories)
         self._cache.remember(memories)
 
@@ -215,6 +277,7 @@ class Context:
             rows: for each sequence of the new one, that of this one which it goes on from.
             capacity: tokens of a sequence to make room for at once.
         """
+        self.unfix()
         length = self._length
         made = Context(self._model, batch=len(rows), capacity=length + capacity)
         made._prefix, made._windows = self._prefix, self._windows
@@ -235,6 +298,7 @@ class Context:
         room = self._batch == 1 and 0 <= tokens <= self._length - self._prefix
         if not room or not self.can_take_back(tokens):
             raise ValueError(f"cannot take back {tokens} tokens")
+        self.unfix()
         self._cache.cut(self._length - tokens)
         self._next[0] -= tokens
 

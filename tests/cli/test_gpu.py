@@ -22,12 +22,12 @@ def test_each_way_has_a_row_and_what_is_missing_a_reason(tmp_path: Path) -> None
     assert out.read_text() == result.output
     figures = json.loads(rows.read_text())
     measured = [(row["batch"], row["what"]) for row in figures if not row["reason"]]
-    ways = ["transformers", "RAG", "memory"]
+    ways = ["transformers", "RAG", "memory", "memory, graph"]
     assert measured == [(batch, what) for batch in (1, 2) for what in ways]
     assert all(row["first"] > 0 < row["decoding"] for row in figures if not row["reason"])
     lacking, *_, vllm = (row for row in figures if row["reason"])
-    assert str(tmp_path / "none") in lacking["model"]
-    assert "cannot be loaded" in lacking["reason"]
+    assert lacking["model"] == str(tmp_path / "none")
+    assert "InvalidInputError" in lacking["reason"]
     assert vllm["what"] == "vLLM"
 
 
