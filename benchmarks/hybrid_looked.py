@@ -23,7 +23,7 @@ from torch import Tensor
 
 from memdb import PackedLayer, PackedMemories
 from model_adapter import Context, LanguageModel, Stretch
-from model_adapter.attention.function import LayerMemory
+from model_adapter.attention.sight import LayerMemory
 from model_adapter.evaluation import Question
 from model_adapter.evaluation.arms import prompt_of
 

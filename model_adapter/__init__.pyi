@@ -4,7 +4,8 @@ from .api.open import open_database
 from .api.repair import repair_database
 from .api.rewrite import rewrite_database
 from .attention.context import Context, Stretch
-from .attention.function import LayerMemory, Sight, memory_attention
+from .attention.function import memory_attention
+from .attention.sight import LayerMemory, Sight
 from .calibration.calibrate import calibrate
 from .calibration.found import Calibration
 from .catalog import (

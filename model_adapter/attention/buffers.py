@@ -23,8 +23,8 @@ from model_adapter.attention.carried import (
     layers_of,
     state_of,
 )
-from model_adapter.attention.function import Joined, LayerMemory, additive
 from model_adapter.attention.groups import grouped
+from model_adapter.attention.sight import Joined, LayerMemory, additive
 
 _ROOM = 64  # tokens that a buffer grows by, at least
 _ALIGNED = 16  # places: kernels of GPUs read rows of masks that begin at multiples of 16 bytes
@@ -395,13 +395,20 @@ def stacked(memories: Sequence[PackedLayer | None], like: Tensor) -> LayerMemory
     on_cpu = like.device.type == "cpu"
     groups = grouped(widths.tolist(), len(memories)) if on_cpu else ()
     return LayerMemory(
-        _tensor(keys).to(like.device, like.dtype),
-        _tensor(values).to(like.device, like.dtype),
-        torch.from_numpy(mask).to(like.device, like.dtype),
-        torch.from_numpy(memory).to(like.device),
-        torch.from_numpy(token).to(like.device),
+        _moved(_tensor(keys), like.device, like.dtype),
+        _moved(_tensor(values), like.device, like.dtype),
+        _moved(torch.from_numpy(mask), like.device, like.dtype),
+        _moved(torch.from_numpy(memory), like.device, torch.int64),
+        _moved(torch.from_numpy(token), like.device, torch.int64),
         groups,
     )
+
+
+def _moved(given: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """It on a device. To a GPU it goes through pinned memory, so that nobody waits for it."""
+    if device.type != "cuda":
+        return given.to(device, dtype)
+    return given.pin_memory().to(device, non_blocking=True).to(dtype)
 
 
 def _ends(packed: PackedLayer) -> NDArray[np.int64]:

@@ -14,14 +14,7 @@ from memdb import PackedMemories
 from model_adapter.attention.buffers import ContextCache, Sets
 from model_adapter.attention.carried import KeyValues, beside
 from model_adapter.attention.fixed import FixedSteps
-from model_adapter.attention.function import (
-    NOWHERE,
-    LayerMemory,
-    Memories,
-    Sight,
-    Stretches,
-    Witness,
-)
+from model_adapter.attention.sight import NOWHERE, LayerMemory, Memories, Sight, Stretches, Witness
 
 _ROOM = 64  # tokens that are made room for, at least
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from model_adapter.attention.buffers import ContextCache, ContextLayer
-from model_adapter.attention.function import NOWHERE, Joined, LayerMemory, Sight
+from model_adapter.attention.sight import NOWHERE, Joined, LayerMemory, Sight
 
 #: A forward pass: tokens, their positions, a cache, what they see; (batch, 1, vocabulary) logits.
 Forward = Callable[[Tensor, Tensor, Any, Sight], Tensor]

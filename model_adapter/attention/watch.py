@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model_adapter.attention.function import LayerMemory
+from model_adapter.attention.sight import LayerMemory
 
 
 class Watch:

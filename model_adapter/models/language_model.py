@@ -14,7 +14,8 @@ from torch import Tensor
 from memdb import DType, InvalidInputError, Rope, UnsupportedModelError
 from model_adapter.attention import function as attention
 from model_adapter.attention.buffers import ContextCache
-from model_adapter.attention.function import Observer, Sight
+from model_adapter.attention.function import Observer
+from model_adapter.attention.sight import Sight
 from model_adapter.catalog import Notify, source_key
 from model_adapter.models import observing
 from model_adapter.models.adapters import Adapter, adapter_key, load_adapter

@@ -20,7 +20,8 @@ from memdb import PackedLayer, PackedMemories, UnsupportedModelError
 from model_adapter.attention.buffers import ContextCache
 from model_adapter.attention.carried import KeyValues
 from model_adapter.attention.context import Context, Stretch
-from model_adapter.attention.function import SOURCE, Observer, Sight
+from model_adapter.attention.function import SOURCE, Observer
+from model_adapter.attention.sight import Sight
 from model_adapter.catalog import in_brief
 
 _PREFIX, _REFERENCE, _CONTEXT = 3, 4, 5  # tokens of the text that is tried

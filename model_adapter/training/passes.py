@@ -11,14 +11,8 @@ import torch
 from torch import Tensor
 
 from memdb import MemoryShape
-from model_adapter.attention.function import (
-    NOWHERE,
-    LayerMemory,
-    Sight,
-    Stretches,
-    additive,
-    run,
-)
+from model_adapter.attention.function import run
+from model_adapter.attention.sight import NOWHERE, LayerMemory, Sight, Stretches, additive
 from model_adapter.models import observing
 from model_adapter.models.observing import KeyValues
 from model_adapter.training.examples import Row

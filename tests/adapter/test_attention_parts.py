@@ -16,12 +16,12 @@ from transformers.masking_utils import causal_mask_function, sliding_window_caus
 
 from memdb import PackedLayer, PackedMemories
 from model_adapter import Context, Stretch, memory_attention
-from model_adapter.attention import function
+from model_adapter.attention import sight
 from model_adapter.attention.buffers import stacked
 from model_adapter.attention.context import _cut
-from model_adapter.attention.function import NOWHERE, LayerMemory, Rule, Sight
 from model_adapter.attention.groups import grouped
 from model_adapter.attention.merging import BLOCK, LOWEST, attend
+from model_adapter.attention.sight import NOWHERE, LayerMemory, Rule, Sight
 from tests.adapter.test_attention import Case
 from tests.helpers import SAMPLE, tiny_model
 
@@ -375,7 +375,7 @@ def test_half_precision_equals_a_loop(name: str, dtype: torch.dtype) -> None:
 def test_long_passes_without_stretches_equal_a_loop(
     cached: int, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(function, "_SMALL", 0)
+    monkeypatch.setattr(sight, "_SMALL", 0)
     check(pass_of([[BLOCK + 20]], cached=cached, window=window, heads=(2, 1), bare=True))
     check(pass_of([[9], [30]], cached=cached, hole=cached // 3, window=window, bare=True))
 
@@ -384,7 +384,7 @@ def test_long_passes_without_stretches_equal_a_loop(
 def test_long_passes_of_one_stretch_with_memories_equal_a_loop(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(function, "_SMALL", 0)
+    monkeypatch.setattr(sight, "_SMALL", 0)
     case = Case(architecture, sliding_window=12)
     for windows in (False, True):
         first = [(case.tokens(0, 14), case.set(0, 1))]

@@ -27,7 +27,7 @@ from model_adapter import (
     create_database,
     generate,
 )
-from model_adapter.attention.function import LayerMemory
+from model_adapter.attention.sight import LayerMemory
 from model_adapter.attention.weighing import EVEN, SAFE, Weighing
 from model_adapter.catalog import AdapterEntry
 from model_adapter.generation import weighing_constants as constants
