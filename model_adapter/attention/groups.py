@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 #: Slots (of one sequence and kv head) that take a CPU as long as one more call.
-_CALL = 256
+_CALL = 400
 
 
 @dataclass(frozen=True)
