@@ -36,6 +36,9 @@ from memdb import MemDBError, read_corpus
 from model_adapter import DEFAULT_MODEL, create_database, open_database
 
 
+_ASKED = 100  # texts, at most, whose beginnings are asked beside llama.cpp
+
+
 @click.command()
 @click.option("--corpus", type=click.Path(exists=True, path_type=Path))
 @click.option("--questions", type=click.Path(exists=True, path_type=Path))
@@ -78,6 +81,7 @@ def main(
         console.print(f"{model}, {reads}, {device}; writing {references} references")
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             path = Path(folder) / "db"
+            shorter = [text for text in texts if len(text) > 400][:_ASKED]
             texts = _written(path, loaded, texts, references)
             benches = [
                 run.Bench(
@@ -97,7 +101,7 @@ def main(
                 rows = llama.compared(
                     path,
                     model,
-                    texts,
+                    shorter,
                     Path(folder),
                     threads=tuple(map(int, threads.split(","))),
                     rounds=rounds,

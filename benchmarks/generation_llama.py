@@ -112,8 +112,8 @@ def _of_threads(
 def _in_turns(
     arms: tuple[_Answer, _Answer], prompts: Iterator[str], rounds: int, answers: tuple[int, ...]
 ) -> list[list[float]]:
-    """Of each arm the median milliseconds of a token, and the median seconds by length. No prompt
-    is asked twice in a row: what a prompt cache holds is what all prompts begin with."""
+    """Of each arm the median milliseconds of a token, and the median seconds by length. Prompts
+    differ: what a prompt cache has of one is what all begin with."""
     seconds: list[dict[int, list[float]]] = [{length: [] for length in answers} for _ in arms]
     tokens: list[list[float]] = [[] for _ in arms]
     for arm in arms:
