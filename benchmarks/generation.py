@@ -35,7 +35,6 @@ from rich.table import Table
 from memdb import MemDBError, read_corpus
 from model_adapter import DEFAULT_MODEL, create_database, open_database
 
-
 _ASKED = 100  # texts, at most, whose beginnings are asked beside llama.cpp
 
 
