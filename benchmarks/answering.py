@@ -1,5 +1,5 @@
 """How well a model answers questions: shared by the benchmarks of selections, codecs, positions and
-fast decoding."""
+8-bit reading."""
 
 from __future__ import annotations
 

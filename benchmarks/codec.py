@@ -245,7 +245,7 @@ def _documents(harness: Harness, questions: Sequence[Question], quick: bool) -> 
 
 
 def _harness(model: str, framing: Framing | None, texts: dict[str, str]) -> Harness:
-    loaded = LanguageModel.load(model, notify=print)
+    loaded = LanguageModel.load(model, exact=True, notify=print)
     return Harness(loaded, framing or default_framing(loaded), texts)
 
 

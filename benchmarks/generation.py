@@ -6,11 +6,13 @@ what it finds. Prompts and references are the texts of a corpus.
 
     python benchmarks/generation.py                     # Python's own documentation
     python benchmarks/generation.py --corpus corpus.jsonl --questions questions.jsonl
-    python benchmarks/generation.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf   # and llama.cpp
+    python benchmarks/generation.py --llama             # and llama.cpp, at 1 and at 2 threads
+    python benchmarks/generation.py --llama-only        # nothing else
 
-With `--questions` (lines of `question`, `answers`, `document`) it also measures what fast weights
-change in the answer NLL. With `--gguf` it asks the same of llama.cpp, with the references as text
-in the prompt (`pip install llama-cpp-python`).
+With `--questions` (lines of `question`, `answers`, `document`) it also measures what weights of 8
+bits change in the answer NLL. With `--llama` it asks the same of llama.cpp (`pip install
+xllamacpp`), with the references as text in the prompt, by files of 8 and of 4 bits that are made of
+the same weights.
 """
 
 from __future__ import annotations
@@ -30,8 +32,10 @@ from answering import read
 from rich.console import Console
 from rich.table import Table
 
-from memdb import InvalidInputError, MemDBError, read_corpus
+from memdb import MemDBError, read_corpus
 from model_adapter import DEFAULT_MODEL, create_database, open_database
+
+_ASKED = 100  # texts, at most, whose beginnings are asked beside llama.cpp
 
 
 @click.command()
@@ -41,7 +45,9 @@ from model_adapter import DEFAULT_MODEL, create_database, open_database
 @click.option("--model", default=DEFAULT_MODEL, show_default=True)
 @click.option("--references", default=48, show_default=True, help="In the database.")
 @click.option("--rounds", default=5, show_default=True, help="Medians are of so many.")
-@click.option("--gguf", type=click.Path(exists=True, path_type=Path), help="For llama.cpp.")
+@click.option("--llama", "beside_llama", is_flag=True, help="And llama.cpp.")
+@click.option("--llama-only", is_flag=True, help="llama.cpp, and no more.")
+@click.option("--threads", default="1,2", show_default=True, help="Beside llama.cpp.")
 @click.option("--quick", is_flag=True, help="Few references and rounds, batch 1: two minutes.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write figures here.")
 def main(
@@ -51,7 +57,9 @@ def main(
     model: str,
     references: int,
     rounds: int,
-    gguf: Path | None,
+    beside_llama: bool,
+    llama_only: bool,
+    threads: str,
     quick: bool,
     output: Path | None,
 ) -> None:
@@ -64,11 +72,15 @@ def main(
         texts = [document.text for _, _, document in read_corpus(corpus)]
     try:
         loaded = run.Endless.load(model)
-        models = [loaded, *_fast(model)]
+        models = [loaded]
+        if not (loaded.is_exact or llama_only):
+            models.append(run.Endless.load(model, exact=True))
         device = f"{loaded.device}, {torch.get_num_threads()} threads"
-        console.print(f"{model}, {loaded.dtype}, {device}; writing {references} references")
+        reads = loaded.dtype if loaded.is_exact else "8 bits"
+        console.print(f"{model}, {reads}, {device}; writing {references} references")
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             path = Path(folder) / "db"
+            shorter = [text for text in texts if len(text) > 400][:_ASKED]
             texts = _written(path, loaded, texts, references)
             benches = [
                 run.Bench(
@@ -80,13 +92,26 @@ def main(
                 for each in models
             ]
             figures: dict[str, float] = {}
-            for table in _measured(benches, (1,) if quick else (1, 8), figures):
+            tables = () if llama_only else _measured(benches, (1,) if quick else (1, 8), figures)
+            for table in tables:
                 console.print(table)  # as soon as it is there
-            if gguf is not None:
-                console.print(llama.compare(benches[-1], gguf, figures))
+            if beside_llama or llama_only:
+                stack.close()  # the same database is opened for each number of threads
+                rows = llama.compared(
+                    path,
+                    model,
+                    shorter,
+                    Path(folder),
+                    threads=tuple(map(int, threads.split(","))),
+                    rounds=rounds,
+                    answers=llama.ANSWERS[:2] if quick else llama.ANSWERS,
+                    figures=figures,
+                )
+                for table in rows:
+                    console.print(table)
         if corpus is not None and questions is not None and len(models) > 1:
             asked = read(corpus, questions, limit)
-            console.print(_quality(run.quality(loaded, models[1], *asked)))
+            console.print(_quality(run.quality(models[1], loaded, *asked)))
     except MemDBError as error:
         raise click.ClickException(str(error)) from error
     if output is not None:
@@ -108,24 +133,15 @@ def _written(path: Path, model: run.Endless, texts: list[str], references: int) 
     return long
 
 
-def _fast(model: str) -> list[run.Endless]:
-    """The model with fast weights, where this machine has a kernel for them."""
-    try:
-        return [run.Endless.load(model, fast=True)]
-    except InvalidInputError as error:
-        print(error)
-        return []
-
-
 def _measured(
     benches: list[run.Bench], batches: tuple[int, ...], figures: dict[str, float]
 ) -> Iterator[Table]:
-    bench, *fast = benches
+    bench, *exact = benches
     yield _first_token(run.first_token(bench), figures)
     limit = run.bandwidth(bench.model.device) / run.weight_bytes(bench.model)
     speeds = {}
     for batch in batches:
-        speeds[batch] = run.decoding(bench, fast, batch)
+        speeds[batch] = run.decoding(bench, exact, batch)
         yield _decoding(batch, speeds[batch], limit, figures)
     yield _retrieving(run.retrieving(bench), speeds[1], figures)
     yield _encoding(run.encoding(bench), figures)
@@ -153,8 +169,9 @@ def _decoding(
     figures[f"decode_over_no_memory_batch{batch}"] = speeds["memory"].decoding / plain.decoding
     if batch == 1:
         figures["tokens_per_s_over_transformers"] = speeds["memory"].whole / peer.whole
-        for name in speeds.keys() & {"memory, fast"}:
-            figures["fast_tokens_per_s_over_transformers"] = speeds[name].whole / peer.whole
+        figures["decode_over_transformers"] = speeds["memory"].decoding / peer.decoding
+        for name in speeds.keys() & {"memory, exact"}:
+            figures["exact_tokens_per_s_over_transformers"] = speeds[name].whole / peer.whole
     table = _table(
         f"{run.LENGTH} tokens in, {run.LENGTH} out, batch {batch}, tokens/s",
         "with",
@@ -184,7 +201,7 @@ def _retrieving(
 ) -> Table:
     chunks = {  # with their retrieval
         name: run.CHUNK / speeds[name].decoding
-        for name in ("memory", "memory, fast")
+        for name in ("memory", "memory, exact")
         if name in speeds
     }
     shares = [f"of a chunk ({name})" for name in chunks]
@@ -209,10 +226,10 @@ def _encoding(rates: dict[str, float], figures: dict[str, float]) -> Table:
 
 
 def _quality(changes: dict[str, tuple[float, float, float, float]]) -> Table:
-    table = _table("answer NLL, answers read token by token", "with", "exact", "fast", "change")
-    for name, (exact, fast, low, high) in changes.items():
-        percent = f"{fast / exact - 1:+.1%} ({low:+.1%} to {high:+.1%})"
-        table.add_row(name, f"{exact:.3f}", f"{fast:.3f}", percent)
+    table = _table("answer NLL, answers read token by token", "with", "exact", "8 bits", "change")
+    for name, (exact, small, low, high) in changes.items():
+        percent = f"{small / exact - 1:+.1%} ({low:+.1%} to {high:+.1%})"
+        table.add_row(name, f"{exact:.3f}", f"{small:.3f}", percent)
     return table
 
 

@@ -109,21 +109,21 @@ class Speed:
     whole: float
 
 
-def decoding(bench: Bench, fast: Sequence[Bench], batch: int) -> dict[str, Speed]:
-    """Speed with memory, without, of transformers' own `generate`, and with fast weights if
-    there are such."""
+def decoding(bench: Bench, exact: Sequence[Bench], batch: int) -> dict[str, Speed]:
+    """Speed with memory, without, of transformers' own `generate`, and by exact weights where those
+    that read are others."""
     prompts = (bench.prompts(LENGTH) * batch)[:batch]
     runs: dict[str, Callable[[], tuple[float, float]]] = {
         "memory": lambda: _ours(bench.db, prompts, mode="memory"),
         "none": lambda: _ours(bench.db, prompts, mode="none"),
         "transformers": lambda: _transformers(bench, prompts),
     }
-    for other in fast:
+    if batch == 1:
+        runs["memory, prefetch"] = partial(_ours, bench.db, prompts, mode="memory", prefetch=8)
+    for other in exact:
         ours = partial(_ours, other.db, prompts)
-        runs["memory, fast"] = partial(ours, mode="memory")
-        runs["none, fast"] = partial(ours, mode="none")
-        if batch == 1:
-            runs["memory, fast, prefetch"] = partial(ours, mode="memory", prefetch=8)
+        runs["memory, exact"] = partial(ours, mode="memory")
+        runs["none, exact"] = partial(ours, mode="none")
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     names = list(runs)
     for number in range(bench.rounds):
@@ -154,14 +154,15 @@ def _ours(db: MemDB, prompts: list[str], **options: Any) -> tuple[float, float]:
 
 
 def _transformers(bench: Bench, prompts: list[str]) -> tuple[float, float]:
-    """The same of transformers' `generate`, without memory, with its own attention."""
+    """The same of transformers' `generate`, without memory, with its own attention, by the exact
+    weights."""
     framed = [bench.writer.frame.alone(prompt) for prompt in prompts]
     rows = [[*prompt.content, *prompt.tail] for prompt in framed]
     length = max(map(len, rows))
     device = bench.model.device
     ids = torch.tensor([[0] * (length - len(row)) + row for row in rows], device=device)
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device)
-    model = bench.model.model
+    model = bench.model.base
     model.set_attn_implementation("sdpa")
     try:
         seconds = [
@@ -234,15 +235,15 @@ def encoding(bench: Bench) -> dict[str, float]:
 @torch.no_grad()
 def _prefill(model: LanguageModel, rows: list[list[int]], batch: int) -> None:
     """Plain reading of the same tokens in batches of the same size, by transformers alone."""
-    model.model.set_attn_implementation("sdpa")
+    model.base.set_attn_implementation("sdpa")
     try:
         for start in range(0, len(rows), batch):
             part = rows[start : start + batch]
             length = max(map(len, part))
             ids = torch.tensor([row + [0] * (length - len(row)) for row in part])
-            model.model.base_model(ids.to(model.device), use_cache=True)
+            model.base.base_model(ids.to(model.device), use_cache=True)
     finally:
-        model.model.set_attn_implementation("memdb")
+        model.base.set_attn_implementation("memdb")
 
 
 # --- limits ---------------------------------------------------------------------------------------
@@ -259,22 +260,22 @@ def bandwidth(device: torch.device) -> float:
 
 
 def weight_bytes(model: LanguageModel) -> int:
-    """Bytes of weights that a token needs: all but the embeddings it does not look at."""
-    head = model.model.get_output_embeddings().weight
-    tied = head is model.model.get_input_embeddings().weight
-    total = sum(weight.nbytes for weight in model.model.parameters())
-    return int(total if tied else total - model.model.get_input_embeddings().weight.nbytes)
+    """Bytes of exact weights that a token needs: all but the embeddings it does not look at."""
+    head = model.base.get_output_embeddings().weight
+    tied = head is model.base.get_input_embeddings().weight
+    total = sum(weight.nbytes for weight in model.base.parameters())
+    return int(total if tied else total - model.base.get_input_embeddings().weight.nbytes)
 
 
 # --- quality --------------------------------------------------------------------------------------
 
 
 def quality(
-    exact: LanguageModel, fast: LanguageModel, texts: dict[str, str], questions: list[Question]
+    exact: LanguageModel, small: LanguageModel, texts: dict[str, str], questions: list[Question]
 ) -> dict[str, tuple[float, float, float, float]]:
-    """Answer NLL with memory and without, with exact weights and with fast ones, which read the
+    """Answer NLL with memory and without, by exact weights and by those of 8 bits, which read the
     answer's tokens one by one, as when decoding; and the ends of its change's 95 % interval."""
-    harnesses = [Harness(model, "chat", texts) for model in (exact, fast)]
+    harnesses = [Harness(model, "chat", texts) for model in (exact, small)]
     writer = Writer(exact)
     shape = writer.shape
     losses: dict[str, list[tuple[float, float]]] = {"memory": [], "nothing": []}
@@ -289,7 +290,9 @@ def quality(
         start = len(shape.prefix) + shape.reference_length
         for name, given, tokens in (("memory", packed, prompt), ("nothing", None, alone)):
             prefix = writer.frame.prefix if given else ()
-            contexts = [Context(model, prefix, start if given else None) for model in (exact, fast)]
+            contexts = [
+                Context(model, prefix, start if given else None) for model in (exact, small)
+            ]
             stretch = Stretch([*tokens.content, *tokens.tail], given)
             one, other = (_nll(context, stretch, answer) for context in contexts)
             losses[name].append((one, other))

@@ -136,7 +136,7 @@ def main(
         documents = read_documents(corpus)
         settings = Settings(limit=limit, references="5", ranking=False)
         plan = Plan(documents, read_questions(questions, documents), settings)
-        loaded = LanguageModel.load(model, notify=print)
+        loaded = LanguageModel.load(model, exact=True, notify=print)
         folder.mkdir(parents=True, exist_ok=True)
         writer = Writer(loaded, framing=framing)
         of = about(writer, documents)

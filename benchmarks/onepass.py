@@ -120,7 +120,7 @@ def main(
             for name, kind in SEEN.items()
         }
         chosen = plans["document"].questions
-        loaded = LanguageModel.load(model, notify=print)
+        loaded = LanguageModel.load(model, exact=True, notify=print)
         writer = Writer(loaded, framing=framing, selection=CONTRIBUTION)
         learned = read(loaded, [text])
         make_folder(folder)

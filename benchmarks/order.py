@@ -187,7 +187,7 @@ def main(
     orders = [one for one in ORDERS if one is SHARED or one.name.startswith(chosen or ("",))]
     try:
         documents = read_documents(corpus)
-        loaded = LanguageModel.load(model, notify=print)
+        loaded = LanguageModel.load(model, exact=True, notify=print)
         writer = Writer(loaded, framing=framing)
         folder.mkdir(parents=True, exist_ok=True)
         of = about(writer, documents)

@@ -174,7 +174,7 @@ def main(
     figures: dict[str, float] = {}
     try:
         texts, chosen = read(corpus, questions, limit)
-        loaded = LanguageModel.load(model, notify=print)
+        loaded = LanguageModel.load(model, exact=True, notify=print)
     except MemDBError as error:
         raise click.ClickException(str(error)) from error
     names = list(texts)

@@ -51,7 +51,7 @@ def main(corpus: Path, model: str, framing: Framing | None, number: int, rounds:
     """How much faster passes of several tokens are by oneDNN."""
     torch.set_num_threads(1)
     try:
-        loaded = LanguageModel.load(model, notify=print)
+        loaded = LanguageModel.load(model, exact=True, notify=print)
         writer = Writer(loaded, framing=framing, selection="contribution")
         tokens = references(writer, corpus, number)
     except MemDBError as error:

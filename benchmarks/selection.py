@@ -132,7 +132,7 @@ def main(
     """What a memory is worth, by selection, budget, layers and codec."""
     try:
         texts, chosen = read(corpus, questions, limit or (6 if quick else 60))
-        loaded = LanguageModel.load(model, notify=print)
+        loaded = LanguageModel.load(model, exact=True, notify=print)
     except MemDBError as error:
         raise click.ClickException(str(error)) from error
     figures: dict[str, float] = {}

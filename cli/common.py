@@ -94,6 +94,22 @@ _named_embedder = click.option(
     "--embedder", help="The text embedder: a name (`memdb model list`), a folder, or such an id."
 )
 
+exact_option = click.option(
+    "--exact",
+    is_flag=True,
+    help="On a CPU, read by the weights as they are, in float32, not by their 8 bits: slower.",
+)
+
+
+def _say_what_became_of_it(_: click.Context, __: click.Parameter, given: bool) -> None:
+    if given:
+        notify("--fast does nothing any more: models on a CPU read by weights of 8 bits (--exact)")
+
+
+fast_option = click.option(
+    "--fast", is_flag=True, hidden=True, expose_value=False, callback=_say_what_became_of_it
+)
+
 
 def embedder_option(command: _Command) -> _Command:
     """`--embedder`, and where it runs."""

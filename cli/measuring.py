@@ -66,6 +66,7 @@ def measured_text(
     from model_adapter import training
     from model_adapter.models.recorded_models import language_for_new
 
-    language = language_for_new(model or models.DEFAULT_MODEL, adapter_name, notify, **loading())
+    name = model or models.DEFAULT_MODEL
+    language = language_for_new(name, adapter_name, notify, exact=True, **loading())
     with progress_bar() as progress:
         yield language, training.read(language, corpora, progress=progress), progress

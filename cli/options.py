@@ -11,6 +11,8 @@ import click
 from cli.common import (
     adapter_option,
     embedder_option,
+    exact_option,
+    fast_option,
     model_option,
     parse_where,
     where_option,
@@ -83,11 +85,8 @@ def answer_options(command: _Command) -> _Command:
             help="Begin to retrieve so many tokens before a chunk ends, beside generating; pays "
             "with a GPU.",
         ),
-        click.option(
-            "--fast",
-            is_flag=True,
-            help="On a CPU, decode with a copy of the weights in half the bytes.",
-        ),
+        exact_option,
+        fast_option,
         click.option(
             "--temperature", default=0.0, show_default=True, help="0: always the likeliest token."
         ),

@@ -303,6 +303,8 @@ def _open(job: _Job) -> MemDB:
     if devices and loading.get("device") is None and loading.get("device_map") is None:
         loading = {**loading, "device": f"cuda:{job.number % devices}"}
     adapter = None if job.adapter == NONE else job.adapter
+    # It writes, and reads nothing.
+    loading = {**loading, "exact": True}
     language = LanguageModel.load(job.model, adapter=adapter, **loading)
     return open_database(job.path, model=language, busy_timeout=job.busy_timeout)
 

@@ -74,7 +74,7 @@ def chat(
     model: str | None,
     adapter_name: str | None,
     embedder: str | None,
-    fast: bool,
+    exact: bool,
     **options: Any,
 ) -> None:
     """Talk with the model; /help lists what else can be typed.
@@ -87,7 +87,7 @@ def chat(
     with (
         busy("loading the model") as loaded,
         open_database(
-            path, model, embedder, adapter_name=adapter_name, fast=fast, read_only=read_only
+            path, model, embedder, adapter_name=adapter_name, exact=exact, read_only=read_only
         ) as database,
     ):
         conversation = adapter().Chat(

@@ -21,6 +21,7 @@ from cli.common import (
     adapter,
     adapter_option,
     embedder_option,
+    exact_option,
     example,
     goes_on,
     json_option,
@@ -90,6 +91,7 @@ from memdb import CODEC_NAMES
 @model_option
 @adapter_option
 @embedder_option
+@exact_option
 @click.option(
     "--seed", default=0, show_default=True, help="Of the other documents, and of the intervals."
 )
@@ -138,6 +140,7 @@ def evaluate(
     model: str | None,
     adapter_name: str | None,
     embedder: str | None,
+    exact: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -167,6 +170,7 @@ def evaluate(
             corpus,
             questions,
             settings,
+            exact=exact,
             **{name: part for name, part in parts.items() if part is not None},  # type: ignore[arg-type]
             progress=progress,
             notify=notify,

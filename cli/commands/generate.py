@@ -74,7 +74,7 @@ def generate(
     model: str | None,
     adapter_name: str | None,
     embedder: str | None,
-    fast: bool,
+    exact: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -94,7 +94,7 @@ def generate(
     with (
         busy("remembering") as stop,
         open_database(
-            path, model, embedder, adapter_name=adapter_name, fast=fast, read_only=read_only
+            path, model, embedder, adapter_name=adapter_name, exact=exact, read_only=read_only
         ) as database,
     ):
         results = []

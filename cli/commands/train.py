@@ -148,7 +148,7 @@ def train(
         "targets": tuple(targets.split(",")) if targets else (),
     }
     training.Recipe(**{**recipe_of, "framings": wanted or ("plain",)})  # before the model is loaded
-    language = models.LanguageModel.load(name, notify=notify, **loading())
+    language = models.LanguageModel.load(name, exact=True, notify=notify, **loading())
     if not wanted:
         wanted = ("plain", "chat") if language.tokenizer.chat_template else ("plain",)
     recipe = training.Recipe(**{**recipe_of, "framings": wanted})

@@ -183,16 +183,16 @@ class ContextLayer(CacheLayerMixin):  # type: ignore[misc]
             self._place(self._wanted)
         end = self.length + key_states.shape[2]
         self._reserve(0, end)
-        place = slice(self._room + self.length, self._room + end)
-        self.keys[:, :, place] = key_states
-        self.values[:, :, place] = value_states
+        start, tokens = self._room + self.length, key_states.shape[2]
+        self.keys.narrow(2, start, tokens).copy_(key_states)
+        self.values.narrow(2, start, tokens).copy_(value_states)
         self.length = end
         return self.context()
 
     def context(self) -> tuple[Tensor, Tensor]:
         """Its keys and values, without memories."""
-        context = slice(self._room, self._room + self.length)
-        return self.keys[:, :, context], self.values[:, :, context]
+        part = 2, self._room, self.length
+        return self.keys.narrow(*part), self.values.narrow(*part)
 
     def remember(self, memories: Sequence[PackedLayer | None]) -> None:
         """Put memories before the context, with the next update: then it is known where."""

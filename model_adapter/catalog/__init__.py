@@ -13,6 +13,7 @@ from model_adapter.catalog.pulling import (
     cache_folder,
     in_brief,
     is_pulled,
+    locked,
     pull,
     source_key,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "cache_folder",
     "in_brief",
     "is_pulled",
+    "locked",
     "pull",
     "source_key",
 ]

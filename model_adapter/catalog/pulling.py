@@ -72,7 +72,7 @@ def pull(name: str, notify: Notify = lambda _: None) -> Path:
     target = cache_folder() / name
     if target.is_dir():
         return target
-    with _lock(cache_folder(), name):
+    with locked(cache_folder(), name):
         if target.is_dir():  # another process made it meanwhile
             return target
         # On the same file system as the target, so that the last step is one rename.
@@ -154,7 +154,12 @@ def _convert(gguf: Path, ready: Path, entry: CatalogEntry, notify: Notify) -> No
 
 
 @contextmanager
-def _lock(folder: Path, name: str) -> Iterator[None]:
+def locked(folder: Path, name: str) -> Iterator[None]:
+    """Make something in the cache folder, while other processes that would do so wait.
+
+    Raises:
+        StorageError: the folder cannot be used.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / f".{name}.lock").open("w")

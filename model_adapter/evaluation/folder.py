@@ -114,7 +114,11 @@ def evaluated_database(
     folder = root / digest(
         [
             shape,  # names an adapter by which memories are written
-            {name: value for name, value in writer.settings.items() if name != "adapter"},
+            {
+                name: value
+                for name, value in writer.settings.items()
+                if name not in ("adapter", "precision")  # it is always the same
+            },
             settings.codec,
             embedder.fingerprint,
             corpus_digest(documents),

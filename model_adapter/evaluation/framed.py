@@ -141,10 +141,11 @@ class Framed:
 
     @property
     def _read_by(self) -> dict[str, Any]:
-        """The adapter, if it reads. One that is active in writing alone changes memories, but
-        nothing that is read here."""
+        """The adapter, if it reads (one that is active in writing alone changes memories, but
+        nothing that is read here), and whether the weights are rounded."""
         adapter = self.model.adapter
-        return {"adapter": adapter.fingerprint} if adapter and adapter.reads else {}
+        mine = {"adapter": adapter.fingerprint} if adapter and adapter.reads else {}
+        return mine if self.model.is_exact else {**mine, "bits": 8}
 
     @property
     def _constants(self) -> dict[str, Any]:

@@ -21,8 +21,11 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
 )
 
-from memdb import DType, InvalidInputError
+from memdb import DType, InvalidInputError, MemDBError
 from model_adapter.catalog import CATALOG, Notify, in_brief, pull
+from model_adapter.models.eight_bit.graph import is_fast
+from model_adapter.models.eight_bit.reading import ExactWeights, ReadingAdapter, rounded_model
+from model_adapter.models.fast import warn_of_fast
 from model_adapter.models.fingerprint import weights_fingerprint
 from model_adapter.models.loading_options import require_device, require_no_code
 
@@ -44,7 +47,9 @@ class Loading:
         quantization_config: as transformers takes it, an object, or a dictionary with
             `quant_method`.
         trust_remote_code: whether code that comes with the model may run.
-        fast: on a CPU, decode with a copy of the weights in half the bytes (`make_fast`).
+        exact: read by the exact weights. Else on a CPU, in float32, prompts and answers are read by
+            weights of 8 bits, where the processor has a kernel for them.
+        fast: does nothing: what it asked for is less than the default now.
 
     Raises:
         InvalidInputError: naming the option.
@@ -57,9 +62,12 @@ class Loading:
     revision: str | None = None
     quantization_config: Any = None
     trust_remote_code: bool = False
+    exact: bool = False
     fast: bool = False
 
     def __post_init__(self) -> None:
+        if self.fast:
+            warn_of_fast()
         if isinstance(self.dtype, str) and self.dtype not in get_args(DType):
             raise InvalidInputError(
                 f"the dtype is one of {', '.join(get_args(DType))}, not {self.dtype!r}"
@@ -74,7 +82,8 @@ class Loading:
     @property
     def key(self) -> object:
         """What tells two apart."""
-        return tuple(repr(getattr(self, field.name)) for field in fields(self))
+        told = (field.name for field in fields(self) if field.name != "fast")
+        return tuple(repr(getattr(self, name)) for name in told)
 
     @property
     def place(self) -> torch.device | None:
@@ -112,17 +121,22 @@ class Loaded:
         tokenizer: its own.
         fingerprint: of the weights as they are stored, where they are held in fewer bits than that;
             else None: it can be taken of the model.
+        exact: the exact weights, where those of the model are rounded to 8 bits.
     """
 
     name: str
     model: Any
     tokenizer: Any
     fingerprint: str | None
+    exact: ExactWeights | None = None
 
 
-def load(name: str, loading: Loading, notify: Notify) -> Loaded:
+def load(
+    name: str, loading: Loading, notify: Notify, adapter: ReadingAdapter | None = None
+) -> Loaded:
     """Load a model by a name of the catalogue, by folder, or by Hugging Face id, which may end in
-    @ and a revision.
+    @ and a revision. An adapter that reads is in the weights if these are rounded to 8 bits; else
+    they are the model's own.
 
     Raises:
         InvalidInputError: it cannot be loaded.
@@ -145,8 +159,8 @@ def load(name: str, loading: Loading, notify: Notify) -> Loaded:
     if loading.threads is not None:
         torch.set_num_threads(loading.threads)
     try:
-        return _load(name, source, revision, loading)
-    except InvalidInputError:
+        return _load(name, source, revision, loading, notify, adapter)
+    except MemDBError:
         raise
     except Exception as error:  # hub, file and configuration errors have no common base
         require_no_code("model", name, error)
@@ -155,7 +169,14 @@ def load(name: str, loading: Loading, notify: Notify) -> Loaded:
         ) from error
 
 
-def _load(name: str, source: str, revision: str | None, loading: Loading) -> Loaded:
+def _load(
+    name: str,
+    source: str,
+    revision: str | None,
+    loading: Loading,
+    notify: Notify,
+    adapter: ReadingAdapter | None,
+) -> Loaded:
     trusted = loading.trust_remote_code
     of = {"revision": revision, "trust_remote_code": trusted} if revision else {}
     of = {"trust_remote_code": trusted, **of}
@@ -175,6 +196,9 @@ def _load(name: str, source: str, revision: str | None, loading: Loading) -> Loa
         model = auto.from_pretrained(source, dtype=dtype or "auto", **of)
         return language_model_of(model)
 
+    if _can_be_rounded(config, loading) and place is not None and place.type == "cpu":
+        rounded = rounded_model(source, revision, config, lambda: read(numbers), adapter, notify)
+        return Loaded(name, rounded[0], tokenizer, None, rounded[1])
     fingerprint = None
     if quantized is None and numbers in (torch.float16, torch.bfloat16):
         # As they are stored they may have more bits than are wanted; whose they are, all bits say.
@@ -191,6 +215,15 @@ def _load(name: str, source: str, revision: str | None, loading: Loading) -> Loa
             model = model.half()
         model = model.to(place)
     return Loaded(name, model, tokenizer, fingerprint)
+
+
+def _can_be_rounded(config: Any, loading: Loading) -> bool:
+    """Whether a model can be made of weights of 8 bits here."""
+    asked = not loading.exact and loading.numbers == torch.float32
+    plain = getattr(config, "quantization_config", None) is None
+    plain = plain and not loading.trust_remote_code and loading.quantization_config is None
+    alone = config.get_text_config() is config and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    return asked and plain and alone and is_fast()
 
 
 def _has_bfloat16(device: torch.device) -> bool:

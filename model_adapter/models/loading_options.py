@@ -22,6 +22,7 @@ class LoadingOptions(TypedDict, total=False):
     revision: str | None
     quantization_config: Any
     trust_remote_code: bool
+    exact: bool
     fast: bool
 
 

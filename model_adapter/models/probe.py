@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -27,6 +27,10 @@ from model_adapter.catalog import in_brief
 _PREFIX, _REFERENCE, _CONTEXT = 3, 4, 5  # tokens of the text that is tried
 _LENGTH = _PREFIX + _REFERENCE + _CONTEXT
 _SHIFT = 17  # positions between the two readings
+_NEAR = 0.05  # relative difference of keys up to which they are the same but for rounding
+# By weights of 8 bits what is rounded differs more from one place to another (0.07 at most of three
+# real models); farther apart, keys that turn differ more, too (0.2 at least).
+_ROUNDED_SHIFT, _ROUNDED_NEAR = 1001, 0.12
 #: How far logits may be from what they should be, as a share of their length: by rounding alone
 #: they are a thousand times nearer in float32.
 _FAR, _FAR_IN_HALF = 0.01, 0.3
@@ -75,6 +79,14 @@ class Probed(Protocol):
     config: Any
 
     @property
+    def is_exact(self) -> bool:
+        """Whether it reads by its exact weights."""
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence it was made for."""
+
+    @property
     def device(self) -> torch.device:
         """Where tokens go in."""
 
@@ -99,6 +111,7 @@ class Probed(Protocol):
         *,
         prefix: Sequence[int] = (),
         start: int | None = None,
+        what: Literal["read"] = "read",
     ) -> None:
         """Run sequences and look on."""
 
@@ -134,7 +147,7 @@ def find_out(model: Probed) -> Found:
             way that memories do not fit.
     """
     try:
-        here, there = (_seen(model, start) for start in (0, _SHIFT))
+        here, there = (_seen(model, start) for start in (0, _shift(model)))
         cache = model.new_cache(0)
     except UnsupportedModelError as error:
         raise _refused(model, str(error)) from error
@@ -166,7 +179,7 @@ def find_out(model: Probed) -> Found:
         kv_heads,
         head_dim,
         sum(seen.query.shape[1] for seen in here.values()),
-        frozenset(i for i in layers if not _close(here[i].key, there[i].key)),
+        frozenset(i for i in layers if not _close(model, here[i].key, there[i].key)),
         sources,
         cache.has_state,
     )
@@ -192,9 +205,8 @@ def require_right(model: Probed, found: Found, own: Tensor) -> None:
     text = some_tokens(model)
     prefix, reference = text[:_PREFIX], text[_PREFIX : _PREFIX + _REFERENCE]
     rest = text[_PREFIX + _REFERENCE :]
-    far = (
-        _FAR if own.dtype == torch.float32 and model.model.dtype == torch.float32 else _FAR_IN_HALF
-    )
+    float32 = own.dtype == torch.float32 and model.model.dtype == torch.float32
+    far = _FAR if float32 and model.is_exact else _FAR_IN_HALF
 
     def check(what: str, got: Iterable[Tensor], wanted: Iterable[Tensor]) -> None:
         for one, other in zip(got, wanted, strict=True):
@@ -259,26 +271,33 @@ def _memory(
                 places.astype(np.uint8),
             )
 
-    model.observe([reference], observe, prefix=prefix)
+    model.observe([reference], observe, prefix=prefix, what="read")
     return PackedMemories(layers)
 
 
 def unrotation_is_right(model: Probed) -> bool:
     """Whether `unrotate` gives the same keys wherever the tokens stood."""
     try:
-        here, there = _seen(model, 0), _seen(model, _SHIFT)
+        shift = _shift(model)
+        here, there = _seen(model, 0), _seen(model, shift)
         return all(
-            _close(model.unrotate(here[i].key, i, 0), model.unrotate(there[i].key, i, _SHIFT))
+            _close(model, model.unrotate(here[i].key, i, 0), model.unrotate(there[i].key, i, shift))
             for i in here
         )
     except Exception:  # its rotary embedding is called otherwise, or lies elsewhere
         return False
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
+def _shift(model: Probed) -> int:
+    if model.is_exact:
+        return _SHIFT
+    return max(_SHIFT, min(_ROUNDED_SHIFT, model.max_positions - _LENGTH))
+
+
+def _close(model: Probed, one: Tensor, other: Tensor) -> bool:
     """Whether keys differ by no more than rounding, which in half precision adds up over layers."""
     difference = (one.float() - other.float()).abs().mean() / one.float().abs().mean()
-    return bool(difference < 0.05)
+    return bool(difference < (_NEAR if model.is_exact else _ROUNDED_NEAR))
 
 
 @dataclass(frozen=True)
@@ -316,7 +335,7 @@ def _seen(model: Probed, start: int) -> dict[int, _Seen]:
             raise UnsupportedModelError(f"attends several times in one layer ({layer})")
         found[layer] = _Seen(query, key[0], value[0])
 
-    model.observe([some_tokens(model)], observe, start=start)
+    model.observe([some_tokens(model)], observe, start=start, what="read")
     return dict(sorted(found.items()))
 
 

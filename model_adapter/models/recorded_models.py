@@ -31,6 +31,11 @@ def language_of(
             f"a model that is loaded is where it is, as it is: {', '.join(given_too)} goes with a "
             "model's name, or with LanguageModel.load"
         )
+    if loading.get("exact") and not source.is_exact:
+        raise InvalidInputError(
+            "the model that is given reads by weights of 8 bits; load one that reads by the exact "
+            "ones: LanguageModel.load(..., exact=True)"
+        )
     mine = NONE if source.adapter is None else source.adapter.name
     if given is not None and given != mine:
         raise InvalidInputError(

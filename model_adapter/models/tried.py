@@ -20,27 +20,28 @@ from model_adapter.catalog import cache_folder
 _TRIAL = 1  # which trial: another number when `probe` tries other things, or attention changes
 
 
-def was_tried(model: Any) -> bool:
-    """Whether a model of transformers, in eager or any other attention of its own, has passed."""
-    return _mark(model).exists()
+def was_tried(model: Any, exact: bool) -> bool:
+    """Whether a model of transformers, in eager or any other attention of its own, has passed: by
+    its exact weights, or by those of 8 bits."""
+    return _mark(model, exact).exists()
 
 
-def note_tried(model: Any) -> None:
+def note_tried(model: Any, exact: bool) -> None:
     """Remember that it has. Where the folder cannot be written it is tried each time."""
-    mark = _mark(model)
+    mark = _mark(model, exact)
     with suppress(OSError):
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
 
 
-def _mark(model: Any) -> Path:
+def _mark(model: Any, exact: bool) -> Path:
     of = (
         _TRIAL,
         transformers.__version__,
         torch.__version__,
         f"{type(model).__module__}.{type(model).__qualname__}",
         model.config.to_json_string(use_diff=False),
-        str(model.dtype),
+        str(model.dtype) if exact else "8 bits",
         model.device.type,
     )
     return cache_folder() / "tried" / str(xxhash.xxh3_128_hexdigest(repr(of).encode()))

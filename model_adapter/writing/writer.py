@@ -147,8 +147,8 @@ class Writer:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Selection, budget, spread; floor, memory heads, head weights, predictor and the adapter's
-        name, if there are any."""
+        """Selection, budget, spread, and that the exact weights write, whatever reads; floor,
+        memory heads, head weights, predictor and the adapter's name, if there are any."""
         adapter, selection = self.model.adapter, self.selection
         every = {
             "selection": selection.name,
@@ -159,6 +159,7 @@ class Writer:
             "weights": self.head_weights and list(self.head_weights),
             "predictor": self.predictor and self.predictor.to_json(),
             "adapter": adapter and adapter.name,
+            "precision": "exact",
         }
         return {name: value for name, value in every.items() if value is not None}
 

@@ -70,7 +70,7 @@ def test_a_model_whose_layers_are_spread_over_devices_answers_the_same(
     model = LanguageModel.load(folder, device_map=spread)
     accelerate.dispatch_model(model.model, spread, main_device="cpu", force_hooks=True)
     assert hasattr(model.model.model.layers[1], "_hf_hook")
-    with create_database(tmp_path / "db", model=folder, embedder=minilm) as database:
+    with create_database(tmp_path / "db", model=folder, embedder=minilm, exact=True) as database:
         for fact in FACTS:
             database.insert(fact.text, id=fact.id)
         options = {"max_new_tokens": 20, "memories": 2, "retrieve_every": 8, "cite": True}

@@ -97,6 +97,7 @@ def test_every_command(run: Run, corpus: Path, tmp_path: Path) -> None:
         "budget": 720,
         "floor": 40,
         "spread": "all",
+        "precision": "exact",
     }
     assert "plain framing; budget 720, codec exact" in run("stats").stdout
 

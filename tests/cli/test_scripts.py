@@ -139,7 +139,35 @@ def test_the_benchmark_of_generation_measures_all(files: list[str], tmp_path: Pa
         "encode_over_prefill_reconstruction",
     }
     assert all(value > 0 for value in figures.values())
-    assert ("answer NLL" in result.output) == ("fast_tokens_per_s_over_transformers" in figures)
+    assert ("answer NLL" in result.output) == ("exact_tokens_per_s_over_transformers" in figures)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_benchmark_of_generation_runs_beside_llama_cpp(
+    installed: bool, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if installed:
+        pytest.importorskip("xllamacpp")
+    else:
+        monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    corpus = Path(files[1])
+    long = [f"{n} {fact.text} {SAMPLE * 3}" for n, fact in enumerate(FACTS * 5)]
+    lines = [{"id": f"{n}", "text": text} for n, text in enumerate(long)]
+    corpus.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    model = ["--model", files[files.index("--model") + 1], "--corpus", str(corpus)]
+    options = [*model, "--quick", "--llama-only", "--threads", "1", "--json", str(tmp_path / "out")]
+    result = CliRunner().invoke(script("benchmarks/generation.py").main, options)
+    assert result.exit_code == 0, result.output
+    figures = json.loads((tmp_path / "out").read_text())
+    for kind in ("Q8_0", "Q4_1"):
+        for cached in ("", "_cached"):
+            names = {
+                f"{what}_over_llama_{kind}_threads1{cached}" for what in ("decode", "answer64")
+            }
+            assert (names <= figures.keys()) == installed, result.output
+    assert all(value > 0 for value in figures.values())
+    assert ("not measured" in result.output) != installed
+    assert result.output.count("of memdb's speed") == 4  # a table after each row
 
 
 def test_the_benchmark_of_hybrid_reading_goes_on_where_it_was_interrupted(

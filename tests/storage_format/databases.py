@@ -74,6 +74,7 @@ WRITTEN: dict[str, Any] = {
     "weights": [0.5, 1.25, 2.0, 1.0, 1.0, 1.0],
     "predictor": base64.b64encode(np.zeros((6, 18), "<f4").tobytes()).decode(),
     "adapter": "trained",
+    "precision": "exact",
 }
 
 
