@@ -3,9 +3,12 @@
 A token that is decoded waits for the weights: so a quarter of the bytes is nearly four times the
 speed. Weights are rounded to 255 steps between the ends of each block of 128 along a row. Products
 round what they multiply with (activations) likewise, block by block: an outlier spoils the 128
-numbers that it stands among, not its whole row. Answers are as likely by blocks of 32 or 64 (within
-half a percent), but those take more bytes, and rows of 64 times an odd number (SmolLM2's 576) are
-read at two thirds of the speed.
+numbers that it stands among, not its whole row.
+
+The NLL of right answers changed by +0.5 % in blocks of 128, -0.7 % in 64 and -0.4 % in 32 (SmolLM2,
+120 questions, intervals of about 0.6), and by -0.3 % and -0.1 % in 128 and 64 (Qwen2.5-Coder-0.5B,
+36 questions). Smaller blocks take more bytes, and rows of 64 times an odd number (SmolLM2's 576)
+are read at two thirds of the speed.
 """
 
 from __future__ import annotations
