@@ -34,13 +34,13 @@ class ContextCache(Cache):  # type: ignore[misc]
     """transformers' cache of one context; also where a pass finds the memories in use.
 
     Args:
-        config: of the model; of its text, if it reads more.
+        asked: what each layer of the model carries on; see `asked_layers`.
         capacity: tokens of a sequence to make room for at once.
     """
 
-    def __init__(self, config: Any, capacity: int) -> None:
+    def __init__(self, asked: Sequence[Any], capacity: int) -> None:
         layers = layers_of(
-            config, lambda: ContextLayer(capacity), lambda states: _LayerOfBoth(capacity, states)
+            asked, lambda: ContextLayer(capacity), lambda states: _LayerOfBoth(capacity, states)
         )
         super().__init__(layers=layers)
         self._with_keys = {i: layer for i, layer in enumerate(layers) if has_keys(layer)}

@@ -9,6 +9,7 @@ side, and some neither.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,30 +136,44 @@ def give_state(layer: Any, state: State) -> None:
         layer.has_previous_state[number] = True
 
 
+def asked_layers(config: Any) -> list[Any]:
+    """The layers of the cache that transformers makes for a model: what each layer carries on.
+
+    Args:
+        config: of the model (of its text, if it reads more).
+
+    Raises:
+        UnsupportedModelError: a layer carries on what no such cache holds.
+    """
+    try:
+        made: list[Any] = DynamicCache(config=config).layers
+    except Exception as error:  # whatever an unknown architecture stumbles over
+        raise UnsupportedModelError(
+            f"has layers that carry on what transformers' cache does not hold ({error!r:.80})"
+        ) from error
+    return made
+
+
 def layers_of(
-    config: Any, plain: Callable[[], Any] = DynamicLayer, both: Callable[[int], Any] | None = None
+    asked: Sequence[Any],
+    plain: Callable[[], Any] = DynamicLayer,
+    both: Callable[[int], Any] | None = None,
 ) -> list[Any]:
     """A layer of a cache for each layer of a model.
 
     Args:
-        config: of the model (of its text, if it reads more).
+        asked: see `asked_layers`; they stay empty.
         plain: makes a layer of keys and values.
         both: makes one that keeps a state, too, given how many; default: transformers' own.
 
     Raises:
         UnsupportedModelError: a layer keeps something else.
     """
-    try:
-        asked = DynamicCache(config=config).layers
-    except Exception as error:  # whatever an unknown architecture stumbles over
-        raise UnsupportedModelError(
-            f"has layers that carry on what transformers' cache does not hold ({error!r:.80})"
-        ) from error
     made = []
     for layer in asked:
         name = type(layer).__name__
         if isinstance(layer, _NOTHING) or (has_state(layer) and not has_keys(layer)):
-            made.append(layer)
+            made.append(deepcopy(layer))
         elif name not in _KNOWN:
             raise UnsupportedModelError(
                 f"has layers that carry on more than keys and values from token to token ({name})"

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from memdb import DType, InvalidInputError, Rope, UnsupportedModelError
 from model_adapter.attention import function as attention
 from model_adapter.attention.buffers import ContextCache
+from model_adapter.attention.carried import asked_layers
 from model_adapter.attention.function import Observer
 from model_adapter.attention.sight import Sight
 from model_adapter.catalog import Notify, source_key
@@ -376,7 +377,11 @@ class LanguageModel:
 
     def new_cache(self, capacity: int) -> ContextCache:
         """A cache for one context, that makes room for so many tokens."""
-        return ContextCache(self.config, capacity)
+        return ContextCache(self._asked_layers, capacity)
+
+    @cached_property
+    def _asked_layers(self) -> list[Any]:
+        return asked_layers(self.config)
 
     @torch.no_grad()
     def prefix(self, tokens: Sequence[int], what: Pass = "read") -> KeyValues:

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from model_adapter.attention.carried import (
     KeyValues,
+    asked_layers,
     give_state,
     has_keys,
     has_state,
@@ -59,7 +60,7 @@ def cache_of(model: Any, before: KeyValues, batch: int) -> DynamicCache:
 
 def _cache(model: Any) -> DynamicCache:
     cache = DynamicCache()  # made without the configuration: a window would cut it
-    cache.layers = layers_of(model.config.get_text_config())
+    cache.layers = layers_of(asked_layers(model.config.get_text_config()))
     return cache
 
 
