@@ -11,8 +11,8 @@ import sys
 import lazy_loader
 
 if "torch" not in sys.modules:
-    # Threads that wait for the others of a step sleep. By default they spin, and beside any other
-    # program that costs five times the speed (benchmarks/busy.py). Read once, when torch is loaded.
+    # Threads that wait for the others of a step sleep. By default they spin, and beside other
+    # programs that costs most of the speed (benchmarks/busy.py). Read once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # The names are in __init__.pyi. Each is imported when it is first asked for: torch and transformers
