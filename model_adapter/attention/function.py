@@ -18,8 +18,9 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from memdb import UnsupportedModelError
+from model_adapter.attention.merging import scores_of
 from model_adapter.attention.parts import in_parts
-from model_adapter.attention.sight import LayerMemory, Rule, Sight, additive, rows_of, windowed
+from model_adapter.attention.sight import LayerMemory, Rule, Sight, additive, rows_of
 
 NAME = "memdb"
 
@@ -157,12 +158,8 @@ def _as_one(
     if softcap is None and s_aux is None and witness is None:
         mixed = _by_groups(query, given[:2], mask, memory, dropout, scale)
     else:
-        # In float32: half precision ends at 65504, and what is beyond makes a row of NaN.
-        scores = query.float() @ key.float().transpose(2, 3) * scale
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        if mask is not None:
-            scores = scores + additive(mask, scores.dtype)
+        added = None if mask is None else additive(mask, torch.float32)
+        scores = scores_of(query, key, scale, softcap, added)
         weights = scores.softmax(-1) if s_aux is None else _beside_sinks(scores, s_aux, group)
         if witness is not None and memory is not None:
             width = memory.mask.shape[2]
@@ -213,15 +210,12 @@ def _side_by_side(layer: int, key: Tensor, value: Tensor, rule: Rule, sight: Sig
         apart = None if sight.memories is None else sight.memories.sets(layer, key)
         if apart is None:
             return key, value, sight.added(rule, key.dtype), None
-        return _in_front(apart, key, value, rule, sight, sight.queries)
+        return _in_front(apart, key, value, rule, sight)
     if sight.sees_all(rule):
         return joined.keys, joined.values, joined.mask, joined.memory
     memory = joined.memory
-    context = sight.mask(rule)
-    mask = memory.mask[:, :, None]
-    if sight.windows is not None:
-        mask = windowed(mask, rule, sight.queries, memory.token + sight.windows)
-    return joined.keys, joined.values, _beside(mask, context), memory
+    mask = _beside(sight.memory_mask(rule, memory), sight.mask(rule))
+    return joined.keys, joined.values, mask, memory
 
 
 def _in_stretches(layer: int, key: Tensor, value: Tensor, rule: Rule, sight: Sight) -> _Given:
@@ -232,21 +226,15 @@ def _in_stretches(layer: int, key: Tensor, value: Tensor, rule: Rule, sight: Sig
     memory = sight.memories.sets(layer, key)
     if memory is None:
         raise ValueError("stretches without memories")
-    queries = sight.queries.flatten()[sight.stretches.tokens]
     of = sight.stretches.sequence
-    return _in_front(memory, key[of], value[of], rule, sight, queries)
+    return _in_front(memory, key[of], value[of], rule, sight)
 
 
-def _in_front(
-    memory: LayerMemory, key: Tensor, value: Tensor, rule: Rule, sight: Sight, queries: Tensor
-) -> _Given:
+def _in_front(memory: LayerMemory, key: Tensor, value: Tensor, rule: Rule, sight: Sight) -> _Given:
     """A set of memories for each row before its context."""
-    mask = memory.mask[:, :, None]
-    if sight.windows is not None:
-        mask = windowed(mask, rule, queries, memory.token + sight.windows)
     keys = torch.cat([memory.keys, key], 2)
     values = torch.cat([memory.values[..., : value.shape[-1]], value], 2)
-    return keys, values, _beside(mask, sight.mask(rule)), memory
+    return keys, values, _beside(sight.memory_mask(rule, memory), sight.mask(rule)), memory
 
 
 def as_long(value: Tensor, key: Tensor) -> Tensor:

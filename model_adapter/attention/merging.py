@@ -7,6 +7,7 @@ what is being read are attended to where they lie, each in its own way.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +50,12 @@ class Part:
         as (rows, queries) of this shape."""
         both = (x.flatten(0, 1).index_select(0, places) for x in (self.mixed, self.logs))
         return Part(*(x.unflatten(0, shape) for x in both))
+
+
+def joined(parts: Sequence[Part], along: int) -> Part:
+    """Attentions of other queries (along 1) or of other heads (along 2), side by side."""
+    mixed = torch.cat([part.mixed for part in parts], along)
+    return Part(mixed, torch.cat([part.logs for part in parts], along))
 
 
 def attend(
@@ -138,8 +145,8 @@ def _in_blocks(
         # Query heads of one kv head side by side: values need no copies.
         weights = weights.unflatten(1, (-1, group)).flatten(2, 3)
         mixed = (weights @ values[:, :, :end]).unflatten(2, (group, -1)).flatten(1, 2)
-        parts.append((mixed.transpose(1, 2), logs.transpose(1, 2)))
-    return Part(*(torch.cat(some, 1) for some in zip(*parts, strict=True)))
+        parts.append(Part(mixed.transpose(1, 2), logs.transpose(1, 2)))
+    return joined(parts, 1)
 
 
 def scores_of(

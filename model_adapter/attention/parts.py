@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model_adapter.attention.merging import BLOCK, LOWEST, Part, attend, scores_of
-from model_adapter.attention.sight import LayerMemory, Rule, Sight, rows_of, windowed
+from model_adapter.attention.merging import BLOCK, LOWEST, Part, attend, joined, scores_of
+from model_adapter.attention.sight import LayerMemory, Rule, Sight, rows_of
 
 # Tokens that stand before a pass, up to which they cost least as a part of it: a prefix.
 _SHORT = 64
@@ -35,11 +35,8 @@ def in_parts(
     rows, cut = query, sight.stretches
     if cut is not None:
         rows = rows_of(query.transpose(1, 2), cut).transpose(1, 2)
-    mask = memory.mask[:, :, None].float()
-    if sight.windows is not None:
-        places = sight.queries if cut is None else sight.queries.flatten()[cut.tokens]
-        mask = windowed(mask, rule, places, memory.token + sight.windows)
-    mask = mask.clamp_min(LOWEST).repeat_interleave(query.shape[1] // key.shape[1], 1)
+    mask = sight.memory_mask(rule, memory).float().clamp_min(LOWEST)
+    mask = mask.repeat_interleave(query.shape[1] // key.shape[1], 1)
     part = _memories(rows, memory, mask, value.shape[-1], scale, softcap)
     if cut is not None:
         part = part.at(cut.places, (query.shape[0], query.shape[2]))
@@ -74,7 +71,7 @@ def _context(
                     softcap=softcap,
                 )
             )
-        return Part(*(torch.cat([getattr(p, n) for p in parts], 1) for n in ("mixed", "logs")))
+        return joined(parts, 1)
     # What fills up a sequence stands behind all that its tokens see.
     cached = sight.cached
     if cached <= _SHORT and sight.hidden is None:
@@ -120,7 +117,7 @@ def _memories(
                 softcap=softcap,
             )
         )
-    return Part(*(torch.cat([getattr(p, n) for p in parts], 2) for n in ("mixed", "logs")))
+    return joined(parts, 2)
 
 
 def _sets(layer: int, like: Tensor, sight: Sight) -> LayerMemory | None:

@@ -221,6 +221,16 @@ class Sight:
             self._added[key] = None if whole else additive(mask, dtype)
         return self._added[key]
 
+    def memory_mask(self, rule: Rule, memory: LayerMemory) -> Tensor:
+        """(sets, kv heads, 1 or tokens, width) what is added to the scores of memories: their
+        biases, and -inf where they are padded, or not seen through a window that holds for them."""
+        mask = memory.mask[:, :, None]
+        if self.windows is None:
+            return mask
+        cut = self.stretches
+        queries = self.queries if cut is None else self.queries.flatten()[cut.tokens]
+        return _windowed(mask, rule, queries, memory.token + self.windows)
+
     @property
     def is_short(self) -> bool:
         """Whether it is one token, or a mask of all tokens and keys is small."""
@@ -263,7 +273,7 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
 
 
-def windowed(mask: Tensor, rule: Rule, queries: Tensor, memories: Tensor) -> Tensor:
+def _windowed(mask: Tensor, rule: Rule, queries: Tensor, memories: Tensor) -> Tensor:
     """(sets, kv heads, tokens, width): a mask (sets, kv heads, 1, width) of memories at these
     positions, -inf where a model with a window does not see them."""
     sets, kv_heads, width = memories.shape

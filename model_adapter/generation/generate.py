@@ -46,7 +46,7 @@ def generate(
     Each turn of a conversation is cut into chunks of 64 tokens; a prompt that is a text, and what
     the system says, are turns, too. Each chunk retrieves 5 memories for itself, and sees no others.
     It is looked up by the last 64 tokens of its turn's words up to its end: never by another
-    turn's, nor by the template's. Only a message of the user of less than 7 tokens ("And when?")
+    turn's, nor by the template's. Only a message of the user of less than 10 tokens ("And when?")
     is looked up twice, by itself and by itself with what was said before (64 tokens together), and
     the 5 best of both stay. While generating, after every 64 tokens the memories are dropped and
     new ones retrieved with those tokens as the query. A chunk that says nothing in words (blanks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,7 +34,17 @@ def values_fingerprint(parameters: Iterable[NDArray[np.float32]]) -> str:
     """The same of parameters that are arrays."""
     digests = []
     for values in parameters:
-        digest = xxhash.xxh3_128(str(tuple(values.shape)).encode())
+        digest = digest_of(values.shape)
         digest.update(np.ascontiguousarray(values).reshape(-1).data)
-        digests.append(digest.digest())
-    return str(xxhash.xxh3_128_hexdigest(b"".join(sorted(digests))))
+        digests.append(digest)
+    return combined(digests)
+
+
+def digest_of(shape: Sequence[int]) -> xxhash.xxh3_128:
+    """The digest of a parameter of this shape, before its values, which are float32."""
+    return xxhash.xxh3_128(str(tuple(shape)).encode())
+
+
+def combined(digests: Iterable[xxhash.xxh3_128]) -> str:
+    """The fingerprint of parameters with these digests, in whatever order."""
+    return str(xxhash.xxh3_128_hexdigest(b"".join(sorted(one.digest() for one in digests))))

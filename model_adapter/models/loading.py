@@ -25,9 +25,8 @@ from memdb import DType, InvalidInputError, MemDBError
 from model_adapter.catalog import CATALOG, Notify, in_brief, pull
 from model_adapter.models.eight_bit.graph import is_fast
 from model_adapter.models.eight_bit.reading import ExactWeights, ReadingAdapter, rounded_model
-from model_adapter.models.fast import warn_of_fast
 from model_adapter.models.fingerprint import weights_fingerprint
-from model_adapter.models.loading_options import require_device, require_no_code
+from model_adapter.models.loading_options import require_device, require_no_code, warn_of_fast
 
 _TOKENS = 8
 

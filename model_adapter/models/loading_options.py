@@ -3,6 +3,7 @@ for torch."""
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from memdb import InvalidInputError
@@ -24,6 +25,16 @@ class LoadingOptions(TypedDict, total=False):
     trust_remote_code: bool
     exact: bool
     fast: bool
+
+
+def warn_of_fast() -> None:
+    """Say what became of an option that was `fast=True`."""
+    warnings.warn(
+        "'fast' does nothing any more: models on a CPU read by weights of 8 bits, which is faster; "
+        "exact=True reads by the exact ones",
+        DeprecationWarning,
+        stacklevel=3,
+    )
 
 
 def require_device(device: str | torch.device) -> None:

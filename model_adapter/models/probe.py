@@ -17,11 +17,8 @@ import torch
 from torch import Tensor
 
 from memdb import PackedLayer, PackedMemories, UnsupportedModelError
-from model_adapter.attention.buffers import ContextCache
-from model_adapter.attention.carried import KeyValues
-from model_adapter.attention.context import Context, Stretch
+from model_adapter.attention.context import Context, ReadingModel, Stretch
 from model_adapter.attention.function import SOURCE, Observer
-from model_adapter.attention.sight import Sight
 from model_adapter.catalog import in_brief
 
 _PREFIX, _REFERENCE, _CONTEXT = 3, 4, 5  # tokens of the text that is tried
@@ -71,7 +68,7 @@ class Found:
         )
 
 
-class Probed(Protocol):
+class Probed(ReadingModel, Protocol):
     """What is asked of a `LanguageModel`."""
 
     name: str
@@ -85,24 +82,6 @@ class Probed(Protocol):
     @property
     def max_positions(self) -> int:
         """Longest sequence it was made for."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where tokens go in."""
-
-    def new_cache(self, capacity: int) -> ContextCache:
-        """See `attention.context.ReadingModel`."""
-
-    def prefix(self, tokens: Sequence[int]) -> KeyValues:
-        """Likewise."""
-
-    def require_position(self, end: int) -> None:
-        """Likewise."""
-
-    def run(
-        self, tokens: Tensor, positions: Tensor, cache: Any, sight: Sight, keep: Sequence[int]
-    ) -> Tensor:
-        """Likewise."""
 
     def observe(
         self,

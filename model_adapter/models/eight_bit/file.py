@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor
 
 from memdb import InvalidInputError
 from model_adapter.models.eight_bit.rounding import BLOCK, blocks, rounded
+from model_adapter.models.fingerprint import combined, digest_of
 
 #: Changes with the meaning of the file; another one is made anew.
 FORMAT = "2"
@@ -184,7 +184,7 @@ def write(
             at[name] += file.write(values.numpy().tobytes())
 
         for name, one in sources.items():
-            digest = xxhash.xxh3_128(str(one.shape).encode())
+            digest = digest_of(one.shape)
             for some in _parts(one):
                 # In passing: nobody reads the weights twice.
                 digest.update(memoryview(some.reshape(-1).numpy()))  # type: ignore[arg-type]
@@ -195,9 +195,8 @@ def write(
                 else:
                     add(name, some)
             if one.counts:
-                digests.append(digest.digest())
-        own = xxhash.xxh3_128_hexdigest(b"".join(sorted(digests)))
-        about["fingerprint"] = own if fingerprint is None else fingerprint
+                digests.append(digest)
+        about["fingerprint"] = combined(digests) if fingerprint is None else fingerprint
         file.seek(0)
         file.write(_header(about, header))
 
