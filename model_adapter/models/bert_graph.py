@@ -24,6 +24,7 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from model_adapter.models.fingerprint import values_fingerprint
+from model_adapter.models.onnx_graph import OnnxGraph, opened
 
 _FAMILIES = ("bert", "roberta", "xlm-roberta")
 _MODULES = ("Transformer", "Pooling", "Normalize")  # as they follow each other
@@ -154,14 +155,10 @@ class BertGraph:
         """One for each process: its threads do not come along into a child that is forked."""
         with self._guard:
             if self._opened is None or self._opened[0] != os.getpid():
-                options = onnxruntime.SessionOptions()
-                options.log_severity_level = 3
-                options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
                 # Threads that wait sleep: beside another program spinning ones cost much more.
-                options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-                session = onnxruntime.InferenceSession(
-                    self._graph, options, providers=["CPUExecutionProvider"]
-                )
+                asleep = {"session.intra_op.allow_spinning": "0"}
+                threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
+                session = opened(self._graph, threads, asleep)
                 self._opened = os.getpid(), session
             return self._opened[1]
 
@@ -214,30 +211,20 @@ _PARTS = (
 
 def _graph(config: Mapping[str, Any], weights: Mapping[str, NDArray[np.float32]]) -> bytes:
     """The encoder as an ONNX model: ids, positions and seen, (batch, tokens) int32 each, to hidden,
-    (batch, tokens, dimension) float32. (Devlin et al., 2018; the operators are those of
-    https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.)"""
+    (batch, tokens, dimension) float32 (Devlin et al., 2018)."""
     heads, epsilon = int(config["num_attention_heads"]), float(config["layer_norm_eps"])
-    nodes: list[Any] = []
-    tensors: list[Any] = []
-
-    def constant(name: str, values: NDArray[Any]) -> str:
-        values = np.ascontiguousarray(values)
-        kind = helper.np_dtype_to_tensor_dtype(values.dtype)
-        tensors.append(helper.make_tensor(name, kind, values.shape, values.tobytes(), raw=True))
-        return name
+    graph = OnnxGraph()
 
     def named(name: str) -> str:
-        return constant(name, weights[name])
+        return graph.constant(name, weights[name])
 
     def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        ours = ("Gather", "Add", "MatMul", "LayerNormalization")
-        domain = "" if kind in ours else "com.microsoft"
-        nodes.append(helper.make_node(kind, inputs, [output], domain=domain, **attributes))
+        graph.node(kind, inputs, [output], **attributes)
         return output
 
     def product(x: str, name: str, *, biased: bool = True) -> str:
         """x times the weights of a linear layer."""
-        weight = constant(f"{name}.weight", weights[f"{name}.weight"].T)
+        weight = graph.constant(f"{name}.weight", weights[f"{name}.weight"].T)
         made = node("MatMul", [x, weight], f"{name}.product")
         return node("Add", [made, named(f"{name}.bias")], f"{name}.out") if biased else made
 
@@ -245,11 +232,11 @@ def _graph(config: Mapping[str, Any], weights: Mapping[str, NDArray[np.float32]]
         """A linear layer's output on top of what went in, normalized."""
         inputs = [product(x, name, biased=False), residual, named(f"{norm}.weight")]
         inputs += [named(f"{norm}.bias"), named(f"{name}.bias")]
-        return node("SkipLayerNormalization", inputs, f"{norm}.out", epsilon=epsilon)
+        return node("com.microsoft/SkipLayerNormalization", inputs, f"{norm}.out", epsilon=epsilon)
 
     table = "embeddings.{}_embeddings.weight".format
     # All tokens are of type 0: that is one row, added to every position's.
-    placed = constant("placed", weights[table("position")] + weights[table("token_type")][0])
+    placed = graph.constant("placed", weights[table("position")] + weights[table("token_type")][0])
     words = node("Gather", [named(table("word")), "ids"], "words")
     places = node("Gather", [placed, "positions"], "places")
     norm = [named("embeddings.LayerNorm.weight"), named("embeddings.LayerNorm.bias")]
@@ -259,26 +246,25 @@ def _graph(config: Mapping[str, Any], weights: Mapping[str, NDArray[np.float32]]
         layer = f"encoder.layer.{number}"
         three = [product(x, f"{layer}.attention.self.{p}") for p in ("query", "key", "value")]
         attended = node(
-            "MultiHeadAttention", [*three, "", "seen"], f"{layer}.attended", num_heads=heads
+            "com.microsoft/MultiHeadAttention",
+            [*three, "", "seen"],
+            f"{layer}.attended",
+            num_heads=heads,
         )
         after = f"{layer}.attention.output"
         x = added(attended, x, f"{after}.dense", f"{after}.LayerNorm")
         wide = product(x, f"{layer}.intermediate.dense", biased=False)
-        wide = node("BiasGelu", [wide, named(f"{layer}.intermediate.dense.bias")], f"{layer}.wide")
+        wide = node(
+            "com.microsoft/BiasGelu",
+            [wide, named(f"{layer}.intermediate.dense.bias")],
+            f"{layer}.wide",
+        )
         x = added(wide, x, f"{layer}.output.dense", f"{layer}.output.LayerNorm")
-    nodes[-1].output[0] = "hidden"
+    node("Identity", [x], "hidden")
     shape = ("batch", "tokens")
-    graph = helper.make_graph(
-        nodes,
-        "encoder",
-        [
-            helper.make_tensor_value_info(name, TensorProto.INT32, shape)
-            for name in ("ids", "positions", "seen")
-        ],
-        [helper.make_tensor_value_info("hidden", TensorProto.FLOAT, (*shape, None))],
-        tensors,
-    )
-    sets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=sets, ir_version=9)
-    serialized: bytes = model.SerializeToString()
-    return serialized
+    given = [
+        helper.make_tensor_value_info(name, TensorProto.INT32, shape)
+        for name in ("ids", "positions", "seen")
+    ]
+    hidden = helper.make_tensor_value_info("hidden", TensorProto.FLOAT, (*shape, None))
+    return graph.model(given, [hidden])

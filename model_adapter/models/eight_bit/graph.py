@@ -8,14 +8,14 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from torch import Tensor
 
 from model_adapter.models.eight_bit.file import WeightFile
 from model_adapter.models.eight_bit.rounding import BLOCK, rounded, unrounded
+from model_adapter.models.onnx_graph import OnnxGraph, opened
 
 #: Rows that one run of a graph takes: so what it needs beside is small, however long a prompt is.
 ROWS = 256
@@ -26,11 +26,10 @@ _THREADS = 8
 #: How long they wait awake for the next product of the graph before they sleep.
 _SPIN_MICROSECONDS = 20
 
-_OPSETS = (("", 17), ("com.microsoft", 1))
 _KINDS = {np.dtype(np.uint8): TensorProto.UINT8, np.dtype(np.float32): TensorProto.FLOAT}
 
 
-class Graph:
+class Graph(OnnxGraph):
     """A graph while it is made: nodes, and the weights that they need.
 
     Args:
@@ -38,21 +37,8 @@ class Graph:
     """
 
     def __init__(self, file: WeightFile | None = None) -> None:
+        super().__init__()
         self._file = file
-        self._nodes: list[Any] = []
-        self._weights: dict[str, Any] = {}
-
-    def node(
-        self, kind: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any
-    ) -> None:
-        """Add an operation of ONNX; `com.microsoft/...` for one of ONNX Runtime's own."""
-        domain, _, name = kind.rpartition("/")
-        self._nodes.append(helper.make_node(name, inputs, outputs, domain=domain, **attributes))
-
-    def constant(self, name: str, values: NDArray[Any]) -> str:
-        """A small array that the graph itself holds; its name."""
-        self._weights[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
-        return name
 
     def weight(self, names: Sequence[str]) -> str:
         """Weights of the file that lie side by side, which are mapped, as one; its name."""
@@ -176,21 +162,6 @@ class Graph:
                 for name, width in names.items()
             ]
 
-        graph = helper.make_graph(
-            self._nodes, "step", declared(inputs), declared(outputs), list(self._weights.values())
-        )
-        model = helper.make_model(
-            graph,
-            opset_imports=[helper.make_opsetid(*opset) for opset in _OPSETS],
-            ir_version=9,
-        )
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = max(1, min(threads, _THREADS))
-        options.inter_op_num_threads = 1
-        # What a run needs beside is small, and there are many graphs: none keeps an arena.
-        options.enable_cpu_mem_arena = False
-        options.enable_mem_pattern = False
         settings = {
             "session.intra_op.allow_spinning": "1",
             "session.intra_op.spin_duration_us": str(_SPIN_MICROSECONDS),
@@ -199,11 +170,9 @@ class Graph:
             settings["session.model_external_initializers_file_folder_path"] = str(
                 self._file.path.parent
             )
-        for key, value in settings.items():
-            options.add_session_config_entry(key, value)
-        return ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        model = self.model(declared(inputs), declared(outputs))
+        # What a run needs beside is small, and there are many graphs: none keeps an arena.
+        return opened(model, max(1, min(threads, _THREADS)), settings, arena=False)
 
 
 def bound(session: Any, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Any:
