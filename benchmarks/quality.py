@@ -64,6 +64,7 @@ _QUICK_QUESTIONS = (12, 10, 8, 6, 5, 4, 3, 2)
     type=click.Choice(list(SELECTIONS)),
     help="Which key-values are kept; default: as a new database has it.",
 )
+@click.option("--exact", is_flag=True, help="Read by the exact weights, not by 8 bits.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write all figures here.")
 def main(
     models: str | None,
@@ -71,6 +72,7 @@ def main(
     work: Path | None,
     quick: bool,
     selection: str | None,
+    exact: bool,
     output: Path | None,
 ) -> None:
     """Memory against RAG and nothing: right answers, ranking, likelihood; one table in Markdown."""
@@ -79,7 +81,7 @@ def main(
     try:
         data = Data(folder)
         kept = Kept(work, data)
-        cells = _cells(names, data, kept, quick, selection)
+        cells = _cells(names, data, kept, quick, selection, exact)
         with progress_bar() as progress:
             for name in names:
                 _run([cell for cell in cells if cell.model == name], data, kept, work, progress)
@@ -95,7 +97,12 @@ def main(
 
 
 def _cells(
-    names: Sequence[str], data: Data, kept: Kept, quick: bool, selection: str | None
+    names: Sequence[str],
+    data: Data,
+    kept: Kept,
+    quick: bool,
+    selection: str | None,
+    exact: bool,
 ) -> list[Cell]:
     """The cells of all models. Says how long those will take that are not finished; that also
     decides how many questions a quick run has."""
@@ -105,9 +112,9 @@ def _cells(
     todo: dict[int | None, dict[Cell, tuple[Work, float]]] = {one: {} for one in numbers}
     text = "\n\n".join(document.text for document in data.read("squad")[0].values())
     for name in names:
-        if all(kept.get(cell) is not None for cell in cells_of(name, number, selection)):
+        if all(kept.get(cell) is not None for cell in cells_of(name, number, selection, exact)):
             continue
-        model = _load(name)
+        model = _load(name, exact)
         _say(f"{name}: timing it ...")
         speed = timed(model, text[:_TIMED])
         _say(
@@ -116,7 +123,7 @@ def _cells(
         )
         for one, cells in todo.items():
             estimate = Estimate(model, data)
-            for cell in cells_of(name, one, selection):
+            for cell in cells_of(name, one, selection, exact):
                 work = estimate.of(cell)  # of finished ones, too: what they have in common is done
                 if kept.get(cell) is None:
                     cells[cell] = work, work.seconds(speed)
@@ -127,7 +134,7 @@ def _cells(
         assert number is not None
         kept.decide(names, number)
     _show(todo[number])
-    return [cell for name in names for cell in cells_of(name, number, selection)]
+    return [cell for name in names for cell in cells_of(name, number, selection, exact)]
 
 
 def _show(todo: Mapping[Cell, tuple[Work, float]]) -> None:
@@ -148,7 +155,8 @@ def _run(cells: Sequence[Cell], data: Data, kept: Kept, work: Path, progress: Pr
     waiting = [cell for cell in cells if kept.get(cell) is None]
     if not waiting:
         return
-    model, embedder = _load(waiting[0].model), load_embedder(DEFAULT_EMBEDDER, _say)
+    model = _load(waiting[0].model, waiting[0].exact)
+    embedder = load_embedder(DEFAULT_EMBEDDER, _say)
     for cell in waiting:
         _say(f"{cell.model}: {cell.title} ...")
         began = time.perf_counter()
@@ -187,8 +195,8 @@ def measure(
     return evaluate(corpus, questions, settings, **parts, progress=progress).to_json()
 
 
-def _load(name: str) -> LanguageModel:
-    return language_for_new(name, None, _say)
+def _load(name: str, exact: bool) -> LanguageModel:
+    return language_for_new(name, None, _say, exact=exact)
 
 
 def _say(text: str) -> None:

@@ -36,6 +36,7 @@ class Cell:
         controls: whether controls are measured.
         both: in both framings; else in the one that a new database has.
         selection: which key-values are kept; None: the default.
+        exact: whether questions are read by the exact weights, and not as a new model reads.
     """
 
     model: str
@@ -47,6 +48,7 @@ class Cell:
     controls: bool = False
     both: bool = False
     selection: str | None = None
+    exact: bool = False
 
     @property
     def title(self) -> str:
@@ -68,7 +70,9 @@ class Cell:
         )
 
 
-def cells_of(model: str, quick: int | None, selection: str | None = None) -> list[Cell]:
+def cells_of(
+    model: str, quick: int | None, selection: str | None = None, exact: bool = False
+) -> list[Cell]:
     """The cells of a model.
 
     Args:
@@ -76,6 +80,7 @@ def cells_of(model: str, quick: int | None, selection: str | None = None) -> lis
         quick: so many questions of each set, one budget, one framing, no controls; None: all that
             the figures need.
         selection: of all cells; None: the default.
+        exact: of all cells.
     """
     name = Path(model).name
     large = name.endswith("1.5b")
@@ -94,7 +99,7 @@ def cells_of(model: str, quick: int | None, selection: str | None = None) -> lis
         Cell(model, "musique", "5", 8, few),
         Cell(model, "squad", "conversations", None, quick or 80),
     ]
-    return [replace(cell, selection=selection) for cell in cells]
+    return [replace(cell, selection=selection, exact=exact) for cell in cells]
 
 
 class Data:
@@ -232,6 +237,8 @@ class Kept:
         about = asdict(cell)
         if cell.selection is None:
             del about["selection"]
+        if cell.exact:  # as all were before models read by 8 bits
+            del about["exact"]
         return digest([about, self._data.digests[cell.data], __version__])
 
 
