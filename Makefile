@@ -98,10 +98,14 @@ build/weights/corpus.jsonl: $(RECIPE)/corpus.py | $(VENV)/adapter.installed
 clean:
 	rm -rf $(VENV) demo/build build
 
-$(VENV)/adapter.installed: pyproject.toml constraints.txt | $(BIN)/python
+# Kernels where a C compiler is: without them memdb computes the same, more slowly.
+KERNELS := kernels/pyproject.toml $(wildcard kernels/memdb_kernels/*.*)
+$(VENV)/adapter.installed: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 	@echo "Installing memdb and the model adapter into $(VENV) (about a minute) ..."
 	@start=$$(date +%s); $(INSTALL) -e '.[adapter]' && \
 	echo "installed in $$(( $$(date +%s) - start )) s"
+	@command -v $${CC:-cc} > /dev/null && $(INSTALL) --force-reinstall ./kernels || \
+	echo "memdb's kernels are not installed (they need a C compiler): it decodes more slowly"
 	@touch $@
 
 $(VENV)/test.installed: $(VENV)/adapter.installed

@@ -24,7 +24,7 @@ from model_adapter.attention.carried import (
     state_of,
 )
 from model_adapter.attention.groups import grouped
-from model_adapter.attention.sight import Joined, LayerMemory, additive
+from model_adapter.attention.sight import Buffer, Joined, LayerMemory, additive
 
 _ROOM = 64  # tokens that a buffer grows by, at least
 _ALIGNED = 16  # places: kernels of GPUs read rows of masks that begin at multiples of 16 bytes
@@ -127,6 +127,11 @@ class ContextCache(Cache):  # type: ignore[misc]
         there = self._with_keys.get(layer)  # none of one that reads another's keys, which has none
         return None if there is None else there.joined()
 
+    def buffer(self, layer: int) -> Buffer | None:
+        """See `Memories.buffer`."""
+        there = self._with_keys.get(layer)
+        return None if there is None else there.buffer()
+
     def sets(self, layer: int, like: Tensor) -> LayerMemory | None:
         """See `Memories.sets`: of a layer that keeps its context in another form than it reads
         it in (MLA)."""
@@ -156,6 +161,7 @@ class ContextLayer(CacheLayerMixin):  # type: ignore[misc]
         self.memory: LayerMemory | None = None
         self._capacity = capacity
         self._room = 0  # for memories
+        self._filled: Tensor | None = None
         self._mask = torch.empty(0)
         self._wanted: Sequence[PackedLayer | None] | None = None
         self._apart: Sequence[PackedLayer | None] | None = None
@@ -210,6 +216,13 @@ class ContextLayer(CacheLayerMixin):  # type: ignore[misc]
             self._mask.narrow(3, start, length),
             self.memory,
         )
+
+    def buffer(self) -> Buffer | None:
+        """See `Memories.buffer`."""
+        if self._apart is not None:
+            return None
+        end = self._room + self.length
+        return Buffer(self.keys, self.values, self._mask, self._filled, self._room, end)
 
     @property
     def capacity(self) -> int:
@@ -277,6 +290,7 @@ class ContextLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def _place(self, memories: Sequence[PackedLayer | None]) -> None:
         self._wanted, self.memory, self._apart, self._stacked = None, None, None, None
+        self._filled = None
         there = [packed.keys.shape[::2] for packed in memories if packed is not None]
         if not there:
             return
@@ -290,6 +304,8 @@ class ContextLayer(CacheLayerMixin):  # type: ignore[misc]
         self.keys[:, :, place] = memory.keys
         self.values[:, :, place] = memory.values[..., : self.values.shape[-1]]
         self._mask[:, :, 0, place] = memory.mask
+        padding = (memory.memory < 0).cumprod(-1).sum(-1)  # it comes first
+        self._filled = width - padding
         self._look(memory)
 
     def _look(self, memory: LayerMemory) -> None:
@@ -360,6 +376,9 @@ class Sets:
 
     def joined(self, layer: int) -> None:
         """See `Memories.joined`: they lie in no buffer."""
+
+    def buffer(self, layer: int) -> None:
+        """See `Memories.buffer`: they lie in none."""
 
     def sets(self, layer: int, like: Tensor) -> LayerMemory:
         """See `Memories.sets`."""

@@ -135,6 +135,9 @@ class _Whole(Cache):  # type: ignore[misc]
         there = self._there[layer]
         return Joined(there.keys, there.values, there.mask, memory)
 
+    def buffer(self, layer: int) -> None:
+        """See `Memories.buffer`: which places are filled, the mask alone says."""
+
     def sets(self, layer: int, like: Tensor) -> None:
         """See `Memories.sets`: all lie in the buffers."""
 

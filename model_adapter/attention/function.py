@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from memdb import UnsupportedModelError
 from model_adapter.attention.merging import scores_of
+from model_adapter.attention.one_token import attend_one
 from model_adapter.attention.parts import in_parts
 from model_adapter.attention.sight import LayerMemory, Rule, Sight, additive, rows_of
 
@@ -109,6 +110,11 @@ def memory_attention(
 
     sight = None if explicit_memory is None else explicit_memory.on(query.device)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    plain = softcap is None and s_aux is None and not torch.is_grad_enabled()
+    if plain and sight is not None and isinstance(attention_mask, Rule):
+        one = attend_one(layer, query, value, attention_mask, sight, scale)
+        if one is not None:
+            return one, None
     if sight is None or not isinstance(attention_mask, Rule):
         mask = attention_mask.mask if isinstance(attention_mask, Rule) else attention_mask
         if mask is None:

@@ -106,6 +106,28 @@ class Joined:
 
 
 @dataclass(frozen=True)
+class Buffer:
+    """Where memories and context of a layer lie.
+
+    Attributes:
+        keys: (batch, kv heads, places, head_dim), contiguous.
+        values: likewise.
+        mask: (batch, kv heads, 1, places), added to the scores of what is filled.
+        filled: (batch, kv heads) int64, contiguous: how many places before `begin` memories fill;
+            None: there are none.
+        begin: the first place of the context.
+        end: behind its last one.
+    """
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor
+    filled: Tensor | None
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
 class Stretches:
     """A pass cut into stretches of tokens, each with its own memories.
 
@@ -127,6 +149,10 @@ class Memories(Protocol):
     def joined(self, layer: int) -> Joined | None:
         """What a layer reads where each sequence has one set; None without memories, or where they
         do not lie beside the context."""
+
+    def buffer(self, layer: int) -> Buffer | None:
+        """Where a layer's memories and context lie, if each sequence has one set at most and all
+        lie side by side; None otherwise."""
 
     def sets(self, layer: int, like: Tensor) -> LayerMemory | None:
         """What a layer reads where each stretch (or, if there is none, each sequence) has a set of

@@ -17,7 +17,7 @@ import xxhash
 
 from model_adapter.catalog import cache_folder
 
-_TRIAL = 1  # which trial: another number when `probe` tries other things, or attention changes
+_TRIAL = 2  # which trial: another number when `probe` tries other things, or attention changes
 
 
 def was_tried(model: Any, exact: bool) -> bool:

@@ -59,6 +59,9 @@ class Remembered:
     def joined(self, layer: int) -> None:
         """See `Memories.joined`: they lie in no buffer."""
 
+    def buffer(self, layer: int) -> None:
+        """See `Memories.buffer`: likewise."""
+
     def sets(self, layer: int, like: Tensor) -> LayerMemory:
         """See `Memories.sets`; which memory and token a pair is of is left out, since nobody asks
         for it here."""

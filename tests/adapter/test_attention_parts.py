@@ -176,6 +176,9 @@ class Held:
     def joined(self, layer: int) -> None:
         return None
 
+    def buffer(self, layer: int) -> None:
+        """See `Memories.buffer`: likewise."""
+
     def sets(self, layer: int, like: Tensor) -> LayerMemory:
         return self._of()
 
