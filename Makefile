@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint bench quality adapter adapter-qwen calibration weights predictors clean
+.PHONY: demo test test-slow lint docs bench quality adapter adapter-qwen calibration weights predictors clean
 
 demo: $(VENV)/adapter.installed
 	$(BIN)/python demo/run.py
@@ -25,6 +25,10 @@ lint: $(VENV)/test.installed
 
 bench: $(VENV)/bench.installed
 	$(BIN)/python benchmarks/engine.py --quick
+
+# The documentation as a site, in build/site; a link that leads nowhere is an error.
+docs: $(VENV)/docs.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # What memories are worth, in one table; hours. Interrupted, it goes on. `make quality QUALITY=--quick`
 # takes ten minutes, `QUALITY='--models smollm2-135m'` one model.
@@ -116,6 +120,11 @@ $(VENV)/test.installed: $(VENV)/adapter.installed
 $(VENV)/bench.installed: $(VENV)/adapter.installed
 	@echo "Installing what the benchmarks measure against ..."
 	@$(INSTALL) -e '.[adapter,bench]'
+	@touch $@
+
+$(VENV)/docs.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what makes the site ..."
+	@$(INSTALL) -e '.[docs]'
 	@touch $@
 
 $(BIN)/python:

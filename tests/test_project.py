@@ -1,4 +1,4 @@
-"""The house as a whole: rooms keep to their direction, and the README's example runs."""
+"""The house as a whole: rooms keep to their direction."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 import memdb
-from cli.commands import COMMANDS
-from memdb import MemDB, __version__
-from tests.engine.helpers import TokenWriter, WordEmbedder
+from memdb import __version__
 
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
@@ -116,57 +114,10 @@ def test_the_engine_runs_without_a_model_library() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_readmes_examples_run(tmp_path: Path) -> None:
-    readme = (ROOT / "README.md").read_text()
-    codes = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert [len(code.strip().splitlines()) <= 20 for code in codes] == [True, True]
-    done = subprocess.run(
-        [sys.executable, "-c", "".join(codes)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    with_memory, without, updated, hit, *more = done.stdout.splitlines()
-    assert "Tillyport" in more[0]
-    assert more[1].strip() == "100% pellonia"
-    assert "Ines Wold" in more[-1]
-    assert "Marrowgate" in with_memory
-    assert "Marrowgate" not in without
-    assert "Tillyport" in updated
-    assert "pellonia" in hit
-
-
-def test_the_engines_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page = (ROOT / "docs" / "engine.md").read_text()
-    code = page.partition("## In a program")[2].partition("```python\n")[2].partition("```")[0]
-    writer = TokenWriter(reference_length=64)
-    with MemDB.create(tmp_path / "db", embedder=WordEmbedder(), writer=writer) as db:
-        exec(code, {"db": db})
-    counts, filtered, found, changes = capsys.readouterr().out.splitlines()
-    assert counts == "2 True heron"
-    assert filtered == "1 ['heron']"
-    assert found.endswith("heron The blue heron stands in the reeds.")
-    assert changes == "[(4, 'deleted')]"
-
-
-def test_the_generations_example_runs() -> None:
-    page = (ROOT / "docs" / "generation.md").read_text()
-    names: dict[str, object] = {}
-    exec(page.partition("```python\n")[2].partition("```")[0], names)
-    assert isinstance(names["next_token"], int)
-
-
 def test_the_docs_name_files_that_there_are() -> None:
     for page in (ROOT / "docs").glob("*.md"):
         for name in re.findall(r"\b(?:memdb|model_adapter|cli)/[\w/]+\.py", page.read_text()):
             assert (ROOT / name).is_file(), f"{page.name} names {name}"
-
-
-def test_the_readme_names_every_command() -> None:
-    readme = (ROOT / "README.md").read_text()
-    for command in COMMANDS:
-        assert f"memdb {command.name}" in readme, command.name
 
 
 def test_one_version() -> None:
