@@ -25,7 +25,7 @@ from rich.table import Table
 
 from model_adapter import DEFAULT_MODEL, create_database
 
-_FACTS = [
+FACTS = [
     f"The lighthouse of {place} is kept by {name}."
     for place, name in (("Tarn", "Ada"), ("Veldmoor", "Bo"), ("Ostrey", "Cy"), ("Pell", "Di"))
 ]
@@ -57,7 +57,7 @@ def main(model: str, tokens: int, turns: int, counts: tuple[int, ...]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "db"
         with create_database(path, model=model) as db:
-            for fact in _FACTS:
+            for fact in FACTS:
                 db.insert(fact)
             db.settle()
         for programs in counts or sorted({0, 1, cores}):

@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from memdb.errors import InvalidInputError, MissingPartError
-from memdb.ingest.text_only import text_only
+from memdb.ingest.text_only import TextOnly, text_only
 from memdb.types import arguments
 from memdb.types.checks import check_text
 from memdb.types.shown import shown
@@ -44,7 +44,8 @@ def text_tokenizer(tokenizer: str) -> Tokenizer:
 
     "<|im_end|>" or "<think>" in somebody's document is what it looks like, not the model's control
     token (see `memdb.ingest.text_only`). Nothing is put before the text: a tokenizer that marks
-    spaces (Llama 2) would put one before its first word. For decoding, use the tokenizer as it is.
+    spaces (Llama 2) would put one before its first word. Chunkers use the same: do not change it.
+    For decoding, use the tokenizer as it is.
 
     Args:
         tokenizer: the text of a tokenizer.json.
@@ -78,12 +79,12 @@ class Chunker:
     # Parsed when first needed: a big vocabulary takes a tenth of a second.
 
     @cached_property
-    def _tokenizer(self) -> Tokenizer | None:
-        return None if self._source is None else text_tokenizer(self._source)
+    def _made(self) -> TextOnly | None:
+        return None if self._source is None else text_only(self._source)
 
-    @cached_property
-    def _decoder(self) -> Tokenizer | None:
-        return None if self._source is None else Tokenizer.from_str(self._source)
+    @property
+    def _tokenizer(self) -> Tokenizer | None:
+        return None if self._made is None else self._made.going_on
 
     def count(self, text: str) -> int:
         """Tokens of a text, 0 without a tokenizer."""
@@ -94,7 +95,7 @@ class Chunker:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of token ids; special tokens are left out."""
-        if self._decoder is None:
+        if self._made is None:
             raise MissingPartError(
                 "this database has no tokenizer to decode token ids with; query by text or by "
                 "embedding"
@@ -104,7 +105,7 @@ class Chunker:
             whole = isinstance(token, (int, np.integer)) and not isinstance(token, bool)
             if not whole or not 0 <= token < 1 << 32:
                 raise InvalidInputError(f"{token!r:.60} is no token id")
-        return str(self._decoder.decode(list(map(int, numbers)), skip_special_tokens=True))
+        return self._made.decode(list(map(int, numbers)))
 
     def split(self, text: str) -> list[Piece]:
         """The pieces of a text that is not blank, in order.

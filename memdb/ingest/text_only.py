@@ -7,6 +7,9 @@ looks like, even within one text. All ids stay what they are.
 
 Added tokens that are no control tokens (HTML's tags, runs of new lines) stay: the model was trained
 with them.
+
+A big vocabulary takes a quarter of a second and tens of megabytes: so whoever asks for the same
+tokenizer gets the same one, as long as somebody holds it.
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+from weakref import WeakValueDictionary
 
 from tokenizers import Tokenizer
 
@@ -26,6 +31,7 @@ from memdb.types.canonical import read_json
 
 # Another in each process, so no text can hold it. No normalizer changes these characters.
 _SECRET = secrets.token_hex(8)
+_NAME = re.compile(f"<{_SECRET}:[0-9]+>")
 
 # Control tokens that are not flagged as special (DeepSeek's <｜User｜>, Qwen's <tool_call>).
 _LOOKS_LIKE_CONTROL = re.compile(r"<[|｜].*[|｜]>|</?(think|thinking|tool_\w+)>")
@@ -33,19 +39,22 @@ _LOOKS_LIKE_CONTROL = re.compile(r"<[|｜].*[|｜]>|</?(think|thinking|tool_\w+)
 
 @dataclass(frozen=True)
 class TextOnly:
-    """A tokenizer twice, by where a text stands.
+    """A tokenizer twice, by where a text stands. Nothing is put around a text, and spans hold the
+    spaces that tokens do. Others may hold the same: nobody changes it.
 
     Attributes:
         beginning: for a text that nothing stands before.
         going_on: for a text behind other text. The same object if there is no difference, which is
             so unless the tokenizer puts something before what it is given.
         control: control tokens, and their names here.
+        shown: these names, and what the tokenizer shows of such a token.
         added: ids of all added tokens.
     """
 
     beginning: Tokenizer
     going_on: Tokenizer
     control: Mapping[str, str]
+    shown: Mapping[str, str]
     added: frozenset[int]
 
     def named(self, text: str) -> str:
@@ -57,9 +66,27 @@ class TextOnly:
         pattern = re.compile("|".join(map(re.escape, longest_first)))
         return pattern.sub(lambda match: self.control[match[0]], text)
 
+    def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """The text of token ids, as the tokenizer itself has it. `special`: with the tokens that
+        are flagged so, which are left out else."""
+        text = str(self.going_on.decode(tokens, skip_special_tokens=not special))
+        return _NAME.sub(lambda match: self.shown.get(match[0], match[0]), text)
+
+    def token(self, id: int) -> str | None:
+        """The token with an id; None: there is none."""
+        found = self.going_on.id_to_token(id)
+        return None if found is None else self._tokens.get(found, found)
+
+    @cached_property
+    def _tokens(self) -> dict[str, str]:
+        return {name: token for token, name in self.control.items()}
+
+
+_held: WeakValueDictionary[str, TextOnly] = WeakValueDictionary()
+
 
 def text_only(tokenizer: str) -> TextOnly:
-    """Make them of a tokenizer.
+    """A tokenizer to which no text is a control token.
 
     Args:
         tokenizer: the text of a tokenizer.json.
@@ -68,11 +95,16 @@ def text_only(tokenizer: str) -> TextOnly:
         InvalidInputError: it does not load.
     """
     arguments.a(str, tokenizer, "tokenizer")
+    found = _held.get(tokenizer)
+    return _held.setdefault(tokenizer, _made(tokenizer)) if found is None else found
+
+
+def _made(tokenizer: str) -> TextOnly:
     try:
         parts = _parts(tokenizer)
         added = [token["content"] for token in parts["added_tokens"]]
         control = {
-            token["content"]: f"<{_SECRET}:{number}>"
+            token["content"]: _name(number)
             for number, token in enumerate(parts["added_tokens"])
             if token.get("special") or _LOOKS_LIKE_CONTROL.fullmatch(token["content"])
         }
@@ -85,7 +117,19 @@ def text_only(tokenizer: str) -> TextOnly:
         raise InvalidInputError(f"the tokenizer does not load: {error}") from error
     found = (beginning.token_to_id(control.get(token, token)) for token in added)
     ids = frozenset(id for id in found if id is not None)
-    return TextOnly(beginning, going_on, control, ids)
+    shown = {name: _shown(beginning, token) for token, name in control.items()}
+    return TextOnly(beginning, going_on, control, shown, ids)
+
+
+def _name(number: int) -> str:
+    return f"<{_SECRET}:{number}>"
+
+
+def _shown(tokenizer: Tokenizer, token: str) -> str:
+    """What the tokenizer makes of a token within a text."""
+    if tokenizer.decoder is None:
+        return token
+    return str(tokenizer.decoder.decode(["a", token])).removeprefix("a").lstrip(" ")
 
 
 def _parts(tokenizer: str) -> dict[str, Any]:
@@ -102,6 +146,7 @@ def _parts(tokenizer: str) -> dict[str, Any]:
 
 def _loaded(parts: dict[str, Any]) -> Tokenizer:
     made = Tokenizer.from_str(json.dumps(parts))
+    made.post_processor = None  # it puts control tokens around texts, and trims spans
     made.no_truncation()
     made.no_padding()
     return made

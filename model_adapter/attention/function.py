@@ -1,6 +1,6 @@
 """Attention over memories and context in one softmax, and a look at queries and keys.
 
-Registered with transformers' public attention interface under the name `memdb`, so that models run
+Models of transformers know it by its public attention interface (`registered`), so that they run
 unpatched. What a forward pass sees beside its context comes as the keyword argument
 `explicit_memory` (a `Sight`); what should see queries, keys and values comes as `observer`. Without
 either it is plain attention.
@@ -15,15 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from memdb import UnsupportedModelError
 from model_adapter.attention.merging import scores_of
 from model_adapter.attention.one_token import attend_one
 from model_adapter.attention.parts import in_parts
 from model_adapter.attention.sight import LayerMemory, Rule, Sight, additive, rows_of
-
-NAME = "memdb"
 
 #: An attribute of an attention module that has no keys of its own: the layer whose keys, and so
 #: whose memories, it reads. `LanguageModel` sets it.
@@ -264,11 +261,3 @@ def _beside(memories: Tensor, context: Tensor) -> Tensor:
     kv_heads, tokens = memories.shape[1], context.shape[2]
     context = additive(context, memories.dtype).expand(-1, kv_heads, -1, -1)
     return torch.cat([memories.expand(-1, -1, tokens, -1), context], 3)
-
-
-def _rule(*args: Any, **kwargs: Any) -> Rule:
-    return Rule(kwargs)
-
-
-AttentionInterface.register(NAME, memory_attention)
-AttentionMaskInterface.register(NAME, _rule)

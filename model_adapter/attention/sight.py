@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from model_adapter.attention.groups import Group
 from model_adapter.attention.merging import BLOCK, LOWEST
@@ -20,20 +19,37 @@ NOWHERE = 1 << 40
 # Entries of a mask up to which one softmax costs least, over memories and context side by side.
 _SMALL = 1 << 16
 
+#: Which tokens see which: of positions of queries and keys, and numbers of sequence and head, which
+#: are tensors of shapes that go together. transformers has its masks so.
+Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
 
 class Rule:
-    """Which tokens see which, as transformers says it for one kind of layer (causal, a sliding
-    window, chunks): a function of two positions. Stands where a model passes on its mask.
+    """Which tokens see which in one kind of layer (causal, a sliding window, chunks): a function of
+    two positions. Stands where a model passes on its mask.
+
+    Args:
+        function: that one.
+        is_causal: whether by it a token sees all before it.
+        made: gives the mask of a pass, where positions are places in the cache.
 
     Attributes:
-        is_causal: whether a token sees all before it.
+        is_causal: see above.
     """
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self._arguments = arguments
-        self._function = arguments["mask_function"]
-        self._mask: Tensor | None = None
-        self.is_causal = self._function is causal_mask_function
+    def __init__(
+        self, function: Sees, is_causal: bool, made: Callable[[], Tensor] | None = None
+    ) -> None:
+        self._function = function
+        self._made = made
+        self.is_causal = is_causal
+
+    @classmethod
+    def behind(cls, window: int | None) -> Rule:
+        """A token sees all before it, or, with a window, the last so many, itself among them."""
+        if window is None:
+            return cls(lambda batch, head, query, key: key <= query, True)
+        return cls(lambda batch, head, query, key: (key <= query) & (key > query - window), False)
 
     def __getitem__(self, part: tuple[Any, ...]) -> Rule:
         """Itself, to a model that would cut its mask and wants all of it (Gemma 4)."""
@@ -41,13 +57,12 @@ class Rule:
             raise IndexError("a rule cannot be cut")
         return self
 
-    @property
+    @cached_property
     def mask(self) -> Tensor:
         """(batch, 1, tokens, cached + tokens) bool, where positions are places in the cache."""
-        if self._mask is None:
-            # transformers leaves a plain causal mask out.
-            self._mask = sdpa_mask(**{**self._arguments, "allow_is_causal_skip": False})
-        return self._mask
+        if self._made is None:
+            raise ValueError("a rule of no pass has no mask")
+        return self._made()
 
     def between(self, queries: Tensor, keys: Tensor) -> Tensor:
         """(batch, 1, tokens, keys) bool: which positions (batch, keys) those at (batch, tokens)

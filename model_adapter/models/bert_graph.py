@@ -102,7 +102,7 @@ class BertGraph:
         self._lower = recipe.lower
         self._first = 0 if recipe.config["model_type"] == "bert" else _padding(recipe.config) + 1
         self._tokenizer = tokenizer
-        self._graph = _graph(recipe.config, weights)
+        self._graph, self._handed = _graph(recipe.config, weights)
         self._opened: tuple[int, onnxruntime.InferenceSession] | None = None
         self._guard = threading.Lock()
 
@@ -158,7 +158,7 @@ class BertGraph:
                 # Threads that wait sleep: beside another program spinning ones cost much more.
                 asleep = {"session.intra_op.allow_spinning": "0"}
                 threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
-                session = opened(self._graph, threads, asleep)
+                session = opened(self._graph, threads, asleep, self._handed)
                 self._opened = os.getpid(), session
             return self._opened[1]
 
@@ -209,14 +209,16 @@ _PARTS = (
 )
 
 
-def _graph(config: Mapping[str, Any], weights: Mapping[str, NDArray[np.float32]]) -> bytes:
+def _graph(
+    config: Mapping[str, Any], weights: Mapping[str, NDArray[np.float32]]
+) -> tuple[bytes, dict[str, NDArray[np.float32]]]:
     """The encoder as an ONNX model: ids, positions and seen, (batch, tokens) int32 each, to hidden,
-    (batch, tokens, dimension) float32 (Devlin et al., 2018)."""
+    (batch, tokens, dimension) float32 (Devlin et al., 2018). And the arrays that it names."""
     heads, epsilon = int(config["num_attention_heads"]), float(config["layer_norm_eps"])
     graph = OnnxGraph()
 
     def named(name: str) -> str:
-        return graph.constant(name, weights[name])
+        return graph.hand(name, weights[name])
 
     def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         graph.node(kind, inputs, [output], **attributes)
@@ -224,7 +226,7 @@ def _graph(config: Mapping[str, Any], weights: Mapping[str, NDArray[np.float32]]
 
     def product(x: str, name: str, *, biased: bool = True) -> str:
         """x times the weights of a linear layer."""
-        weight = graph.constant(f"{name}.weight", weights[f"{name}.weight"].T)
+        weight = graph.hand(f"{name}.weight", weights[f"{name}.weight"].T)
         made = node("MatMul", [x, weight], f"{name}.product")
         return node("Add", [made, named(f"{name}.bias")], f"{name}.out") if biased else made
 
@@ -236,7 +238,7 @@ def _graph(config: Mapping[str, Any], weights: Mapping[str, NDArray[np.float32]]
 
     table = "embeddings.{}_embeddings.weight".format
     # All tokens are of type 0: that is one row, added to every position's.
-    placed = graph.constant("placed", weights[table("position")] + weights[table("token_type")][0])
+    placed = graph.hand("placed", weights[table("position")] + weights[table("token_type")][0])
     words = node("Gather", [named(table("word")), "ids"], "words")
     places = node("Gather", [placed, "positions"], "places")
     norm = [named("embeddings.LayerNorm.weight"), named("embeddings.LayerNorm.bias")]
@@ -267,4 +269,4 @@ def _graph(config: Mapping[str, Any], weights: Mapping[str, NDArray[np.float32]]
         for name in ("ids", "positions", "seen")
     ]
     hidden = helper.make_tensor_value_info("hidden", TensorProto.FLOAT, (*shape, None))
-    return graph.model(given, [hidden])
+    return graph.model(given, [hidden]), graph.handed

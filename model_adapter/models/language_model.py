@@ -12,7 +12,6 @@ from typing import Any, Literal, Self, Unpack, get_args
 
 import torch
 from torch import Tensor
-from transformers.utils import logging
 
 from memdb import DType, InvalidInputError, Rope, UnsupportedModelError
 from model_adapter.attention import function as attention
@@ -23,12 +22,16 @@ from model_adapter.attention.sight import Sight
 from model_adapter.catalog import Notify, source_key
 from model_adapter.models import observing
 from model_adapter.models.adapters import Adapter, adapter_key, load_adapter
+from model_adapter.models.eight_bit.fused import FusedModel
 from model_adapter.models.eight_bit.reading import ExactWeights, ReadingAdapter
 from model_adapter.models.fingerprint import weights_fingerprint
 from model_adapter.models.loading import Loaded, Loading, language_model_of, load
 from model_adapter.models.loading_options import LoadingOptions
+from model_adapter.models.noted_tokenizer import NotedTokenizer
 from model_adapter.models.observing import KeyValues
 from model_adapter.models.probe import (
+    Found,
+    class_of,
     find_out,
     note_sources,
     own_logits,
@@ -49,14 +52,15 @@ class LanguageModel:
     """A decoder of transformers whose attention runs through `model_adapter.attention.function`.
 
     Args:
-        model: a causal language model with RoPE and grouped-query (or multi-head) attention; of one
-            that reads more than text its language model is taken. Its attention implementation is
-            set to `memdb`, which without memories is plain attention.
-        tokenizer: its fast tokenizer.
+        model: a causal language model of transformers, with RoPE and grouped-query (or multi-head)
+            attention; of one that reads more than text its language model is taken. Its attention
+            implementation is set to `memdb`, which without memories is plain attention. Or one of
+            weights of 8 bits (`FusedModel`).
+        tokenizer: its fast tokenizer, of transformers or noted (`NotedTokenizer`).
         name: how to load it again.
         adapter: trained for it, by which it writes memories (and reads them, if it is so made).
         fingerprint: of its weights as they are stored, where they are held in fewer bits.
-        tried: whether it is known to say the same by this attention as by its own.
+        tried: what it is, if it is known to say the same by this attention as by its own.
         exact: what writes, where `model` has weights of 8 bits; it has the adapter in it then, if
             that reads.
 
@@ -79,10 +83,12 @@ class LanguageModel:
         adapter: Adapter | None = None,
         fingerprint: str | None = None,
         *,
-        tried: bool = False,
+        tried: Found | None = None,
         exact: ExactWeights | None = None,
     ) -> None:
-        model = language_model_of(model).eval()
+        fused = isinstance(model, FusedModel)
+        if not fused:
+            model = language_model_of(model).eval()
         self.model = model
         self._exact = exact
         self._base = model if exact is None else None
@@ -92,16 +98,22 @@ class LanguageModel:
         self.name = name
         self.config = model.config.get_text_config()  # of one that reads more than text
         self._require_supported()
-        own = None if tried else own_logits(self)
-        model.set_attn_implementation(attention.NAME)
-        use_fast_products(model)
+        # One that is fused is held against what transformers makes of the same weights.
+        plain = model.unfused if fused else lambda: model
+        own = None if tried is not None else own_logits(self, plain)
+        if not fused:
+            _attend_by_memdb(model)
         self._fingerprint = fingerprint
         self._prefixes: dict[tuple[tuple[int, ...], int], KeyValues] = {}
         self._guard = threading.Lock()
         self._loading = threading.RLock()
-        self.tokenizer_json = str(tokenizer.backend_tokenizer.to_str())
+        self.tokenizer_json: str = (
+            tokenizer.json
+            if isinstance(tokenizer, NotedTokenizer)
+            else str(tokenizer.backend_tokenizer.to_str())
+        )
         self.words = Words(self.tokenizer_json)
-        self._found = find_out(self)
+        self._found = find_out(self) if tried is None else tried
         if self._found.turning and getattr(self.config, "rope_parameters", None) is None:
             raise self._unsupported("has no rotary position embedding")
         note_sources(model, self._found.sources)
@@ -163,8 +175,8 @@ class LanguageModel:
         tried = was_tried(parts.model, exact is None)
         given = parts.model, parts.tokenizer, parts.name, adapter, parts.fingerprint
         loaded = cls(*given, tried=tried, exact=exact)
-        if not tried:
-            note_tried(parts.model, exact is None)
+        if tried is None:
+            note_tried(parts.model, exact is None, loaded._found)
         return loaded
 
     # --- what it is ---
@@ -237,8 +249,7 @@ class LanguageModel:
                 assert self._exact is not None
                 with _quiet():  # it happens in the middle of something else
                     model = self._exact.load().eval()
-                model.set_attn_implementation(attention.NAME)
-                use_fast_products(model)
+                _attend_by_memdb(model)
                 note_sources(model, self._found.sources)
                 self._base = model
             return self._base
@@ -322,7 +333,7 @@ class LanguageModel:
             raise self._unsupported(lacking)
 
     def _unsupported(self, why: str) -> UnsupportedModelError:
-        return UnsupportedModelError(f"the model '{self.name}' ({type(self.model).__name__}) {why}")
+        return UnsupportedModelError(f"the model '{self.name}' ({class_of(self.model)}) {why}")
 
     # --- what it does ---
 
@@ -426,6 +437,8 @@ class LanguageModel:
     def normalizes_attention(self) -> bool:
         """Whether attention's output is normalized before it is added to the residual stream (Gemma
         2 and 3, OLMo 2, GLM-4): such layers have a norm behind their MLP, too."""
+        if isinstance(self.model, FusedModel):
+            return self.model.normalizes_attention
         ends = ("post_feedforward_layernorm", "post_mlp_layernorm")
         return any(name.endswith(ends) for name, _ in self.model.named_modules())
 
@@ -456,9 +469,19 @@ class LanguageModel:
         return torch.cat((x, rest), -1)
 
 
+def _attend_by_memdb(model: Any) -> None:
+    """Let a model of transformers attend to memories, and multiply fast."""
+    from model_adapter.attention.registered import attend_by_memdb  # here: it takes a second
+
+    attend_by_memdb(model)
+    use_fast_products(model)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without transformers' progress bars."""
+    from transformers.utils import logging
+
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

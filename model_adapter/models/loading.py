@@ -1,30 +1,32 @@
 """Bringing a model into memory: from where, onto what, in which numbers; and of one that reads more
-than text, its language model alone."""
+than text, its language model alone.
+
+What is taken from transformers is imported where it is asked for: a model whose rounded weights are
+kept needs little of it, and all of it takes two seconds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-)
+import transformers
 
 from memdb import DType, InvalidInputError, MemDBError
 from model_adapter.catalog import CATALOG, Notify, in_brief, pull
 from model_adapter.models.eight_bit.graph import is_fast
-from model_adapter.models.eight_bit.reading import ExactWeights, ReadingAdapter, rounded_model
+from model_adapter.models.eight_bit.reading import (
+    Exact,
+    ExactWeights,
+    ReadingAdapter,
+    kept_model,
+    rounded_model,
+)
 from model_adapter.models.fingerprint import weights_fingerprint
 from model_adapter.models.loading_options import require_device, require_no_code, warn_of_fast
 
@@ -116,7 +118,7 @@ class Loaded:
 
     Attributes:
         name: how to load it again.
-        model: of transformers.
+        model: of transformers, or of weights of 8 bits.
         tokenizer: its own.
         fingerprint: of the weights as they are stored, where they are held in fewer bits than that;
             else None: it can be taken of the model.
@@ -179,25 +181,36 @@ def _load(
     trusted = loading.trust_remote_code
     of = {"revision": revision, "trust_remote_code": trusted} if revision else {}
     of = {"trust_remote_code": trusted, **of}
-    config = AutoConfig.from_pretrained(source, **of)
-    tokenizer = AutoTokenizer.from_pretrained(source, **of)
     place, numbers = loading.place, loading.numbers
-    quantized = loading.quantization_config or getattr(config, "quantization_config", None)
-    if loading.quantization_config is not None:
-        of["quantization_config"] = loading.quantization_config
-    if place is None:
-        of["device_map"] = loading.device_map
-    elif quantized is not None:
-        of["device_map"] = {"": place}  # it is packed as it arrives there
+
+    @cache
+    def config() -> Any:
+        return transformers.AutoConfig.from_pretrained(source, **of)
+
+    @cache
+    def tokenizer() -> Any:
+        return transformers.AutoTokenizer.from_pretrained(source, **of)
 
     def read(dtype: torch.dtype | None) -> Any:
-        auto = _auto(config)
-        model = auto.from_pretrained(source, dtype=dtype or "auto", **of)
+        model = _auto(config()).from_pretrained(source, dtype=dtype or "auto", **how)
         return language_model_of(model)
 
-    if _can_be_rounded(config, loading) and place is not None and place.type == "cpu":
-        rounded = rounded_model(source, revision, config, lambda: read(numbers), adapter, notify)
-        return Loaded(name, rounded[0], tokenizer, None, rounded[1])
+    how: dict[str, Any] = dict(of)
+    given = Exact(source, revision, config, tokenizer, lambda: read(numbers))
+    if _may_be_rounded(loading):
+        rounded = kept_model(given, adapter)
+        if rounded is None and _can_be_rounded(config()):
+            tokenizer()  # what is wrong with it is said before weights are read
+            rounded = rounded_model(given, adapter, notify)
+        if rounded is not None:
+            return Loaded(name, rounded.model, rounded.tokenizer, None, rounded.exact)
+    quantized = loading.quantization_config or getattr(config(), "quantization_config", None)
+    if loading.quantization_config is not None:
+        how["quantization_config"] = loading.quantization_config
+    if place is None:
+        how["device_map"] = loading.device_map
+    elif quantized is not None:
+        how["device_map"] = {"": place}  # it is packed as it arrives there
     fingerprint = None
     if quantized is None and numbers in (torch.float16, torch.bfloat16):
         # As they are stored they may have more bits than are wanted; whose they are, all bits say.
@@ -213,16 +226,23 @@ def _load(
             fingerprint = weights_fingerprint(model)
             model = model.half()
         model = model.to(place)
-    return Loaded(name, model, tokenizer, fingerprint)
+    return Loaded(name, model, tokenizer(), fingerprint)
 
 
-def _can_be_rounded(config: Any, loading: Loading) -> bool:
-    """Whether a model can be made of weights of 8 bits here."""
+def _may_be_rounded(loading: Loading) -> bool:
+    """Whether a model is to be read by weights of 8 bits here, if it can be."""
+    place = loading.place
     asked = not loading.exact and loading.numbers == torch.float32
-    plain = getattr(config, "quantization_config", None) is None
-    plain = plain and not loading.trust_remote_code and loading.quantization_config is None
+    plain = not loading.trust_remote_code and loading.quantization_config is None
+    return asked and plain and place is not None and place.type == "cpu" and is_fast()
+
+
+def _can_be_rounded(config: Any) -> bool:
+    """Whether a model can be made of weights of 8 bits."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
     alone = config.get_text_config() is config and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    return asked and plain and alone and is_fast()
+    return alone and getattr(config, "quantization_config", None) is None
 
 
 def _has_bfloat16(device: torch.device) -> bool:
@@ -236,12 +256,17 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 def _auto(config: Any) -> Any:
     """What of transformers loads a model of this configuration."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
+
     remote: Mapping[str, str] = getattr(config, "auto_map", None) or {}
     kind = type(config)
     reads_images = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING and reads_images and not remote:
-        return AutoModelForImageTextToText
-    return AutoModelForCausalLM
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
 
 
 @torch.no_grad()
@@ -251,13 +276,15 @@ def language_model_of(model: Any) -> Any:
 
     What it is made of are the model's own modules: no weight is copied.
     """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
     config = model.config.get_text_config()
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     if config is model.config or decoder is None or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return model
     with suppress(Exception):  # its configuration or its modules are of another kind
         with torch.device("meta"):
-            alone = AutoModelForCausalLM.from_config(config)
+            alone = transformers.AutoModelForCausalLM.from_config(config)
         if alone.config is config and type(alone.base_model) is type(decoder):
             setattr(alone, alone.base_model_prefix, decoder)
             alone.set_output_embeddings(model.get_output_embeddings())

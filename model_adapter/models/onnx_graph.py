@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 _OPSETS = (("", 17), ("com.microsoft", 1))
 
 
 class OnnxGraph:
-    """Nodes, and the arrays that they need."""
+    """Nodes, and the arrays that they need.
+
+    Attributes:
+        handed: arrays that the model only names, to be handed to `opened`.
+    """
 
     def __init__(self) -> None:
+        self.handed: dict[str, NDArray[np.float32]] = {}
         self._nodes: list[Any] = []
         self._weights: dict[str, Any] = {}
 
@@ -33,6 +39,18 @@ class OnnxGraph:
         self._weights[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
         return name
 
+    def hand(self, name: str, values: NDArray[np.float32]) -> str:
+        """An array that is used where it lies; its name. A large one is not copied so: what the
+        graph itself holds is, five times."""
+        self.handed[name] = np.ascontiguousarray(values)
+        tensor = TensorProto(
+            name=name, data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL
+        )
+        tensor.dims.extend(values.shape)
+        tensor.external_data.add(key="location", value="handed")
+        self._weights[name] = tensor
+        return name
+
     def model(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> bytes:
         """The whole, given what goes in and out (`onnx.helper.make_tensor_value_info`)."""
         weights = list(self._weights.values())
@@ -44,12 +62,18 @@ class OnnxGraph:
 
 
 def opened(
-    model: bytes, threads: int, settings: Mapping[str, str], *, arena: bool = True
+    model: bytes,
+    threads: int,
+    settings: Mapping[str, str],
+    handed: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
+    *,
+    arena: bool = True,
 ) -> onnxruntime.InferenceSession:
     """A model ready to run on the CPU.
 
     Args:
         model: see `OnnxGraph.model`.
+        handed: see `OnnxGraph`; they must outlive it.
         threads: that share an operation; 0: as many as there are cores.
         settings: of the session, by ONNX Runtime's names.
         arena: whether it keeps what a run needs beside, and plans it.
@@ -61,4 +85,6 @@ def opened(
     options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
     for key, value in settings.items():
         options.add_session_config_entry(key, value)
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in handed.values()]
+    options.add_external_initializers(list(handed), values)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -8,8 +8,8 @@ by token, side by side with a shorter text, and a part of them as a memory.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -67,6 +67,18 @@ class Found:
             self.sources
         )
 
+    @property
+    def noted(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {**asdict(self), "turning": sorted(self.turning)}
+
+    @classmethod
+    def read(cls, noted: Mapping[str, Any]) -> Found:
+        """As `noted` has it."""
+        sources = {int(layer): source for layer, source in noted["sources"].items()}
+        layers, turning = tuple(noted["memory_layers"]), frozenset(noted["turning"])
+        return cls(**{**noted, "memory_layers": layers, "turning": turning, "sources": sources})
+
 
 class Probed(ReadingModel, Protocol):
     """What is asked of a `LanguageModel`."""
@@ -104,15 +116,19 @@ def some_tokens(model: Probed) -> list[int]:
 
 
 @torch.no_grad()
-def own_logits(model: Probed) -> Tensor:
+def own_logits(model: Probed, plain: Callable[[], Any]) -> Tensor:
     """(tokens, vocabulary) what the model says by its own attention.
+
+    Args:
+        model: that is tried.
+        plain: gives the model of transformers that it is.
 
     Raises:
         UnsupportedModelError: it does not run.
     """
     try:
         ids = torch.tensor([some_tokens(model)], device=model.device)
-        logits: Tensor = model.model(ids, use_cache=False).logits[0]
+        logits: Tensor = plain()(ids, use_cache=False).logits[0]
     except Exception as error:  # whatever an unknown architecture stumbles over
         raise _refused(model, f"cannot be run on text alone: {in_brief(error)}") from error
     return logits.float()
@@ -319,4 +335,9 @@ def _seen(model: Probed, start: int) -> dict[int, _Seen]:
 
 
 def _refused(model: Probed, why: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"the model '{model.name}' ({type(model.model).__name__}) {why}")
+    return UnsupportedModelError(f"the model '{model.name}' ({class_of(model.model)}) {why}")
+
+
+def class_of(model: Any) -> str:
+    """What transformers calls a model's class."""
+    return str(getattr(model, "kind", type(model).__name__))

@@ -55,8 +55,6 @@ class Words:
 
     def __init__(self, tokenizer: str) -> None:
         self._made = text_only(tokenizer)
-        for one in (self._made.beginning, self._made.going_on):
-            one.post_processor = None  # which may trim spans
         self.added = self._made.added
         ids = self._made.beginning.token_to_id
         named = ((token, ids(name)) for token, name in self._made.control.items())

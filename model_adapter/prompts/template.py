@@ -65,9 +65,8 @@ class ChatTemplate:
             raise InvalidInputError(
                 f"the model '{model.name}' has no chat template; use the framing 'plain'"
             )
-        taken = inspect.signature(model.tokenizer.apply_chat_template).parameters.keys()
         for name in self._options:
-            if name in {*taken, "messages"} - {"tools", "documents"}:
+            if name in {*_taken(), "messages"} - {"tools", "documents"}:
                 raise InvalidInputError(f"template cannot set {name!r}: it is set already")
             if not re.search(rf"\b{re.escape(name)}\b", str(source)):
                 raise InvalidInputError(
@@ -161,6 +160,13 @@ def _stripped(plain: Sequence[str], padded: Sequence[str]) -> list[tuple[str | N
         right.append(_RIGHT_STRIPPED[end] if place > 0 else "")
         left.append(_LEFT_STRIPPED[start] if place + 1 < len(plain) else "")
     return list(zip(left[:-1], right[1:], strict=True))
+
+
+def _taken() -> set[str]:
+    """What transformers takes itself when it renders a template."""
+    from transformers import PreTrainedTokenizerBase  # here: few tell a template anything
+
+    return {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters}
 
 
 def control(text: str) -> Part:

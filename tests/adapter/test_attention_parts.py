@@ -239,7 +239,7 @@ def pass_of(
         query,
         key,
         value,
-        Rule({"mask_function": function_of}),
+        Rule(function_of, window is None),
         Sight(keys[:, cached:], keys, None, cut, 0 if windows else None),
         sets,
         window,

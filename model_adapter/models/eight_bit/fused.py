@@ -1,108 +1,168 @@
-"""A pass of a Llama-like model in few calls: all between two attentions is one graph.
+"""A Llama-like model in few calls: all between two attentions is one graph.
 
 Called one by one from Python, the operations of a token's pass take longer than its products by
 weights of 8 bits. A layer of these models has no other form than here, in any of their versions
 that the class is named for; a model of another class runs as transformers has it, over linear
-layers of 8 bits. `tests/adapter/test_eight_bit.py` holds the two against each other.
+layers of 8 bits (`skeleton`). Nothing of transformers' models is imported here, which takes it
+longer than all the rest takes to read a prompt. `tests/adapter/test_fused.py` holds the two against
+each other, and so does `LanguageModel` when it first loads one.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.masking_utils import create_masks_for_generate
-from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.configuration_utils import PreTrainedConfig
 
+from model_adapter.attention.function import memory_attention
+from model_adapter.attention.sight import Rule
+from model_adapter.models.eight_bit.described import ACTIVATIONS, Described, Turn
 from model_adapter.models.eight_bit.file import WeightFile
 from model_adapter.models.eight_bit.graph import PLACES, ROWS, TABLES, Graph, bound
 from model_adapter.models.eight_bit.huge_pages import in_huge_pages
+from model_adapter.models.eight_bit.layers import EightBitEmbedding, EightBitLinear
 
-#: Models whose layers are of the form here, by their class in transformers; the value: whether
-#: their norms multiply by 1 + weight.
-_KNOWN = {
-    "LlamaModel": False,
-    "MistralModel": False,
-    "Qwen2Model": False,
-    "Qwen3Model": False,
-    "Gemma3TextModel": True,
-}
 #: Sequences side by side up to which what a pass writes into is kept for the next.
 _FEW = 16
 
 
-def fuse(base: Any, names: Mapping[int, str], file: WeightFile) -> bool:
-    """Let a model without its head run in few calls, if it is one that is known here.
+@dataclass
+class Passed:
+    """What a pass gives: hidden states, normed, or logits."""
+
+    last_hidden_state: Tensor
+    logits: Tensor | None = None
+
+
+class FusedModel(torch.nn.Module):
+    """A causal language model that reads by weights of 8 bits on a CPU, and has no gradients. To
+    whom it is given, it looks as one of transformers does, as far as anybody asks.
 
     Args:
-        base: of transformers; its linear layers are in the file. Its `forward` changes.
-        names: of its weights in the file, by the `id` of module: `NAME.weight`, `NAME.bias`.
-        file: of the weights.
+        file: of its weights.
+        described: what it is.
+        unfused: makes the same model as transformers has it, over the same weights.
 
-    Returns:
-        Whether it does now.
+    Attributes:
+        kind: its class in transformers.
+        unfused: see above.
+        normalizes_attention: whether what attention gives is normalized before it is added to the
+            residual stream.
     """
-    config = base.config
-    if type(base).__name__ not in _KNOWN or getattr(config, "use_bidirectional_attention", False):
-        return False
-    activation = getattr(config, "hidden_activation", None) or config.hidden_act
-    if activation not in _ACTIVATIONS:
-        return False
-    base.forward = _FusedModel(base, names, file, activation).forward
-    return True
+
+    base_model_prefix = "model"
+    dtype = torch.float32
+    device = torch.device("cpu")
+
+    def __init__(self, file: WeightFile, described: Described, unfused: Callable[[], Any]) -> None:
+        super().__init__()
+        self.kind = described.kind
+        self.config = PreTrainedConfig(**described.config)
+        self.generation_config = SimpleNamespace(eos_token_id=described.eos)
+        self.unfused = unfused
+        self.normalizes_attention = _has(file, "model.layers.0.post_feedforward_layernorm")
+        self.model = _Decoder(file, described)
+        self.lm_head = EightBitLinear(file, f"{described.head}.weight", None)
+
+    @property
+    def base_model(self) -> _Decoder:
+        """Itself without its head."""
+        return self.model
+
+    def get_decoder(self) -> _Decoder:
+        """Likewise."""
+        return self.model
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        """Its head."""
+        return self.lm_head
+
+    def forward(
+        self, input_ids: Tensor, *, logits_to_keep: int | Tensor = 0, **given: Any
+    ) -> Passed:
+        """Logits of tokens.
+
+        Args:
+            input_ids: (batch, tokens).
+            logits_to_keep: of so many of the last tokens, or of those at these places; 0: of all.
+            given: see `_Decoder.forward`.
+        """
+        hidden = self.model(input_ids, **given).last_hidden_state
+        last = isinstance(logits_to_keep, int)
+        kept = hidden[:, slice(-logits_to_keep, None) if last else logits_to_keep]
+        return Passed(hidden, self.lm_head(kept))
 
 
-#: Of a gate, as transformers calls them: an operation of ONNX Runtime, and what it is told.
-_ACTIVATIONS: dict[str, tuple[str, dict[str, float]]] = {
-    "silu": ("com.microsoft/QuickGelu", {"alpha": 1.0}),
-    "gelu_pytorch_tanh": ("com.microsoft/FastGelu", {}),
-}
+class _Attention(torch.nn.Module):
+    """Stands for a layer where attention asks which one it is of."""
+
+    def __init__(self, layer: int) -> None:
+        super().__init__()
+        self.layer_idx = layer
 
 
-class _FusedModel:
-    """The graphs of a model: before its first attention, between two, behind the last."""
+class _Rotary(torch.nn.Module):
+    """Cosines and sines."""
 
-    def __init__(
-        self, base: Any, names: Mapping[int, str], file: WeightFile, activation: str
-    ) -> None:
-        config = base.config
-        self._embed, self._rotary, self._config = base.embed_tokens, base.rotary_emb, config
-        self._attentions = [layer.self_attn for layer in base.layers]
-        kinds = getattr(config, "layer_types", None)
-        self._kinds = kinds or [None] * len(self._attentions)
-        self._asking = [
-            {
-                "dropout": 0.0,
-                "scaling": attention.scaling,
-                "sliding_window": getattr(attention, "sliding_window", None),
-            }
-            for attention in self._attentions
-        ]
-        # Gemma 3 turns by its kind of layer.
-        self._turns_by_kind = type(base).__name__.startswith("Gemma3")
-        self._heads = int(config.num_attention_heads)
-        self._kv_heads = int(config.num_key_value_heads)
-        self._head_dim = int(self._attentions[0].head_dim)
-        self._width = int(config.hidden_size)
+    def __init__(self, turning: Mapping[str, Turn]) -> None:
+        super().__init__()
+        self._turning = {
+            kind: (torch.tensor(turn.frequencies), turn.factor) for kind, turn in turning.items()
+        }
+
+    def halves(self, positions: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+        """Of positions (...), each (..., half of head_dim)."""
+        frequencies, factor = self._turning[kind]
+        angles = positions[..., None].float() * frequencies
+        return angles.cos() * factor, angles.sin() * factor
+
+    def forward(
+        self, x: Tensor, position_ids: Tensor, layer_type: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As models of transformers have it: (batch, tokens, head_dim), in the dtype of `x`."""
+        kind = layer_type if layer_type in self._turning else ""
+        cos, sin = self.halves(position_ids, kind or "")
+        return torch.cat([cos, cos], -1).to(x.dtype), torch.cat([sin, sin], -1).to(x.dtype)
+
+
+class _Decoder(torch.nn.Module):
+    """A model without its head: its graphs, before the first attention, between two, and behind the
+    last."""
+
+    def __init__(self, file: WeightFile, described: Described) -> None:
+        super().__init__()
+        config = described.config
+        self.embed_tokens = EightBitEmbedding(
+            file, "model.embed_tokens.weight", described.embedding_scale
+        )
+        self.rotary_emb = _Rotary(described.turning)
+        layers = len(described.windows)
+        self.attentions = torch.nn.ModuleList(_Attention(layer) for layer in range(layers))
+        self._rules = {window: Rule.behind(window) for window in described.windows}
+        self._described = described
+        self._scaling = described.scaling
+        self._width = int(config["hidden_size"])
+        self._heads = int(config["num_attention_heads"])
+        self._kv_heads = int(config["num_key_value_heads"])
+        self._head_dim = described.head_dim
         self._of_thread = threading.local()
-        self._of_a_step: Any = None
-        maker = _Maker(names, file, _KNOWN[type(base).__name__], _ACTIVATIONS[activation])
         self._made: tuple[int, list[Any]] | None = None
         self._making = threading.Lock()
+        maker = _Maker(file, described, self._shape)
 
         def make() -> list[Any]:
-            layers, threads = list(base.layers), torch.get_num_threads()
-            stages = [maker.stage(None, layers[0], None, self._shape, threads)]
-            for layer, following in zip(layers, [*layers[1:], None], strict=True):
-                stages.append(maker.stage(layer, following, base.norm, self._shape, threads))
-            return stages
+            names = [f"model.layers.{layer}" for layer in range(layers)]
+            threads = torch.get_num_threads()
+            pairs = zip([None, *names], [*names, None], strict=True)
+            return [maker.stage(layer, following, threads) for layer, following in pairs]
 
         self._make = make
 
@@ -125,79 +185,59 @@ class _FusedModel:
     @torch.no_grad()
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        input_ids: Tensor,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
-        inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
-        """As the model's own, which says what each is."""
-        x = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
-        batch, tokens, _ = x.shape
-        if past_key_values is None and use_cache:
-            past_key_values = DynamicCache(config=self._config)
+    ) -> Passed:
+        """Read tokens.
+
+        Args:
+            input_ids: (batch, tokens).
+            position_ids: (batch or 1, tokens); default: behind those of the cache.
+            past_key_values: a cache of transformers, to which the tokens are added; None: nothing
+                stands before them.
+            use_cache: as the cache says.
+            kwargs: `explicit_memory` and `observer`, see `memory_attention`.
+        """
+        batch, tokens = input_ids.shape
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        places = torch.arange(seen + tokens)[None]
         if position_ids is None:
-            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-            position_ids = torch.arange(seen, seen + tokens)[None]
-        masks = self._masks(x, attention_mask, past_key_values, position_ids, **kwargs)
-        turns = self._turns(x, position_ids)
-        attend = ALL_ATTENTION_FUNCTIONS[self._config._attn_implementation]
+            position_ids = places[:, seen:]
+        masks: Mapping[int | None, Any] = self._rules
+        if kwargs.get("explicit_memory") is None:  # nobody knows where the tokens of before stand
+            masks = {
+                window: rule.between(places[:, seen:], places)
+                for window, rule in self._rules.items()
+            }
+        everywhere = position_ids.expand(batch, -1).reshape(-1)
+        turns = {kind: self.rotary_emb.halves(everywhere, kind) for kind in self._described.turning}
         room = self._room(batch * tokens)
-        room.state.copy_(x.reshape(-1, self._width))
+        room.state.copy_(self.embed_tokens(input_ids).reshape(-1, self._width))
         shape = batch, tokens, -1, self._head_dim
         # Who looks on may keep what it sees.
         kept = kwargs.get("observer") is not None
         turned, value = (part.view(shape).transpose(1, 2) for part in room.projected)
         query, key = turned[:, : self._heads], turned[:, self._heads :]
-        for layer, (attention, kind) in enumerate(zip(self._attentions, self._kinds, strict=True)):
-            room.run(layer, turns[kind])
+        for layer, attention in enumerate(self.attentions):
+            room.run(layer, turns[self._described.turns[layer]])
             keys, values = (key, value)
             if past_key_values is not None:
                 keys, values = past_key_values.update(key, value, layer)
-            mixed, _ = attend(
+            mixed, _ = memory_attention(
                 attention,
                 query.clone() if kept else query,
                 keys,
                 values,
-                masks[kind] if isinstance(masks, dict) else masks,
-                **self._asking[layer],
+                masks[self._described.windows[layer]],
+                scaling=self._scaling,
                 **kwargs,
             )
             room.mixed.copy_(mixed.reshape(batch * tokens, -1))
-        room.run(len(self._attentions), None)
-        return BaseModelOutputWithPast(
-            last_hidden_state=room.normed.clone().view(batch, tokens, self._width),
-            past_key_values=past_key_values,
-        )
-
-    def _masks(
-        self, x: Tensor, given: Tensor | None, past: Any, positions: Tensor, **kwargs: Any
-    ) -> Any:
-        """As transformers makes them. Where a `Sight` says what is seen, a mask is no more than a
-        rule, the same for every step."""
-        step = x.shape[1] == 1 and kwargs.get("explicit_memory") is not None and past is not None
-        if not step:
-            return create_masks_for_generate(self._config, x, given, past, positions)
-        if self._of_a_step is None:
-            self._of_a_step = create_masks_for_generate(self._config, x, given, past, positions)
-        return self._of_a_step
-
-    def _turns(self, x: Tensor, positions: Tensor) -> dict[str | None, tuple[Tensor, Tensor]]:
-        """Cosines and sines of each kind of layer, (batch * tokens, half of head_dim)."""
-        positions = positions.expand(len(x), -1)
-        half = self._head_dim // 2
-
-        def turn(*kind: str | None) -> tuple[Tensor, Tensor]:
-            cos, sin = self._rotary(x, positions, *kind)
-            first, second = (part[..., :half].reshape(-1, half) for part in (cos, sin))
-            return first, second
-
-        kinds = set(self._kinds)
-        if self._turns_by_kind:
-            return {kind: turn(kind) for kind in kinds}
-        return dict.fromkeys(kinds, turn())
+        room.run(len(self.attentions), None)
+        return Passed(room.normed.clone().view(batch, tokens, self._width))
 
     def _room(self, rows: int) -> _Room:
         stages = self.stages
@@ -264,35 +304,34 @@ class _Room:
 
 
 class _Maker:
-    """Makes the graphs of a model."""
+    """Makes the graphs of a model.
+
+    Args:
+        file: of its weights.
+        described: what it is.
+        shape: width, heads, kv heads, head_dim.
+    """
 
     def __init__(
-        self, names: Mapping[int, str], file: WeightFile, plus_one: bool, activation: Any
+        self, file: WeightFile, described: Described, shape: tuple[int, int, int, int]
     ) -> None:
-        self._names, self._file = names, file
-        self._plus_one, self._activation = plus_one, activation
+        self._file, self._shape = file, shape
+        self._plus_one = described.plus_one
+        self._activation = ACTIVATIONS[described.activation]
+        self._epsilon = float(described.config["rms_norm_eps"])
 
-    def stage(
-        self,
-        layer: Any,
-        following: Any,
-        norm: Any,
-        shape: tuple[int, int, int, int],
-        threads: int,
-    ) -> Any:
+    def stage(self, layer: str | None, following: str | None, threads: int) -> Any:
         """The rest of a layer behind its attention, and the next one up to its own.
 
         Args:
-            layer: None: there is none before.
-            following: None: there is none behind, but the model's norm.
-            norm: that one.
-            shape: width, heads, kv heads, head_dim.
+            layer: by what its weights' names begin; None: there is none before.
+            following: likewise; None: there is none behind, but the model's norm.
             threads: that share a product.
         """
-        width, heads, kv_heads, head_dim = shape
+        width, heads, kv_heads, head_dim = self._shape
         graph = Graph(self._file)
         inputs, outputs = {"state": width}, {}
-        norm = norm if following is None else following.input_layernorm
+        norm = "model.norm" if following is None else f"{following}.input_layernorm"
         normed = "normed" if following is None else "before"
         if layer is None:
             self._norm(graph, norm, "state", normed)
@@ -307,46 +346,45 @@ class _Maker:
             outputs["next"] = width
         inputs |= {"cos": head_dim // 2, "sin": head_dim // 2, PLACES: 0}
         outputs |= {"turned": (heads + kv_heads) * head_dim, "value": kv_heads * head_dim}
-        self._project(graph, following.self_attn, heads, kv_heads, head_dim)
+        self._project(graph, f"{following}.self_attn")
         return graph.session(inputs, outputs, threads)
 
-    def _rest(self, graph: Graph, layer: Any) -> None:
+    def _rest(self, graph: Graph, layer: str) -> None:
         """Behind attention: its output is added to the stream, which is `middle` then, and the MLP
         makes of it what is added next, `change`."""
-        attention, mlp = layer.self_attn, layer.mlp
-        four = hasattr(layer, "pre_feedforward_layernorm")  # norms of a layer: Gemma
-        mixed = attention.o_proj
-        self._linears(graph, [mixed], "mixed", {"attended": mixed.out_features})
-        attended, norm = "attended", layer.post_attention_layernorm
+        four = _has(self._file, f"{layer}.pre_feedforward_layernorm")  # norms of a layer: Gemma
+        width = self._shape[0]
+        self._linears(graph, [f"{layer}.self_attn.o_proj"], "mixed", {"attended": width})
+        attended, norm = "attended", f"{layer}.post_attention_layernorm"
         if four:
             attended = self._norm(graph, norm, "attended", "attended.normed")
-            norm = layer.pre_feedforward_layernorm
+            norm = f"{layer}.pre_feedforward_layernorm"
         self._add(graph, "state", attended, "middle", norm, "within")
-        both = dict.fromkeys(("gate", "up"), mlp.gate_proj.out_features)
-        self._linears(graph, [mlp.gate_proj, mlp.up_proj], "within", both)
+        gate, up = f"{layer}.mlp.gate_proj", f"{layer}.mlp.up_proj"
+        both = dict.fromkeys(("gate", "up"), self._file.matrices[f"{gate}.weight"].rows)
+        self._linears(graph, [gate, up], "within", both)
         kind, told = self._activation
         graph.node(kind, ["gate"], ["active"], **told)
         graph.node("Mul", ["active", "up"], ["hidden"])
         down = "down" if four else "change"
-        self._linears(graph, [mlp.down_proj], "hidden", {down: mlp.down_proj.out_features})
+        self._linears(graph, [f"{layer}.mlp.down_proj"], "hidden", {down: width})
         if four:
-            self._norm(graph, layer.post_feedforward_layernorm, "down", "change")
+            self._norm(graph, f"{layer}.post_feedforward_layernorm", "down", "change")
 
-    def _project(
-        self, graph: Graph, attention: Any, heads: int, kv_heads: int, head_dim: int
-    ) -> None:
+    def _project(self, graph: Graph, attention: str) -> None:
         """Queries and keys, turned by their positions, and values."""
-        linears = [attention.q_proj, attention.k_proj, attention.v_proj]
+        _, heads, kv_heads, head_dim = self._shape
+        linears = [f"{attention}.{name}_proj" for name in "qkv"]
         counts = {"query": heads, "key": kv_heads}
         value = {"value": kv_heads * head_dim}
-        if not hasattr(attention, "q_norm"):
+        if not _has(self._file, f"{attention}.q_norm"):
             both = {"straight": sum(counts.values()) * head_dim}
             self._linears(graph, linears, "before", both | value)
         else:
             widths = {name: count * head_dim for name, count in counts.items()}
             self._linears(graph, linears, "before", widths | value)
             for name, count in counts.items():
-                norm = attention.q_norm if name == "query" else attention.k_norm
+                norm = f"{attention}.{name[0]}_norm"
                 apart = graph.constant(f"{name}.apart", np.array([1, -1, count, head_dim]))
                 flat = graph.constant(f"{name}.flat", np.array([1, -1, count * head_dim]))
                 graph.node("Reshape", [name, apart], [f"{name}.heads"])
@@ -358,9 +396,8 @@ class _Maker:
         graph.node(kind, turning, ["turned"], num_heads=sum(counts.values()))
 
     def _linears(
-        self, graph: Graph, linears: list[Any], rows: str, outputs: Mapping[str, int]
+        self, graph: Graph, names: list[str], rows: str, outputs: Mapping[str, int]
     ) -> None:
-        names = [self._names[id(linear)] for linear in linears]
         biases = [f"{name}.bias" for name in names]
         graph.products(
             rows,
@@ -369,22 +406,25 @@ class _Maker:
             [bias if bias in self._file.places else None for bias in biases],
         )
 
-    def _norm(self, graph: Graph, norm: Any, rows: str, output: str) -> str:
-        scale, epsilon = self._scale(graph, norm, output)
+    def _norm(self, graph: Graph, norm: str, rows: str, output: str) -> str:
+        scale = self._scale(graph, norm, output)
         kind = "SimplifiedLayerNormalization"
-        graph.node(kind, [rows, scale], [output], axis=-1, epsilon=epsilon)
+        graph.node(kind, [rows, scale], [output], axis=-1, epsilon=self._epsilon)
         return output
 
     def _add(
-        self, graph: Graph, stream: str, change: str, summed: str, norm: Any, output: str
+        self, graph: Graph, stream: str, change: str, summed: str, norm: str, output: str
     ) -> None:
         """A change to the stream: both summed (empty: nobody asks for it), and that normed."""
-        scale, epsilon = self._scale(graph, norm, output)
+        scale = self._scale(graph, norm, output)
         kind = "com.microsoft/SkipSimplifiedLayerNormalization"
         outputs = [output, "", "", summed] if summed else [output]
-        graph.node(kind, [change, stream, scale], outputs, epsilon=epsilon)
+        graph.node(kind, [change, stream, scale], outputs, epsilon=self._epsilon)
 
-    def _scale(self, graph: Graph, norm: Any, output: str) -> tuple[str, float]:
-        weight = norm.weight.detach().float().numpy()
-        scale = graph.constant(f"{output}.scale", weight + 1 if self._plus_one else weight)
-        return scale, float(getattr(norm, "variance_epsilon", None) or norm.eps)
+    def _scale(self, graph: Graph, norm: str, output: str) -> str:
+        weight = self._file.tensor(f"{norm}.weight").numpy()
+        return graph.constant(f"{output}.scale", weight + 1 if self._plus_one else weight)
+
+
+def _has(file: WeightFile, norm: str) -> bool:
+    return f"{norm}.weight" in file.places

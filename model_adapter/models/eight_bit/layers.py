@@ -81,13 +81,16 @@ class EightBitEmbedding(torch.nn.Module):
         super().__init__()
         matrix = file.matrices[weight]
         self.num_embeddings, self.embedding_dim = matrix.rows, matrix.columns
-        self._numbers = file.tensor(matrix.numbers)
-        self._scales = file.tensor(matrix.scales)
+        self._names = (matrix.numbers, matrix.scales)
+        self._file = file
         self._scale = scale
 
     def forward(self, input: Tensor) -> Tensor:
         """(...) ids to (..., embedding_dim) float32."""
-        rows = unrounded(self._numbers[input], self._scales[input], self.embedding_dim)
+        ids = input.flatten().tolist()
+        numbers, scales = (self._file.rows(name, ids) for name in self._names)
+        rows = unrounded(numbers, scales, self.embedding_dim)
+        rows = rows.view(*input.shape, self.embedding_dim)
         return rows if self._scale == 1 else rows * self._scale
 
     def extra_repr(self) -> str:

@@ -1,4 +1,6 @@
-"""Models whose large weights lie in a file of 8-bit weights: made, and made again from the file."""
+"""Models of transformers whose large weights lie in a file of 8-bit weights: made, and made again
+from the file. It takes transformers seconds to import what models are made of, so this is imported
+where one is made."""
 
 from __future__ import annotations
 
@@ -15,7 +17,6 @@ from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
 from model_adapter.models.eight_bit.file import Source, WeightFile
-from model_adapter.models.eight_bit.fused import fuse
 from model_adapter.models.eight_bit.layers import EightBitEmbedding, EightBitLinear
 from model_adapter.models.products import Linear
 
@@ -80,7 +81,6 @@ def model_from(file: WeightFile, config: Any) -> Any:
     model = empty_model(config)
     wanted = _weights(model)
     names = _names(model, wanted)  # before the modules change
-    by_module: dict[int, str] = {}
     for name, module in list(model.named_modules()):
         if isinstance(module, torch.nn.Linear) and names[module.weight] in file.matrices:
             bias = None if module.bias is None else names[module.bias]
@@ -90,23 +90,16 @@ def model_from(file: WeightFile, config: Any) -> Any:
             made = EightBitEmbedding(file, names[module.weight], scale)
         else:
             continue
-        by_module[id(made)] = names_of(names[module.weight])
         model.set_submodule(name, made)
     for name, weight in _weights(model).items():
         module, _, last = name.rpartition(".")
         owner = model.get_submodule(module)
-        value = file.tensor(name).clone()
+        value = file.tensor(name)
         if isinstance(weight, torch.nn.Parameter):
             owner.register_parameter(last, torch.nn.Parameter(value, requires_grad=False))
         else:
             owner.register_buffer(last, value.to(weight.dtype))
-    fuse(model.base_model, by_module, file)
     return model
-
-
-def names_of(weight: str) -> str:
-    """What a layer is called whose weight is called so."""
-    return weight.removesuffix(".weight")
 
 
 def _weights(model: Any) -> dict[str, Tensor]:
