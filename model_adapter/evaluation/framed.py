@@ -142,10 +142,10 @@ class Framed:
     @property
     def _read_by(self) -> dict[str, Any]:
         """The adapter, if it reads (one that is active in writing alone changes memories, but
-        nothing that is read here), and whether the weights are rounded."""
+        nothing that is read here), and whether the weights are rounded, and the prefix's not."""
         adapter = self.model.adapter
         mine = {"adapter": adapter.fingerprint} if adapter and adapter.reads else {}
-        return mine if self.model.is_exact else {**mine, "bits": 8}
+        return mine if self.model.is_exact else {**mine, "bits": 8, "prefix_bits": 32}
 
     @property
     def _constants(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from model_adapter.catalog import Notify, source_key
 from model_adapter.models import observing
 from model_adapter.models.adapters import Adapter, adapter_key, load_adapter
 from model_adapter.models.eight_bit.fused import FusedModel
+from model_adapter.models.eight_bit.prefixes import kept_prefix
 from model_adapter.models.eight_bit.reading import ExactWeights, ReadingAdapter
 from model_adapter.models.fingerprint import weights_fingerprint
 from model_adapter.models.loading import Loaded, Loading, language_model_of, load
@@ -246,13 +247,16 @@ class LanguageModel:
         """The exact weights without the adapter, by which it is chosen what a memory keeps."""
         with self._loading:
             if self._base is None:
-                assert self._exact is not None
-                with _quiet():  # it happens in the middle of something else
-                    model = self._exact.load().eval()
-                _attend_by_memdb(model)
-                note_sources(model, self._found.sources)
-                self._base = model
+                self._base = self._load_exact()
             return self._base
+
+    def _load_exact(self) -> Any:
+        assert self._exact is not None
+        with _quiet():  # it happens in the middle of something else
+            model = self._exact.load().eval()
+        _attend_by_memdb(model)
+        note_sources(model, self._found.sources)
+        return model
 
     @property
     def writing(self) -> Any:
@@ -396,14 +400,32 @@ class LanguageModel:
 
     @torch.no_grad()
     def prefix(self, tokens: Sequence[int], what: Pass = "read") -> KeyValues:
-        """What a prefix at positions 0 and on leaves behind. Computed once: no memory is seen
-        there, so it is the same for every text."""
-        weights = self.weights(what)
-        key = tuple(tokens), id(weights)
+        """What a prefix at positions 0 and on leaves behind, always by the exact weights: memories
+        are read behind the prefix that they were written behind (see `eight_bit/prefixes.py`).
+        Computed once: no memory is seen there, so it is the same for every text."""
+        by_exact = what == "read" and self._exact is not None
+        key = tuple(tokens), None if by_exact else id(self.weights(what))
         with self._guard:
             if key not in self._prefixes:
-                self._prefixes[key] = observing.key_values(weights, tokens)
+                if not by_exact:
+                    self._prefixes[key] = observing.key_values(self.weights(what), tokens)
+                elif tokens:
+                    reads = self.adapter.fingerprint if self.adapter and self.adapter.reads else None
+                    self._prefixes[key] = kept_prefix(
+                        [self.fingerprint, reads], tokens, lambda: self._read_exactly(tokens)
+                    )
+                else:
+                    self._prefixes[key] = KeyValues()
             return self._prefixes[key]
+
+    def _read_exactly(self, tokens: Sequence[int]) -> KeyValues:
+        """A prefix by the weights that read before they were rounded. If nobody has loaded these,
+        they are not kept."""
+        with self._loading:
+            model = self._load_exact() if self._base is None else self._base
+        if self.adapter is not None and self.adapter.reads:
+            model = self.adapter.merged(model)
+        return observing.key_values(model, tokens)
 
     @torch.no_grad()
     def observe(
