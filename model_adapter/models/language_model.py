@@ -105,7 +105,7 @@ class LanguageModel:
         if not fused:
             _attend_by_memdb(model)
         self._fingerprint = fingerprint
-        self._prefixes: dict[tuple[tuple[int, ...], int], KeyValues] = {}
+        self._prefixes: dict[tuple[tuple[int, ...], int | None], KeyValues] = {}
         self._guard = threading.Lock()
         self._loading = threading.RLock()
         self.tokenizer_json: str = (
@@ -403,29 +403,33 @@ class LanguageModel:
         """What a prefix at positions 0 and on leaves behind, always by the exact weights: memories
         are read behind the prefix that they were written behind (see `eight_bit/prefixes.py`).
         Computed once: no memory is seen there, so it is the same for every text."""
-        by_exact = what == "read" and self._exact is not None
-        key = tuple(tokens), None if by_exact else id(self.weights(what))
+        kept = self._exact is not None and bool(tokens) and self._reads_as(what)
+        key = tuple(tokens), None if kept else id(self.weights(what))
         with self._guard:
             if key not in self._prefixes:
-                if not by_exact:
-                    self._prefixes[key] = observing.key_values(self.weights(what), tokens)
-                elif tokens:
-                    reads = self.adapter.fingerprint if self.adapter and self.adapter.reads else None
-                    self._prefixes[key] = kept_prefix(
-                        [self.fingerprint, reads], tokens, lambda: self._read_exactly(tokens)
-                    )
-                else:
-                    self._prefixes[key] = KeyValues()
+                self._prefixes[key] = (
+                    self._kept_prefix(tokens)
+                    if kept
+                    else observing.key_values(self.weights(what), tokens)
+                )
             return self._prefixes[key]
 
-    def _read_exactly(self, tokens: Sequence[int]) -> KeyValues:
-        """A prefix by the weights that read before they were rounded. If nobody has loaded these,
-        they are not kept."""
-        with self._loading:
-            model = self._load_exact() if self._base is None else self._base
-        if self.adapter is not None and self.adapter.reads:
-            model = self.adapter.merged(model)
-        return observing.key_values(model, tokens)
+    def _reads_as(self, what: Pass) -> bool:
+        """Whether a pass runs by the weights that read, apart from rounding."""
+        reads = self.adapter is not None and self.adapter.reads
+        return what == "read" or (not reads and self.weights(what) is self.base)
+
+    def _kept_prefix(self, tokens: Sequence[int]) -> KeyValues:
+        """By the weights that read, before they were rounded. Nobody may have loaded these yet, and
+        then they are not held."""
+        reads = self.adapter if self.adapter is not None and self.adapter.reads else None
+
+        def computed() -> KeyValues:
+            with self._loading:
+                model = self._load_exact() if self._base is None else self._base
+            return observing.key_values(model if reads is None else reads.merged(model), tokens)
+
+        return kept_prefix([self.fingerprint, reads and reads.fingerprint], tokens, computed)
 
     @torch.no_grad()
     def observe(

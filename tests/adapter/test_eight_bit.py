@@ -23,16 +23,19 @@ from model_adapter import (
     LanguageModel,
     SentenceEmbedder,
     Stretch,
+    Writer,
     create_database,
     generate,
     load_model,
     open_database,
 )
+from model_adapter.attention.carried import KeyValues, State
 from model_adapter.models.eight_bit import huge_pages, reading
 from model_adapter.models.eight_bit.file import Source, WeightFile, write
 from model_adapter.models.eight_bit.fused import FusedModel
 from model_adapter.models.eight_bit.graph import ROWS, is_fast
 from model_adapter.models.eight_bit.layers import EightBitEmbedding, EightBitLinear
+from model_adapter.models.eight_bit.prefixes import kept_prefix
 from model_adapter.models.eight_bit.rounding import BLOCK, rounded, unrounded
 from model_adapter.models.eight_bit.skeleton import empty_model, sources_of
 from model_adapter.models.fingerprint import weights_fingerprint
@@ -211,6 +214,65 @@ def test_a_warm_database_is_read_without_exact_weights(
         assert large_floats() == before
         db.insert("Another town is Quill.", id="another")  # something is written
         assert large_floats() > before
+
+
+@pytest.mark.parametrize("architecture", ["llama", "glm", "gemma3"])
+def test_a_prefix_is_read_by_exact_weights(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As memories were written behind it; computed once for all processes."""
+    folder = saved(tmp_path / "model", architecture)
+    exact = LanguageModel.load(folder, exact=True)
+    tokens = exact.tokens("Reference: ")
+    expected = exact.prefix(tokens)
+    rounded = LanguageModel.load(folder)
+    assert not rounded.is_exact
+    assert rounded.prefix(tokens).length == len(tokens)
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("the exact weights were loaded")
+
+    again = LanguageModel.load(folder)
+    monkeypatch.setattr(LanguageModel, "_load_exact", fail)
+    for layer, pair in again.prefix(tokens).pairs.items():
+        for one, other in zip(pair, expected.pairs[layer], strict=True):
+            torch.testing.assert_close(one, other, atol=0, rtol=0)
+    with pytest.raises(AssertionError, match="were loaded"):
+        again.prefix(tokens[:-1])
+    assert again.prefix([]).length == 0
+
+
+def test_what_writes_keeps_the_prefix_for_what_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved(tmp_path / "model")
+    writer = Writer(LanguageModel.load(folder), framing="plain")
+    list(writer.write([SAMPLE[:100]]))
+    again = LanguageModel.load(folder)
+    monkeypatch.delattr(LanguageModel, "_load_exact")
+    assert again.prefix(writer.shape.prefix).length == len(writer.shape.prefix)
+
+
+def test_a_kept_prefix_has_pairs_and_states(cache: Path) -> None:
+    made = KeyValues(
+        {2: (torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 5))},
+        {
+            0: State({0: torch.randn(1, 6, 3)}, {0: torch.randn(1, 2), 1: torch.randn(1, 3)}),
+            2: State({}, {0: torch.randn(1, 7)}),
+        },
+    )
+    kept_prefix(["a model", None], [5, 6, 7], lambda: made)
+    found = kept_prefix(["a model", None], [5, 6, 7], KeyValues)
+    torch.testing.assert_close(found.pairs[2], made.pairs[2])
+    assert found.states.keys() == made.states.keys()
+    for layer, state in made.states.items():
+        torch.testing.assert_close(found.states[layer].conv, state.conv)
+        torch.testing.assert_close(found.states[layer].recurrent, state.recurrent)
+    for about in (["another", None], ["a model", "an adapter"]):
+        assert kept_prefix(about, [5, 6, 7], KeyValues).length == 0
+    for file in (cache / "prefixes").iterdir():
+        file.write_bytes(b"damaged")
+    assert kept_prefix(["a model", None], [5, 6, 7], lambda: made) is made
 
 
 def test_memories_of_either_are_read_by_either(tmp_path: Path, minilm: SentenceEmbedder) -> None:
