@@ -20,7 +20,7 @@ from memdb.care import (
 )
 from memdb.care.recode import RecodeReport
 from memdb.care.statistics import IndexStats, MemoryBytes, Stats
-from memdb.codecs import CODEC_NAMES, CODECS, Codec
+from memdb.codecs import CODEC_NAMES, CODECS, Codec, CodedVectors, Digits, Levels, Recipe, Scaled
 from memdb.database import DEFAULT_CODEC, MemDB
 from memdb.errors import (
     BusyError,
@@ -49,6 +49,7 @@ from memdb.ingest.corpus_run import IngestReport
 from memdb.ingest.load import DocumentBatch, LoadReport
 from memdb.ingest.text_only import TextOnly, text_only
 from memdb.memories.cache import CacheStats
+from memdb.memories.coded_packing import CodedGroup, CodedLayer, CodedMemories, pack_coded
 from memdb.memories.memory_store import StoredMemory
 from memdb.memories.packing import PackedLayer, PackedMemories, pack
 from memdb.namespaces import (
@@ -83,11 +84,16 @@ __all__ = [
     "Change",
     "Chunker",
     "Codec",
+    "CodedGroup",
+    "CodedLayer",
+    "CodedMemories",
+    "CodedVectors",
     "ConflictError",
     "CorpusError",
     "CorruptRecordError",
     "DType",
     "DatabaseExistsError",
+    "Digits",
     "Document",
     "DocumentBatch",
     "DocumentExistsError",
@@ -103,6 +109,7 @@ __all__ = [
     "IndexStats",
     "IngestReport",
     "InvalidInputError",
+    "Levels",
     "LoadReport",
     "MemDB",
     "MemDBError",
@@ -121,6 +128,7 @@ __all__ = [
     "Progress",
     "Query",
     "Readable",
+    "Recipe",
     "RecodeReport",
     "Reference",
     "Repair",
@@ -128,6 +136,7 @@ __all__ = [
     "Retrieval",
     "RewriteReport",
     "Rope",
+    "Scaled",
     "Snapshot",
     "Stats",
     "StorageError",
@@ -152,6 +161,7 @@ __all__ = [
     "migrate",
     "no_progress",
     "pack",
+    "pack_coded",
     "read_corpus",
     "repair",
     "restore",

@@ -4,6 +4,7 @@ name that every memory record carries, `FAMILIES` those that are fitted to a dat
 from __future__ import annotations
 
 from memdb.codecs.base import Codec, Family, FittedCodec, Layout, Part, put
+from memdb.codecs.coded_vectors import CodedVectors, Digits, Levels, Recipe, Scaled
 from memdb.codecs.exact import Exact
 from memdb.codecs.floor import share
 from memdb.codecs.int4 import Int4
@@ -19,6 +20,7 @@ from memdb.codecs.payload import (
     encode_memory,
     memory_sizes,
     read_payload,
+    read_vectors,
     require_whole,
 )
 from memdb.codecs.rotated import Rotated
@@ -71,10 +73,15 @@ __all__ = [
     "STAND_IN",
     "Codec",
     "Coded",
+    "CodedVectors",
+    "Digits",
     "Family",
     "FittedCodec",
     "Layout",
+    "Levels",
     "Part",
+    "Recipe",
+    "Scaled",
     "codec_named",
     "codec_of",
     "decode_into",
@@ -85,6 +92,7 @@ __all__ = [
     "memory_sizes",
     "put",
     "read_payload",
+    "read_vectors",
     "require_whole",
     "share",
 ]

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from memdb.codecs.coded_vectors import CodedVectors
 from memdb.types.memory import read_only
 from memdb.types.shape import MemoryShape
 
@@ -136,6 +137,18 @@ class Codec(ABC):
         Raises:
             ValueError: a section has not the length that is due.
         """
+
+    def coded_vectors(
+        self, part: Part, sections: Sequence[memoryview], layout: Layout, shape: MemoryShape
+    ) -> CodedVectors | None:
+        """What is left to compute once the bytes of several memories are read, for who computes
+        it elsewhere; memory after memory, wherever `layout` has places for them. None: nobody but
+        `decode` can.
+
+        Raises:
+            ValueError: as `decode`.
+        """
+        return None
 
 
 class FittedCodec(Codec):

@@ -8,6 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from memdb.codecs.base import Codec, Layout, Part, joined, put, slices
+from memdb.codecs.coded_vectors import Scaled
 from memdb.types.shape import MemoryShape
 
 
@@ -37,3 +38,11 @@ class Exact(Codec):
         width = shape.head_dim * shape.storage_dtype.itemsize
         (data,) = joined(sections, layout.sizes, [width])
         put(data.view(shape.storage_dtype), layout.places, out)
+
+    def coded_vectors(
+        self, part: Part, sections: Sequence[memoryview], layout: Layout, shape: MemoryShape
+    ) -> Scaled:
+        """See `Codec.coded_vectors`; they are the vectors."""
+        width = shape.head_dim * shape.storage_dtype.itemsize
+        (data,) = joined(sections, layout.sizes, [width])
+        return Scaled(data.view(shape.storage_dtype))

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memdb.codecs.base import Codec, Layout, Part, cut, joined, put
+from memdb.codecs.coded_vectors import Scaled
 from memdb.codecs.floor import keeps_vectors, only, share
 from memdb.types.memory import from_float32, to_float32
 from memdb.types.shape import DType, MemoryShape
@@ -58,6 +59,13 @@ class Int8(Codec):
         x = levels.view(np.int8).astype(np.float32)
         x *= scales.view("<f4")
         put(from_float32(x, shape.dtype), layout.places, out)
+
+    def coded_vectors(
+        self, part: Part, sections: Sequence[memoryview], layout: Layout, shape: MemoryShape
+    ) -> Scaled:
+        """See `Codec.coded_vectors`."""
+        scales, levels = joined(sections, layout.sizes, [4, shape.head_dim])
+        return Scaled(levels.view(np.int8), scales.view("<f4")[:, 0])
 
 
 def _surely_keeps(vectors: NDArray[Any], scales: NDArray[np.float32], shape: MemoryShape) -> bool:

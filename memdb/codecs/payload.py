@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb.codecs.base import Codec, Layout, slices
+from memdb.codecs.base import Codec, Layout, Part, slices
+from memdb.codecs.coded_vectors import CodedVectors, Scaled
 from memdb.codecs.exact import Exact
 from memdb.codecs.int8 import Int8
 from memdb.errors import FormatError, InvalidInputError, MismatchError
@@ -201,20 +202,54 @@ def decode_into(
         FormatError: that codec is not among `codecs`.
         ValueError: the bytes of one are not what its codec wrote.
     """
+    codec = _codec_of(memories, layout, shape, codecs)
+    codec.decode("keys", [memory.keys for memory in memories], layout, shape, keys)
+    codec.decode("values", [memory.values for memory in memories], layout, shape, values)
+
+
+def read_vectors(
+    memories: Sequence[Coded],
+    layout: Layout,
+    shape: MemoryShape,
+    codecs: Mapping[str, Codec],
+) -> tuple[CodedVectors, CodedVectors]:
+    """Keys and values of memories of one codec, memory after memory, as far as they have to be
+    computed here. `layout` has them side by side, in this order.
+
+    Raises:
+        FormatError: that codec is not among `codecs`.
+        ValueError: the bytes of one are not what its codec wrote.
+    """
+    codec = _codec_of(memories, layout, shape, codecs)
+
+    def read(part: Part, sections: Sequence[memoryview]) -> CodedVectors:
+        coded = codec.coded_vectors(part, sections, layout, shape)
+        if coded is None:
+            out = np.empty((layout.vectors, shape.head_dim), shape.storage_dtype)
+            codec.decode(part, sections, layout, shape, out)
+            coded = Scaled(out)
+        return coded
+
+    keys = read("keys", [memory.keys for memory in memories])
+    return keys, read("values", [memory.values for memory in memories])
+
+
+def _codec_of(
+    memories: Sequence[Coded], layout: Layout, shape: MemoryShape, codecs: Mapping[str, Codec]
+) -> Codec:
+    """The codec of several memories, whose positions are those of a reference."""
     if layout.positions.max(initial=0) >= shape.reference_length:
         raise ValueError(
             f"a position is outside the {shape.reference_length} tokens of a reference"
         )
     name = memories[0].codec
     try:
-        codec = codecs[name]
+        return codecs[name]
     except KeyError:
         raise FormatError(
             f"the memory was written by codec {name!r}, which this release does not have; use a "
             "newer release of explicit-memdb"
         ) from None
-    codec.decode("keys", [memory.keys for memory in memories], layout, shape, keys)
-    codec.decode("values", [memory.values for memory in memories], layout, shape, values)
 
 
 def _require_finite(

@@ -104,6 +104,26 @@ class Turns:
             self._tables[key] = table
         return table
 
+    def tables(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """For who turns keys elsewhere (see `Recipe`): (kinds, 2, reference_length, turned), the
+        cosines, and the sines by which partners count; and the kind of each layer, (layers,).
+        Where nothing is turned these are 1 and 0. Layers that turn, turn as many numbers."""
+        turned = 2 * max((len(angles) for _, angles in self._runs if angles is not None), default=0)
+        still = np.zeros((2, self._length, turned), np.float32)
+        still[0] = 1
+        numbers: dict[bytes, int] = {}
+        tables: list[NDArray[np.float32]] = []
+        kinds, start = np.zeros(self._runs[-1][0], np.int64), 0
+        for end, angles in self._runs:
+            key = b"" if angles is None else angles.tobytes()
+            if key not in numbers:
+                numbers[key] = len(tables)
+                float32 = np.dtype(np.float32)
+                tables.append(still if angles is None else np.stack(self._table(angles, float32)))
+            kinds[start:end] = numbers[key]
+            start = end
+        return np.stack(tables), kinds
+
 
 def _runs(
     layers: Sequence[NDArray[np.float64] | None],

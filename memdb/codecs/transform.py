@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from memdb.codecs.axes import LARGEST, Axes, Stream
 from memdb.codecs.base import FittedCodec, Layout, Part
 from memdb.codecs.centre import Centre
+from memdb.codecs.coded_vectors import Levels
 from memdb.codecs.floor import Losses, keeps_rows, only, share
 from memdb.codecs.parameters import fitted_name, read_parameters, write_parameters
 from memdb.codecs.transform_decode import Decoder
@@ -79,6 +80,12 @@ class Transform(FittedCodec):
     ) -> None:
         """See `Codec.decode`; levels times steps along the axes, the mean, and RoPE."""
         self._decoders[part](sections, layout, shape, out)
+
+    def coded_vectors(
+        self, part: Part, sections: Sequence[memoryview], layout: Layout, shape: MemoryShape
+    ) -> Levels:
+        """See `Codec.coded_vectors`; the codes, inflated."""
+        return self._decoders[part].coded(sections, layout, shape)
 
 
 def read_transform(family: str, parameters: bytes) -> Transform:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from memdb.codecs.axes import LARGEST, Axes, Stream
 from memdb.codecs.base import Layout, put, require_bytes
+from memdb.codecs.coded_vectors import Digits, Levels, Recipe
 from memdb.codecs.scratch import Scratch
 from memdb.types.memory import from_float32
 from memdb.types.native import of_the_machine
@@ -40,6 +41,7 @@ class Decoder:
             along = axes.basis.astype(np.float32) * axes.units[:, None, None]
         #: (rows, kept + 1, head_dim): what levels and a 1 are multiplied by.
         self._along = np.concatenate([along, axes.centre.means[:, None]], axis=1)
+        self._recipes: dict[int, Recipe] = {}
 
     def __call__(
         self,
@@ -78,8 +80,7 @@ class Decoder:
             data = codes[byte : byte + group.width]
             byte += group.width
             largest, base = LARGEST[group.packed], np.uint8(2 * LARGEST[group.packed] + 1)
-            if data.max(initial=0) >= int(base) ** group.packed:
-                raise ValueError("its vectors hold a code that stands for nothing")
+            _require_digits(data, group)
             end = group.first + group.count
             for digit in range(group.packed):
                 to = levels[group.first + digit : end : group.packed]
@@ -97,13 +98,7 @@ class Decoder:
 
     def _codes(self, sections: Sequence[memoryview], layout: Layout) -> NDArray[np.uint8]:
         """The bytes of all streams, row after row, (width, n)."""
-        memories = []
-        for section, size in zip(sections, layout.sizes.tolist(), strict=True):
-            if size:
-                data = _inflated(section, self._axes.streams, size)
-                memories.append(np.frombuffer(data, np.uint8).reshape(self._width, size))
-            else:
-                require_bytes(section, 0)
+        memories = self._memories(sections, layout)
         if len(memories) == 1:
             return memories[0]
         shape = self._width, layout.vectors
@@ -113,6 +108,43 @@ class Decoder:
             np.concatenate(memories, axis=1, out=together)
             together.take(layout.order, axis=1, out=codes, mode="clip")
         return codes
+
+    def _memories(self, sections: Sequence[memoryview], layout: Layout) -> list[NDArray[np.uint8]]:
+        """The bytes of all streams, (width, n), of each memory that has any."""
+        memories = []
+        for section, size in zip(sections, layout.sizes.tolist(), strict=True):
+            if size:
+                data = _inflated(section, self._axes.streams, size)
+                memories.append(np.frombuffer(data, np.uint8).reshape(self._width, size))
+            else:
+                require_bytes(section, 0)
+        return memories
+
+    def coded(self, sections: Sequence[memoryview], layout: Layout, shape: MemoryShape) -> Levels:
+        """See `Codec.coded_vectors`."""
+        memories = [np.empty((self._width, 0), np.uint8), *self._memories(sections, layout)]
+        codes = memories[-1] if len(memories) < 3 else np.concatenate(memories, axis=1)
+        byte = 0
+        for group in self._groups:
+            _require_digits(codes[byte : byte + group.width], group)
+            byte += group.width
+        return Levels(codes, self._recipe(shape))
+
+    def _recipe(self, shape: MemoryShape) -> Recipe:
+        if shape.fingerprint not in self._recipes:  # of one database there is one
+            digits = tuple(
+                Digits(g.first, g.count, g.packed, LARGEST[g.packed]) for g in self._groups
+            )
+            turns = self._axes.centre.turns(shape)
+            layers = len(shape.layers)
+            tables, kinds = (None, np.zeros(layers, np.int64)) if turns is None else turns.tables()
+            self._recipes[shape.fingerprint] = Recipe(digits, self._along, tables, kinds)
+        return self._recipes[shape.fingerprint]
+
+
+def _require_digits(data: NDArray[np.uint8], group: Stream) -> None:
+    if data.max(initial=0) >= (2 * LARGEST[group.packed] + 1) ** group.packed:
+        raise ValueError("its vectors hold a code that stands for nothing")
 
 
 def _joined(streams: Sequence[Stream]) -> Iterator[Stream]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,47 +89,85 @@ def pack(
             something that is no memory.
         MismatchError: one is not a memory of that shape.
     """
-    arguments.a(MemoryShape, shape, "shape")
-    memories = list(arguments.some(memories, "memories", "memories"))
-    added = _biases(biases, len(memories))
-    sources = [_Source.of(memory, shape) for memory in memories]
-    counts = np.zeros((len(memories), shape.rows), np.int64)
-    for i, source in enumerate(sources):
-        counts[i] = source.counts
-    before = np.cumsum(counts, axis=0) - counts  # pairs of earlier memories in the same row
-    widths = counts.sum(axis=0).reshape(-1, shape.kv_heads).max(axis=1)
-    layer_starts = np.concatenate([[0], np.cumsum(widths * shape.kv_heads)])
-    heads = np.tile(np.arange(shape.kv_heads), len(shape.layers))
-    row_starts = np.repeat(layer_starts[:-1], shape.kv_heads) + heads * np.repeat(
-        widths, shape.kv_heads
+    plan = Plan.of(memories, shape, biases)
+    keys, values = room_for(plan.total, shape)
+    for group, layout in plan.groups:
+        _fill(group, layout, shape, keys, values)
+    heads = shape.kv_heads, -1
+    return PackedMemories(
+        {
+            layer: PackedLayer(
+                keys=keys[part].reshape(*heads, shape.head_dim),
+                values=values[part].reshape(*heads, shape.head_dim),
+                mask=plan.mask[part].reshape(heads),
+                memory=plan.memory[part].reshape(heads),
+                positions=plan.positions[part].reshape(heads),
+            )
+            for layer, part in plan.layers.items()
+        }
     )
 
-    total = int(layer_starts[-1])
-    keys, values = room_for(total, shape)
-    memory = np.full(total, -1, _counting(len(memories)))
-    positions = np.zeros(total, _counting(shape.reference_length))
-    for numbers in _by_codec(sources):
-        group = [sources[number] for number in numbers]
-        tokens = np.concatenate([source.positions for source in group])
-        layout = Layout(counts[numbers], tokens, row_starts + before[numbers])
-        memory[layout.places] = np.repeat(np.array(numbers, memory.dtype), layout.sizes)
-        positions[layout.places] = tokens.astype(positions.dtype)  # a cast first is faster
-        _fill(group, layout, shape, keys, values)
-    mask = np.append(added, np.float32(-np.inf))[memory]  # a pair of memory -1 is of none
 
-    layers = {}
-    bounds = layer_starts.tolist()
-    for layer, start, end in zip(shape.layers, bounds[:-1], bounds[1:], strict=True):
-        part = slice(start, end)
-        if start < end:
-            layers[layer] = PackedLayer(
-                keys=keys[part].reshape(shape.kv_heads, -1, shape.head_dim),
-                values=values[part].reshape(shape.kv_heads, -1, shape.head_dim),
-                mask=mask[part].reshape(shape.kv_heads, -1),
-                memory=memory[part].reshape(shape.kv_heads, -1),
-                positions=positions[part].reshape(shape.kv_heads, -1),
-            )
-    return PackedMemories(layers)
+@dataclass(frozen=True)
+class Plan:
+    """Where the pairs of several memories go, before any is decoded: layer after layer, and there
+    head after head, each as wide as the layer's widest.
+
+    Attributes:
+        groups: the memories of each codec, and those that are decoded, and where they go.
+        layers: of each layer that has any pairs its places.
+        mask: (places,) as `PackedLayer` has it.
+        memory: likewise.
+        positions: likewise.
+    """
+
+    groups: list[tuple[list[Source], Layout]]
+    layers: dict[int, slice]
+    mask: NDArray[np.float32]
+    memory: NDArray[np.signedinteger[Any]]
+    positions: NDArray[np.signedinteger[Any]]
+
+    @classmethod
+    def of(
+        cls,
+        memories: Sequence[ExplicitMemory | StoredMemory],
+        shape: MemoryShape,
+        biases: Sequence[float] | None,
+    ) -> Plan:
+        """See `pack`."""
+        arguments.a(MemoryShape, shape, "shape")
+        memories = list(arguments.some(memories, "memories", "memories"))
+        added = _biases(biases, len(memories))
+        sources = [Source.of(memory, shape) for memory in memories]
+        counts = np.zeros((len(memories), shape.rows), np.int64)
+        for i, source in enumerate(sources):
+            counts[i] = source.counts
+        before = np.cumsum(counts, axis=0) - counts  # pairs of earlier memories in the same row
+        widths = counts.sum(axis=0).reshape(-1, shape.kv_heads).max(axis=1)
+        bounds = np.concatenate([[0], np.cumsum(widths * shape.kv_heads)])
+        heads = np.tile(np.arange(shape.kv_heads), len(shape.layers))
+        rows = np.repeat(bounds[:-1], shape.kv_heads) + heads * np.repeat(widths, shape.kv_heads)
+        ends = zip(shape.layers, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
+        layers = {layer: slice(start, end) for layer, start, end in ends if start < end}
+        total = int(bounds[-1])
+        memory = np.full(total, -1, _counting(len(memories)))
+        positions = np.zeros(total, _counting(shape.reference_length))
+        groups = []
+        for numbers in _by_codec(sources):
+            group = [sources[number] for number in numbers]
+            tokens = np.concatenate([source.positions for source in group])
+            layout = Layout(counts[numbers], tokens, (rows + before)[numbers])
+            groups.append((group, layout))
+            memory[layout.places] = np.repeat(np.array(numbers, memory.dtype), layout.sizes)
+            # A cast first is faster.
+            positions[layout.places] = layout.positions.astype(positions.dtype)
+        mask = np.append(added, np.float32(-np.inf))[memory]  # a pair of memory -1 is of none
+        return cls(groups, layers, mask, memory, positions)
+
+    @property
+    def total(self) -> int:
+        """Places."""
+        return len(self.memory)
 
 
 def room_for(vectors: int, shape: MemoryShape) -> NDArray[Any]:
@@ -162,8 +201,16 @@ def _counting(many: int) -> np.dtype[Any]:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """A memory to pack: decoded, or as it is stored."""
+class Source:
+    """A memory to pack: decoded, or as it is stored.
+
+    Attributes:
+        counts: (rows,) pairs of each row.
+        positions: (pairs,) of which token of its reference each is.
+        memory: it, if it is decoded.
+        coded: its bytes, if not.
+        stored: where these are from.
+    """
 
     counts: NDArray[np.integer[Any]]
     positions: NDArray[np.unsignedinteger[Any]]
@@ -172,7 +219,8 @@ class _Source:
     stored: StoredMemory | None = None
 
     @classmethod
-    def of(cls, given: ExplicitMemory | StoredMemory, shape: MemoryShape) -> _Source:
+    def of(cls, given: ExplicitMemory | StoredMemory, shape: MemoryShape) -> Source:
+        """One of that shape; raises as `pack`."""
         if isinstance(given, ExplicitMemory):
             given.require(shape)
         elif not isinstance(given, StoredMemory):
@@ -192,7 +240,7 @@ class _Source:
         return None if self.coded is None else self.coded.codec
 
 
-def _by_codec(sources: Sequence[_Source]) -> Iterable[list[int]]:
+def _by_codec(sources: Sequence[Source]) -> Iterable[list[int]]:
     """The numbers of the memories of each codec, and of those that are decoded."""
     numbers: dict[str | None, list[int]] = {}
     for number, source in enumerate(sources):
@@ -201,7 +249,7 @@ def _by_codec(sources: Sequence[_Source]) -> Iterable[list[int]]:
 
 
 def _fill(
-    group: Sequence[_Source],
+    group: Sequence[Source],
     layout: Layout,
     shape: MemoryShape,
     keys: NDArray[Any],
@@ -218,12 +266,8 @@ def _fill(
             put(memory.values, layout.places[own], values)
         return
     stored = [source.stored for source in group if source.stored is not None]
-    try:
+    with naming_what_is_damaged(group):
         decode_into(coded, layout, shape, stored[0].codecs, keys, values)
-    except ValueError:
-        for one in stored:
-            _ = one.memory  # says which it is
-        raise
     for one, counts, own in zip(stored, layout.counts, owns, strict=True):
         offsets = np.zeros(shape.rows + 1, np.int32)
         np.cumsum(counts, out=offsets[1:])
@@ -232,3 +276,16 @@ def _fill(
         if one.is_wanted(offsets.nbytes + tokens.nbytes + vectors):
             arrays = offsets, tokens.copy(), keys[places], values[places]
             one.keep(ExplicitMemory(*map(read_only, arrays)))
+
+
+@contextmanager
+def naming_what_is_damaged(group: Sequence[Source]) -> Iterator[None]:
+    """Of several stored memories whose bytes do not decode together, say which it is: raise its
+    `CorruptRecordError`."""
+    try:
+        yield
+    except ValueError:
+        for source in group:
+            if source.stored is not None:
+                _ = source.stored.memory
+        raise

@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from memdb import PackedLayer, PackedMemories
 from model_adapter.attention.carried import (
     KeyValues,
     StateLayer,
@@ -23,8 +20,9 @@ from model_adapter.attention.carried import (
     layers_of,
     state_of,
 )
-from model_adapter.attention.groups import grouped
+from model_adapter.attention.decoding import SetOfMemories
 from model_adapter.attention.sight import Buffer, Joined, LayerMemory, additive
+from model_adapter.attention.stacking import SetOfLayer, layer_of, stacked
 
 _ROOM = 64  # tokens that a buffer grows by, at least
 _ALIGNED = 16  # places: kernels of GPUs read rows of masks that begin at multiples of 16 bytes
@@ -117,10 +115,10 @@ class ContextCache(Cache):  # type: ignore[misc]
         if hidden is not None:
             self.hide(*hidden)
 
-    def remember(self, memories: Sequence[PackedMemories | None]) -> None:
+    def remember(self, memories: Sequence[SetOfMemories | None]) -> None:
         """Put other memories before the context."""
         for number, layer in self._with_keys.items():
-            layer.remember([_layer_of(packed, number) for packed in memories])
+            layer.remember([layer_of(packed, number) for packed in memories])
 
     def joined(self, layer: int) -> Joined | None:
         """See `Memories.joined`."""
@@ -163,8 +161,8 @@ class ContextLayer(CacheLayerMixin):  # type: ignore[misc]
         self._room = 0  # for memories
         self._filled: Tensor | None = None
         self._mask = torch.empty(0)
-        self._wanted: Sequence[PackedLayer | None] | None = None
-        self._apart: Sequence[PackedLayer | None] | None = None
+        self._wanted: Sequence[SetOfLayer | None] | None = None
+        self._apart: Sequence[SetOfLayer | None] | None = None
         self._stacked: LayerMemory | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -200,7 +198,7 @@ class ContextLayer(CacheLayerMixin):  # type: ignore[misc]
         part = 2, self._room, self.length
         return self.keys.narrow(*part), self.values.narrow(*part)
 
-    def remember(self, memories: Sequence[PackedLayer | None]) -> None:
+    def remember(self, memories: Sequence[SetOfLayer | None]) -> None:
         """Put memories before the context, with the next update: then it is known where."""
         self._wanted = memories
 
@@ -259,7 +257,7 @@ class ContextLayer(CacheLayerMixin):  # type: ignore[misc]
         mask = self._mask[:, :, 0, : self._room]
         if self.memory is None:
             nothing = torch.full_like(mask, -1, dtype=torch.int64)
-            memory, token = nothing, nothing
+            memory, token = nothing, nothing.clone()
         else:
             missing = self._room - self.memory.mask.shape[2]
             memory = pad(self.memory.memory, (missing, 0), value=-1)
@@ -288,7 +286,7 @@ class ContextLayer(CacheLayerMixin):  # type: ignore[misc]
         real = real[:, None, None].to(self._mask.device)
         self._mask[..., place] = additive(real, self._mask.dtype)
 
-    def _place(self, memories: Sequence[PackedLayer | None]) -> None:
+    def _place(self, memories: Sequence[SetOfLayer | None]) -> None:
         self._wanted, self.memory, self._apart, self._stacked = None, None, None, None
         self._filled = None
         there = [packed.keys.shape[::2] for packed in memories if packed is not None]
@@ -366,83 +364,3 @@ class _LayerOfBoth(StateLayer, ContextLayer):  # type: ignore[misc]
 
 def _aligned(places: int) -> int:
     return -(-places // _ALIGNED) * _ALIGNED
-
-
-class Sets:
-    """The memories of one pass's stretches."""
-
-    def __init__(self, memories: Sequence[PackedMemories | None]) -> None:
-        self._memories = memories
-
-    def joined(self, layer: int) -> None:
-        """See `Memories.joined`: they lie in no buffer."""
-
-    def buffer(self, layer: int) -> None:
-        """See `Memories.buffer`: they lie in none."""
-
-    def sets(self, layer: int, like: Tensor) -> LayerMemory:
-        """See `Memories.sets`."""
-        return stacked([_layer_of(packed, layer) for packed in self._memories], like)
-
-
-def stacked(memories: Sequence[PackedLayer | None], like: Tensor) -> LayerMemory:
-    """Sets of memories of one layer as tensors. Each head's pairs come last, behind what fills up.
-
-    Args:
-        memories: for each set what `memdb.pack` made; None: it has none here.
-        like: (any, kv heads, any, head_dim): whose heads, dtype and device they take.
-    """
-    _, kv_heads, _, head_dim = like.shape
-    given = [(i, packed, _ends(packed)) for i, packed in enumerate(memories) if packed is not None]
-    widths = np.max([ends for _, _, ends in given], axis=0, initial=0) * np.ones(kv_heads, int)
-    width = int(widths.max())
-    shape = (len(memories), kv_heads, width)
-    stored = given[0][1].keys.dtype if given else np.dtype(np.float32)
-    keys, values = np.zeros((2, *shape, head_dim), stored)
-    mask = np.full(shape, -np.inf, np.float32)
-    memory = np.full(shape, -1, np.int64)
-    token = np.zeros(shape, np.int64)
-    for i, packed, ends in given:
-        for head, end in enumerate(ends.tolist()):
-            here = slice(width - end, width)
-            keys[i, head, here] = packed.keys[head, :end]
-            values[i, head, here] = packed.values[head, :end]
-            mask[i, head, here] = packed.mask[head, :end]
-            memory[i, head, here] = packed.memory[head, :end]
-            token[i, head, here] = packed.positions[head, :end]
-    # A call is little to a device that computes much at once.
-    on_cpu = like.device.type == "cpu"
-    groups = grouped(widths.tolist(), len(memories)) if on_cpu else ()
-    return LayerMemory(
-        _moved(_tensor(keys), like.device, like.dtype),
-        _moved(_tensor(values), like.device, like.dtype),
-        _moved(torch.from_numpy(mask), like.device, like.dtype),
-        _moved(torch.from_numpy(memory), like.device, torch.int64),
-        _moved(torch.from_numpy(token), like.device, torch.int64),
-        groups,
-    )
-
-
-def _moved(given: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """It on a device. To a GPU it goes through pinned memory, so that nobody waits for it."""
-    if device.type != "cuda":
-        return given.to(device, dtype)
-    return given.pin_memory().to(device, non_blocking=True).to(dtype)
-
-
-def _ends(packed: PackedLayer) -> NDArray[np.int64]:
-    """(kv heads,): behind the last pair of each."""
-    real = packed.memory >= 0
-    width = real.shape[1]
-    ends: NDArray[np.int64] = np.where(real.any(1), width - real[:, ::-1].argmax(1), 0)
-    return ends
-
-
-def _tensor(array: NDArray[Any]) -> Tensor:
-    # numpy has no bfloat16: its bits come as uint16.
-    held = torch.from_numpy(array)
-    return held.view(torch.bfloat16) if array.dtype == np.uint16 else held
-
-
-def _layer_of(packed: PackedMemories | None, layer: int) -> PackedLayer | None:
-    return None if packed is None else packed.layers.get(layer)

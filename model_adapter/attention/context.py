@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from memdb import PackedMemories
-from model_adapter.attention.buffers import ContextCache, Sets
+from model_adapter.attention.buffers import ContextCache
 from model_adapter.attention.carried import KeyValues, beside
+from model_adapter.attention.decoding import SetOfMemories
 from model_adapter.attention.fixed import FixedSteps
 from model_adapter.attention.sight import NOWHERE, LayerMemory, Memories, Sight, Stretches, Witness
+from model_adapter.attention.stacking import Sets
 
 _ROOM = 64  # tokens that are made room for, at least
 
@@ -29,7 +30,7 @@ class Stretch:
     """
 
     tokens: Sequence[int]
-    memories: PackedMemories | None = None
+    memories: SetOfMemories | None = None
 
 
 class ReadingModel(Protocol):
@@ -88,7 +89,7 @@ class Context:
         self._windows = len(prefix) if windows else None
         room = len(prefix) + capacity
         self._cache = model.new_cache(room)
-        self._in_use: list[PackedMemories | None] = [None] * batch
+        self._in_use: list[SetOfMemories | None] = [None] * batch
         self._next = [len(prefix) if start is None else start] * batch  # position of what comes
         self._positions = torch.full((batch, max(_ROOM, room)), NOWHERE, device=model.device)
         self._positions[:, : len(prefix)] = torch.arange(len(prefix), device=model.device)
@@ -251,14 +252,14 @@ class Context:
         self._next = ends
         return logits
 
-    def remember(self, memories: Sequence[PackedMemories | None]) -> None:
+    def remember(self, memories: Sequence[SetOfMemories | None]) -> None:
         """Put memories in the place of those in use, one set for each sequence."""
         self._changed = True
         self._in_use = list(memories)
         self._cache.remember(memories)
 
     @property
-    def memories(self) -> list[PackedMemories | None]:
+    def memories(self) -> list[SetOfMemories | None]:
         """Those in use, a set for each sequence."""
         return list(self._in_use)
 

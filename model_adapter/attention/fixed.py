@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from model_adapter.attention.buffers import ContextCache, ContextLayer
-from model_adapter.attention.sight import NOWHERE, Joined, LayerMemory, Sight
+from model_adapter.attention.rows import Rows
+from model_adapter.attention.sight import NOWHERE, Joined, Sight
 
 #: A forward pass: tokens, their positions, a cache, what they see; (batch, 1, vocabulary) logits.
 Forward = Callable[[Tensor, Tensor, Any, Sight], Tensor]
@@ -68,7 +69,7 @@ class FixedSteps:
         self._places.copy_(torch.tensor(next)[:, None])
         self._keys[:, length:] = NOWHERE
         self._cache.show_what_is_filled()
-        self._held.look()
+        self._held.look(length)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read tokens (batch,) ids; (batch, vocabulary) logits, which the next step overwrites. The
@@ -89,6 +90,7 @@ class FixedSteps:
     def _once(self) -> Tensor:
         """One step, without a look at any number."""
         self._keys.index_copy_(1, self._at, self._places)
+        self._held.lengths.add_(1)
         sight = Sight(self._places, self._keys, self._held, windows=self._windows)
         logits = self._forward(self._tokens, self._places, self._held, sight)
         self._at.add_(1)
@@ -102,6 +104,7 @@ class FixedSteps:
             for _ in range(_WARM):
                 self._once()
                 self._at.fill_(self._cache.length)  # there may be no room for so many
+                self._held.lengths.sub_(1)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -121,11 +124,26 @@ class _Whole(Cache):  # type: ignore[misc]
             layers=[_WholeLayer(there.get(n), cache.capacity, at) for n in range(last + 1)]
         )
         self._there = there
-        self._memories: dict[int, LayerMemory | None] = {}
+        self._memories = {number: layer.whole() for number, layer in there.items()}
+        counts = [layer.keys.shape[0] * layer.keys.shape[1] for layer in there.values()]
+        #: How many keys each row of each layer has, with the token that is read.
+        self.lengths = torch.zeros(sum(counts), dtype=torch.int32, device=at.device)
+        self._rows = {
+            number: Rows(layer.keys, layer.values, own)
+            for (number, layer), own in zip(there.items(), self.lengths.split(counts), strict=True)
+        }
 
-    def look(self) -> None:
-        """Find out what memories there are."""
-        self._memories = {number: layer.whole() for number, layer in self._there.items()}
+    def look(self, length: int) -> None:
+        """Find out what memories there are, before a context of that length. What is recorded reads
+        the same tensors as before."""
+        for number, layer in self._there.items():
+            new, old = layer.whole(), self._memories[number]
+            if new is not None and old is not None:  # else there is no room for any
+                old.memory.copy_(new.memory)
+                old.token.copy_(new.token)
+            there = layer.buffer()
+            if there is not None:
+                self._rows[number].look(there.filled, there.begin, length, there.mask)
 
     def joined(self, layer: int) -> Joined | None:
         """See `Memories.joined`."""
@@ -135,8 +153,9 @@ class _Whole(Cache):  # type: ignore[misc]
         there = self._there[layer]
         return Joined(there.keys, there.values, there.mask, memory)
 
-    def buffer(self, layer: int) -> None:
-        """See `Memories.buffer`: which places are filled, the mask alone says."""
+    def buffer(self, layer: int) -> Rows | None:
+        """See `Memories.buffer`."""
+        return self._rows.get(layer)
 
     def sets(self, layer: int, like: Tensor) -> None:
         """See `Memories.sets`: all lie in the buffers."""

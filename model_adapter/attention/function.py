@@ -109,7 +109,7 @@ def memory_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     plain = softcap is None and s_aux is None and not torch.is_grad_enabled()
     if plain and sight is not None and isinstance(attention_mask, Rule):
-        one = attend_one(layer, query, value, attention_mask, sight, scale)
+        one = attend_one(layer, query, key, value, attention_mask, sight, scale)
         if one is not None:
             return one, None
     if sight is None or not isinstance(attention_mask, Rule):

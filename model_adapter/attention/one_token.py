@@ -1,8 +1,8 @@
-"""Attention of one token, by memdb's kernels where they are installed.
+"""Attention of one token: by memdb's kernels where they are installed, and in fixed steps by rows.
 
 While a model generates, each pass has one token for each sequence, and a CPU's general attention
 takes longer to begin than to compute. The kernel reads each key and value once, at the places that
-are filled alone.
+are filled alone. So do rows, which are for a GPU.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from model_adapter.attention.rows import Rows
 from model_adapter.attention.sight import Rule, Sight
 
 _API = 1  # as this file calls them
@@ -26,7 +27,7 @@ _LANES = 8  # a key is read by so many numbers
 
 
 def attend_one(
-    layer: int, query: Tensor, value: Tensor, rule: Rule, sight: Sight, scale: float
+    layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule, sight: Sight, scale: float
 ) -> Tensor | None:
     """Attention of one token of each sequence over the memories and the context in a layer's
     buffer, without a softcap, sinks, or somebody who looks on. It has no gradient.
@@ -34,30 +35,34 @@ def attend_one(
     Args:
         layer: its index.
         query: (batch, heads, 1, head_dim).
-        value: (batch, kv heads, any, any): what the context's values are like.
+        key: (batch, kv heads, any, head_dim): the context's.
+        value: (batch, kv heads, any, any): likewise.
         rule: what of the context is seen.
         sight: what else.
         scale: factor of the scores.
 
     Returns:
-        (batch, 1, heads, head_dim); None: by other ways alone.
+        (batch, 1, heads, length of a value); None: by other ways alone.
     """
-    batch, heads, tokens, length = query.shape
     if (
-        _KERNELS is None
-        or tokens != 1
-        or query.device.type != "cpu"
-        or query.dtype != torch.float32
-        or length % _LANES
-        or value.shape[-1] != length
-        or sight.memories is None
+        sight.memories is None
         or sight.stretches is not None
         or sight.witness is not None
         or not sight.sees_all(rule)
     ):
         return None
     buffer = sight.memories.buffer(layer)
-    if buffer is None:
+    if isinstance(buffer, Rows):
+        return buffer.attend(query, scale) if buffer.are_of(key, value) else None
+    batch, heads, _, length = query.shape
+    if (
+        _KERNELS is None
+        or buffer is None
+        or query.device.type != "cpu"
+        or query.dtype != torch.float32
+        or length % _LANES
+        or value.shape[-1] != length
+    ):
         return None
     query = query.contiguous()
     kv_heads = value.shape[1]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model_adapter.attention.groups import Group
 from model_adapter.attention.merging import BLOCK, LOWEST
+from model_adapter.attention.rows import Rows
 
 #: Position of what no token sees: the padding of a batch.
 NOWHERE = 1 << 40
@@ -165,9 +166,9 @@ class Memories(Protocol):
         """What a layer reads where each sequence has one set; None without memories, or where they
         do not lie beside the context."""
 
-    def buffer(self, layer: int) -> Buffer | None:
+    def buffer(self, layer: int) -> Buffer | Rows | None:
         """Where a layer's memories and context lie, if each sequence has one set at most and all
-        lie side by side; None otherwise."""
+        lie side by side; in fixed steps, as rows. None otherwise."""
 
     def sets(self, layer: int, like: Tensor) -> LayerMemory | None:
         """What a layer reads where each stretch (or, if there is none, each sequence) has a set of

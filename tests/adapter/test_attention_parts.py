@@ -17,11 +17,11 @@ from transformers.masking_utils import causal_mask_function, sliding_window_caus
 from memdb import PackedLayer, PackedMemories
 from model_adapter import Context, Stretch, memory_attention
 from model_adapter.attention import sight
-from model_adapter.attention.buffers import stacked
 from model_adapter.attention.context import _cut
 from model_adapter.attention.groups import grouped
 from model_adapter.attention.merging import BLOCK, LOWEST, attend
 from model_adapter.attention.sight import NOWHERE, LayerMemory, Rule, Sight
+from model_adapter.attention.stacking import stacked
 from tests.adapter.test_attention import Case
 from tests.helpers import SAMPLE, tiny_model
 
