@@ -65,11 +65,13 @@ class ContextCache(Cache):  # type: ignore[misc]
 
     def make_ready(self, tokens: int) -> bool:
         """Put memories that wait into their places, and make room for so many tokens more; whether
-        all memories lie beside the context, and each layer has the same room for it."""
+        all memories lie beside the context, and each layer has the same room for it, on the same
+        device."""
         beside = True
-        for layer in self.with_keys.values():
+        layers = self.with_keys.values()
+        for layer in layers:
             beside = layer.make_ready(self.length + tokens) and beside
-        return beside and len({layer.capacity for layer in self.with_keys.values()}) == 1
+        return beside and len({(layer.capacity, layer.keys.device) for layer in layers}) == 1
 
     def show_what_is_filled(self) -> None:
         """Hide all places but those of memories and context."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -16,8 +18,12 @@ from model_adapter.attention.decoding import SetOfMemories
 from model_adapter.attention.fixed import FixedSteps
 from model_adapter.attention.sight import NOWHERE, LayerMemory, Memories, Sight, Stretches, Witness
 from model_adapter.attention.stacking import Sets
+from model_adapter.attention.uploading import uploaded
 
 _ROOM = 64  # tokens that are made room for, at least
+
+#: Models whose steps a GPU refused to record.
+_REFUSED: WeakSet[ReadingModel] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -197,7 +203,7 @@ class Context:
         if self._fixed is not None and witness is None:
             return self._fixed_step(self._fixed, tokens)
         self.unfix()
-        places = torch.tensor(self._next, device=self._model.device)[:, None]
+        places = uploaded(torch.tensor(self._next), self._model.device)[:, None]
         return self._pass(tokens[:, None], places, None, [0], self._cache, None, witness)[:, 0]
 
     def fix(self, tokens: int) -> bool:
@@ -208,11 +214,14 @@ class Context:
             tokens: steps to make room for; with more it is recorded anew.
 
         Returns:
-            Whether they do: not for a model whose layers carry a state on, nor where nothing was
-            read yet.
+            Whether they do: not for a model whose layers carry a state on, or are on several
+            devices, nor where nothing was read yet, nor where a GPU refuses to record a step, which
+            is said once.
         """
         self.unfix()
-        if self._cache.has_state or not self._length or not self._cache.make_ready(tokens):
+        if self._cache.has_state or not self._length or self._model in _REFUSED:
+            return False
+        if not self._cache.make_ready(tokens):
             return False
         capacity = self._cache.capacity
         missing = capacity - self._positions.shape[1]
@@ -222,10 +231,21 @@ class Context:
         def forward(ids: Tensor, places: Tensor, cache: Any, sight: Sight) -> Tensor:
             return self._model.run(ids, places, cache, sight, [0])
 
-        with torch.no_grad():
-            self._fixed = FixedSteps(
-                self._cache, forward, self._positions, self._next, self._windows
+        try:
+            with torch.no_grad():
+                self._fixed = FixedSteps(
+                    self._cache, forward, self._positions, self._next, self._windows
+                )
+        except RuntimeError as error:
+            self._cache.show_what_comes()
+            _REFUSED.add(self._model)
+            why = str(error).strip().partition("\n")[0]
+            warnings.warn(
+                f"a step of this model is not recorded, and takes longer: {why}",
+                RuntimeWarning,
+                stacklevel=2,
             )
+            return False
         self._room = tokens
         return True
 

@@ -143,8 +143,7 @@ def _of_levels(coded: Levels, group: CodedGroup, kv_heads: int, device: torch.de
         .index_select(0, to)
     )
     if recipe.turns is not None:
-        length = coded.recipe.turns.shape[2]
-        angles = coded.recipe.kinds[group.rows // kv_heads] * length + group.positions
+        angles = coded.recipe.kinds[group.rows // kv_heads] * recipe.length + group.positions
         cos, sin = recipe.turns.index_select(1, uploaded(torch.from_numpy(angles), device))
         own = found[:, : cos.shape[1]]
         own.copy_(own * cos + own.roll(cos.shape[1] // 2, 1) * sin)
@@ -169,7 +168,8 @@ class _Constants:
 
     Attributes:
         along: see `Recipe`.
-        turns: (2, kinds * reference_length, turned).
+        turns: (2, kinds * length, turned), behind each other for each kind.
+        length: of a reference.
         tables: for each part of the bytes, (256, levels to a byte) what each byte stands for.
         widths: bytes of each part.
         counts: levels of each part.
@@ -177,6 +177,7 @@ class _Constants:
 
     along: Tensor
     turns: Tensor | None
+    length: int
     tables: list[Tensor]
     widths: list[int]
     counts: list[int]
@@ -190,8 +191,9 @@ def _on(recipe: Recipe, device: torch.device) -> _Constants:
     each stream may read it."""
     kept = _CONSTANTS.setdefault(recipe, {})
     if device not in kept:
-        turns = None
+        turns, length = None, 0
         if recipe.turns is not None and recipe.turns.shape[3]:
+            length = recipe.turns.shape[2]
             turns = torch.from_numpy(recipe.turns).transpose(0, 1).flatten(1, 2).to(device)
         codes = torch.arange(256)[:, None]
         tables = [
@@ -202,6 +204,7 @@ def _on(recipe: Recipe, device: torch.device) -> _Constants:
         kept[device] = _Constants(
             torch.from_numpy(recipe.along).to(device),
             turns,
+            length,
             [table.float().to(device) for table in tables],
             [part.width for part in recipe.digits],
             [part.count for part in recipe.digits],

@@ -19,10 +19,12 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from model_adapter.attention.buffers import ContextCache, ContextLayer
 from model_adapter.attention.rows import Rows
 from model_adapter.attention.sight import NOWHERE, Joined, Sight
+from model_adapter.attention.uploading import uploaded
 
 #: A forward pass: tokens, their positions, a cache, what they see; (batch, 1, vocabulary) logits.
 Forward = Callable[[Tensor, Tensor, Any, Sight], Tensor]
 
+_RECORDING = ("cuda",)  # devices
 _WARM = 3  # steps before one is recorded, in which libraries choose and load their kernels
 
 
@@ -35,6 +37,10 @@ class FixedSteps:
         positions: (batch, at least the cache's capacity) of what the context holds.
         next: position of the token that comes next, for each sequence.
         windows: see `Sight`.
+
+    Raises:
+        RuntimeError: a GPU cannot record them. The cache is as it was, but for what comes, which is
+            to be shown again.
     """
 
     def __init__(
@@ -58,7 +64,7 @@ class FixedSteps:
         self._graph: Any = None
         self._logits = torch.empty(0)
         self.begin(next)
-        if device.type == "cuda":
+        if device.type in _RECORDING:
             self._record()
             self.begin(next)
 
@@ -66,7 +72,7 @@ class FixedSteps:
         """Take in what the cache holds now, behind which steps go on. New memories are there."""
         length = self._cache.length
         self._at.fill_(length)
-        self._places.copy_(torch.tensor(next)[:, None])
+        self._places.copy_(uploaded(torch.tensor(next), self._places.device)[:, None])
         self._keys[:, length:] = NOWHERE
         self._cache.show_what_is_filled()
         self._held.look(length)
@@ -107,7 +113,8 @@ class FixedSteps:
                 self._held.lengths.sub_(1)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Another thread may be decoding memories meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._logits = self._once()
         self._graph = graph
 

@@ -7,8 +7,10 @@ what is being read are attended to where they lie, each in its own way.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -86,11 +88,17 @@ def attend(
             query, keys, values, 0.0, causal, attn_mask=mask, scale=scale
         )
         return Part(mixed.transpose(1, 2), logs.transpose(1, 2))
-    if softcap is None and same and query.device.type == "cuda":
-        return _on_cuda(query, keys, values, scale, mask, causal)
+    if softcap is None and same and query.device.type in _WITH_KERNEL:
+        try:
+            return _on_cuda(query, keys, values, scale, mask, causal)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            _say_refused(str(query.device), str(error).strip().partition("\n")[0])
     return _in_blocks(query, keys, values, scale, mask, causal, softcap)
 
 
+_WITH_KERNEL = ("cuda",)
 _ON_CPU = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -113,6 +121,16 @@ def _on_cuda(
     )
     logs = logs[:, :, : query.shape[2]].float()  # it comes filled up
     return Part(mixed.transpose(1, 2), logs.transpose(1, 2))
+
+
+@cache
+def _say_refused(device: str, why: str) -> None:
+    warnings.warn(
+        f"PyTorch's attention kernel does not work on {device} ({why}); it is computed in plain "
+        "steps, which takes longer",
+        RuntimeWarning,
+        stacklevel=4,
+    )
 
 
 def _in_blocks(

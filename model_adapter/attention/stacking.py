@@ -83,9 +83,10 @@ def _laid(
     given: Sequence[_Given], shape: tuple[int, int, int, int], like: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Keys and values, laid side by side here and moved to where `like` is."""
-    stored = given[0][1].keys.dtype if given else np.dtype(np.float32)
+    packs = [(i, packed, ends) for i, packed, ends in given if isinstance(packed, PackedLayer)]
+    stored = packs[0][1].keys.dtype if packs else np.dtype(np.float32)
     keys, values = np.zeros((2, *shape), stored)
-    for i, packed, ends in given:
+    for i, packed, ends in packs:
         for head, end in enumerate(ends.tolist()):
             here = slice(shape[2] - end, shape[2])
             keys[i, head, here] = packed.keys[head, :end]

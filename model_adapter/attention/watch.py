@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from model_adapter.attention.sight import LayerMemory
+from model_adapter.attention.uploading import uploaded
 
 
 class Watch:
@@ -30,7 +31,9 @@ class Watch:
     def look_at(self, sets: list[int], tokens: list[int]) -> None:
         """Say where the last token of each sequence is in the coming pass: in the stretch (or
         sequence) of which set, and there at which place."""
-        self._sets, self._tokens = torch.tensor(sets), torch.tensor(tokens)
+        device = self._sum.device
+        self._sets = uploaded(torch.tensor(sets), device)
+        self._tokens = uploaded(torch.tensor(tokens), device)
 
     def __call__(self, weights: Tensor, memory: LayerMemory) -> None:
         """See `Witness`."""

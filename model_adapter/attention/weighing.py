@@ -23,7 +23,15 @@ from typing import Any
 
 import numpy as np
 
-from memdb import Framing, InvalidInputError, MemoryShape, PackedMemories, Retrieval, pack
+from memdb import (
+    Framing,
+    InvalidInputError,
+    MemoryShape,
+    PackedMemories,
+    Retrieval,
+    StoredMemory,
+    pack,
+)
 
 _QUESTION_MARKS = "?？؟"
 
@@ -94,15 +102,20 @@ class Weighing:
         hits = [hit for hit, bias in zip(retrieval.hits, biases, strict=True) if bias is not None]
         return replace(retrieval, hits=hits)
 
-    def packed(self, retrieval: Retrieval, shape: MemoryShape) -> PackedMemories:
-        """The memories of a retrieval's hits with their biases, without those that are left out."""
+    def weighed(self, retrieval: Retrieval) -> tuple[list[StoredMemory], list[float]]:
+        """The memories of a retrieval's hits, and their biases, without those that are left out."""
         biases = self.biases([hit.score for hit in retrieval.hits])
         read = [
             (hit.stored, bias)
             for hit, bias in zip(retrieval.hits, biases, strict=True)
             if hit.stored is not None and bias is not None
         ]
-        return pack([stored for stored, _ in read], shape, [bias for _, bias in read])
+        return [stored for stored, _ in read], [bias for _, bias in read]
+
+    def packed(self, retrieval: Retrieval, shape: MemoryShape) -> PackedMemories:
+        """What `weighed` gives, packed."""
+        stored, biases = self.weighed(retrieval)
+        return pack(stored, shape, biases)
 
     def reweighed(self, memories: PackedMemories, scores: Sequence[float]) -> PackedMemories:
         """Packed memories under these constants in place of those that they were packed with;

@@ -83,6 +83,7 @@ class Measuring:
                 ]
                 for one, found in zip(part, lookup.find(queries), strict=True):
                     if found is not None and found.retrieval.hits:
+                        assert isinstance(found.memories, PackedMemories)  # decoded here
                         self._add(one.name, one.before, one.answer, found.retrieval, found.memories)
         finally:
             lookup.close()

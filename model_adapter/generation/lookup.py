@@ -7,7 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
 
-from memdb import Hit, MemDB, PackedMemories, Reference, Retrieval
+from memdb import Hit, MemDB, Reference, Retrieval, StoredMemory, pack, pack_coded
+from model_adapter.attention.decoding import DeviceDecoder, SetOfMemories
 from model_adapter.attention.weighing import EVEN
 from model_adapter.generation.options import Options
 from model_adapter.generation.weighing_constants import weighing_of
@@ -21,7 +22,7 @@ class Found:
     """What a query found, and its memories as attention reads them."""
 
     retrieval: Retrieval
-    memories: PackedMemories
+    memories: SetOfMemories
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,13 @@ def _counted(retrieval: Retrieval, counts: float) -> Retrieval:
     return replace(retrieval, hits=hits)
 
 
+def decoder_for(model: LanguageModel) -> DeviceDecoder | None:
+    """What decodes a model's memories where it reads them, if that is a GPU."""
+    if model.device.type != "cuda":
+        return None
+    return DeviceDecoder(model.device, model.model.dtype)
+
+
 class Lookup:
     """Retrieves by the options of one generation.
 
@@ -81,13 +89,21 @@ class Lookup:
         db: where memories are.
         model: whose tokens queries are.
         options: how many, which, and which not.
+        decoder: of what is found; default: this machine's processor.
     """
 
-    def __init__(self, db: MemDB, model: LanguageModel, options: Options) -> None:
+    def __init__(
+        self,
+        db: MemDB,
+        model: LanguageModel,
+        options: Options,
+        decoder: DeviceDecoder | None = None,
+    ) -> None:
         self._db = db
         self._model = model
         self._options = options
         self._weighing = weighing_of(db, model) if options.weigh else EVEN
+        self._decoder = decoder
         self._thread = ThreadPoolExecutor(1, "memdb-prefetch")
         self._coming: Future[list[Found | None]] | None = None
 
@@ -105,8 +121,14 @@ class Lookup:
                 continue
             weighing = self._weighing.asking() if query.asked else self._weighing
             kept = weighing.kept(one)
-            found.append(Found(kept, weighing.packed(kept, self._db.shape)))
+            found.append(Found(kept, self._read(*weighing.weighed(kept))))
         return found
+
+    def _read(self, stored: Sequence[StoredMemory], biases: Sequence[float]) -> SetOfMemories:
+        """Memories as attention reads them. On a GPU they are still being decoded."""
+        if self._decoder is None:
+            return pack(stored, self._db.shape, biases)
+        return self._decoder(pack_coded(stored, self._db.shape, biases))
 
     def begin(self, queries: Sequence[Query]) -> None:
         """Begin to find, in the background; `ended` has the result."""

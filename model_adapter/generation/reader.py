@@ -13,15 +13,23 @@ from torch import Tensor
 
 from memdb import InvalidInputError, MemDB
 from model_adapter.attention.context import Context, Stretch
+from model_adapter.attention.uploading import uploaded
 from model_adapter.attention.watch import Watch
 from model_adapter.attention.weighing import asks
 from model_adapter.generation.chunks import Chunk, Reading
 from model_adapter.generation.detokenizing import Detokenizer
-from model_adapter.generation.lookup import Lookup, Query, merged
+from model_adapter.generation.lookup import Lookup, Query, decoder_for, merged
 from model_adapter.generation.options import Options
 from model_adapter.prompts.framing import Frame, Message, Prompt
 from model_adapter.prompts.turns import Cut, cuts_of
 from model_adapter.writing.writer import Writer
+
+_WORTH = 16  # steps that pay for being recorded, which takes as long as some
+
+
+def records_steps(device: torch.device) -> bool:
+    """Whether steps there are recorded."""
+    return device.type == "cuda"
 
 
 class Reader:
@@ -49,8 +57,9 @@ class Reader:
         self._watch: Watch | None = None
         self._rows: list[int] = []  # whose readings the context's sequences are
         self._asked: list[int] = []  # whose memories are being looked for
-        self._lookup = Lookup(db, writer.model, options)
+        self._lookup = Lookup(db, writer.model, options, decoder_for(writer.model))
         self._said = 0  # tokens of the answer
+        self._steps_are_new = True  # whether no step was taken since something else was read
 
     @property
     def stop_tokens(self) -> frozenset[int]:
@@ -93,7 +102,7 @@ class Reader:
         for reading, prompt in zip(self.readings, framed, strict=True):
             reading.content, reading.thinks = prompt.content, prompt.thinks
         self._rows = list(range(len(prompts)))
-        self._said = 0
+        self._said, self._steps_are_new = 0, True
         known = self._known(whole)
         if known == 0:
             self._context = self._new_context(whole)
@@ -257,11 +266,21 @@ class Reader:
                 self._lookup.begin(self._queries())
         self._look_at(None)
         with self._timed("decode"), self._whole():
-            ids = torch.tensor(list(tokens), device=self._model.device)
+            self._fix_steps()
+            ids = uploaded(torch.tensor(list(tokens)), self._model.device)
             logits = self._context.step(ids, witness=self._watch)
             self._held.extend(tokens if self._held else [])
             self._note_attention()
         return logits
+
+    def _fix_steps(self) -> None:
+        """Where a GPU can record the steps that are left, it does, before the first of them."""
+        assert self._context is not None
+        left = self._options.max_new_tokens - self._said
+        pays = self._steps_are_new and self._watch is None and left >= _WORTH
+        if pays and records_steps(self._model.device):
+            self._context.fix(left)
+        self._steps_are_new = False
 
     def _remember_again(self) -> None:
         """New memories for what was just generated; where that says nothing, the old ones stay."""
@@ -291,6 +310,7 @@ class Reader:
         assert self._context is not None
         left = self._options.max_new_tokens - self._said
         self._context, self._held = self._context.branches(rows, left), []
+        self._steps_are_new = True
         self._watch = self._new_watch(len(rows))
 
     # --- watching ---

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from memdb import InvalidInputError
+from model_adapter.attention.uploading import uploaded
 
 _FEW = 256  # of the likeliest tokens; mostly these make up top_p
 
@@ -140,7 +141,7 @@ class _Seen:
             self._ids = torch.cat([self._ids, self._ids[:, :1].expand(-1, end)], 1)
         if start == 0:
             self._ids[row] = new[0]
-        self._ids[row, start:end] = torch.tensor(new, device=self._ids.device)
+        self._ids[row, start:end] = uploaded(torch.tensor(new), self._ids.device)
 
     def of(self, rows: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
         """(rows, most) tokens of these sequences, some more than once, and (rows, 1) whether a
@@ -149,8 +150,8 @@ class _Seen:
         counts = [len(self._known[row]) for row in rows]
         ids = self._ids[:, : max([*counts, 1])]
         if list(rows) != list(range(len(self._ids))):
-            ids = ids[list(rows)]
-        return ids, torch.tensor(counts, device=device)[:, None] > 0
+            ids = ids.index_select(0, uploaded(torch.tensor(list(rows)), device))
+        return ids, uploaded(torch.tensor(counts), device)[:, None] > 0
 
 
 def likely(
@@ -174,7 +175,9 @@ def likely(
         scores, ids = scores.topk(top_k)
         probabilities = scores.softmax(-1)
     elif top_p < 1:
-        probabilities, ids = _likeliest(scores, top_p)
+        # Elsewhere than on a CPU to look is to wait.
+        sizes = (_FEW, 16 * _FEW) if scores.device.type == "cpu" else ()
+        probabilities, ids = likeliest(scores, top_p, sizes)
     else:
         probabilities = scores.softmax(-1)
     keep = torch.ones_like(probabilities, dtype=torch.bool)
@@ -186,10 +189,11 @@ def likely(
     return probabilities * keep, ids
 
 
-def _likeliest(scores: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """Probabilities and ids of the likeliest tokens, as many as have `top_p` together, or more."""
+def likeliest(scores: Tensor, top_p: float, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Probabilities and ids of the likeliest tokens, as many as have `top_p` together, or more: one
+    of these sizes if so many do, which takes a look, else all."""
     total = scores.logsumexp(-1, keepdim=True)
-    for size in (_FEW, 16 * _FEW):
+    for size in sizes:
         if size < scores.shape[-1]:
             values, ids = scores.topk(size)
             probabilities = (values - total).exp()
@@ -203,7 +207,7 @@ def _places(probabilities: Tensor, drawn: Tensor) -> Tensor:
     """(sequences, 1) places of what is drawn by (sequences,) numbers from 0 to below 1."""
     summed = _summed(probabilities)
     last = summed[:, -1:]
-    aim = drawn[:, None].to(summed.device, summed.dtype) * last
+    aim = uploaded(drawn[:, None], summed.device, summed.dtype) * last
     # Rounding must not lead to the sum itself, behind which there is nothing.
     aim = torch.minimum(aim, torch.nextafter(last, torch.zeros_like(last)))
     return torch.searchsorted(summed, aim, right=True)

@@ -4,13 +4,16 @@ records is the same code."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from model_adapter import Context, Stretch
+from model_adapter.attention import fixed
 from model_adapter.attention.fixed import FixedSteps
+from model_adapter.attention.rows import Rows
 from tests.adapter.slow import Part, slow_logits
 from tests.adapter.test_attention import Case
 from tests.helpers import tiny_model
@@ -57,12 +60,26 @@ def two(case: Case) -> list[list[Part]]:
 TURNS = [[[2], [3]], [[0, 1], []], [[], [1, 2, 3]], [[], []], [[0, 1, 2, 3], [0]]]
 
 
+@pytest.mark.parametrize("by_rows", [True, False])
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2", "smollm3", "glm"])
 @pytest.mark.parametrize("room", [1, 40])
-def test_steps_and_new_memories_equal_a_loop(architecture: str, room: int) -> None:
-    """With little room buffers are made anew between, with much they stay."""
+def test_steps_and_new_memories_equal_a_loop(
+    architecture: str, room: int, by_rows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With little room buffers are made anew between, with much they stay. By rows, or, as where
+    the kernel for them does not work, through a mask."""
+    calls: list[int] = []
+    attend = Rows.attend
+
+    def counted(self: Rows, *given: Any) -> Tensor | None:
+        calls.append(1)
+        return attend(self, *given) if by_rows else None
+
+    monkeypatch.setattr(Rows, "attend", counted)
     case = Case(architecture)
     check(case, two(case), TURNS, room=room)
+    # Gemma 2's scores have a cap, which the kernel has not.
+    assert len(calls) == (0 if architecture == "gemma2" else 7 * len(TURNS) * case.model.layers)
 
 
 @pytest.mark.parametrize("windows", [True, False])
@@ -144,6 +161,28 @@ def test_a_step_looks_at_no_number_and_changes_no_shape(monkeypatch: pytest.Monk
     assert len(shapes) == 4
     assert len(shapes[0]) > 100
     assert all(one == shapes[0] for one in shapes)
+
+
+def test_where_a_gpu_refuses_to_record_steps_go_on_as_they_did(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = Case("llama")
+    context, plain = case.context(2), case.context(2)
+    for one in (context, plain):
+        one.read([[case.stretch(part) for part in parts] for parts in two(case)])
+
+    def refused(self: FixedSteps) -> None:
+        self._once()
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(fixed, "_RECORDING", ("cpu",))
+    monkeypatch.setattr(FixedSteps, "_record", refused)
+    with pytest.warns(RuntimeWarning, match="not recorded.*: operation not permitted.*capturing$"):
+        assert not context.fix(8)
+    assert not context.fix(8)  # not tried again
+    for token in range(4):
+        tokens = torch.tensor([token + 5, token + 9])
+        torch.testing.assert_close(context.step(tokens), plain.step(tokens))
 
 
 def test_what_cannot_be_fixed_says_so() -> None:
