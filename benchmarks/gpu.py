@@ -10,7 +10,9 @@ heads as real ones are. They lie in a database, which each first token loads fro
 
 - `transformers`: the prompt alone, by its own attention (sdpa) and cache;
 - `RAG`: likewise, with the 5 references as text before the prompt;
-- `memory`: the prompt and 5 memories; with `graph` the step is replayed as a CUDA graph;
+- `memory`: the prompt and 5 memories; with `graph` the step is replayed as a CUDA graph, as
+  `generate` does it, and with `CPU's` memories are decoded by the CPU, which it does not;
+- `5 memories`: those of each sequence alone, from the database to the device, and `by the CPU`;
 - `vLLM`: the prompt alone and RAG, where it is installed.
 
 A first token is from the prompt's tokens to the first of the answer, with loading and decoding the
@@ -106,9 +108,9 @@ class Table:
         return (
             *begins,
             f"{row.first * 1e3:.1f} ms",
-            f"{row.first / rag.first:.2f}" if rag else "-",
-            f"{row.decoding:.0f} tokens/s",
-            f"{row.decoding / plain.decoding:.2f}" if plain else "-",
+            f"{row.first / rag.first:.2f}" if rag and row.decoding else "-",
+            f"{row.decoding:.0f} tokens/s" if row.decoding else "-",
+            f"{row.decoding / plain.decoding:.2f}" if plain and row.decoding else "-",
         )
 
     def _peer(self, row: run.Row, what: str) -> run.Row | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
@@ -27,11 +28,23 @@ from transformers import (
     Qwen2Config,
 )
 
-from memdb import ExplicitMemory, MemDB, MemoryShape, from_float32, pack
+from memdb import (
+    DEFAULT_CODEC,
+    ExplicitMemory,
+    MemDB,
+    MemoryShape,
+    StoredMemory,
+    from_float32,
+    pack,
+    pack_coded,
+)
 from model_adapter import Context, LanguageModel, Stretch
+from model_adapter.attention.decoding import DeviceDecoder, SetOfMemories
+from model_adapter.attention.stacking import Sets
 
 PROMPT, REFERENCE, TOGETHER, PREFIX = 64, 128, 5, 16
 SHARE = 1 / 8  # of all pairs that a memory keeps
+FITTED, THIN = 256, 20  # memories that their codec is fitted to, most of them so much smaller
 _DIMENSION = 8  # of the embeddings by which they are found
 
 
@@ -79,9 +92,9 @@ class Row:
     """Attributes:
     model: its name.
     batch: sequences side by side.
-    what: a way to answer.
-    first: seconds to the first token; median.
-    decoding: tokens/s, of all sequences together.
+    what: a way to answer, or to decode memories.
+    first: seconds to the first token, or to the memories of all sequences; median.
+    decoding: tokens/s, of all sequences together; 0: none are generated.
     reason: why there are no figures; "": there are.
     """
 
@@ -181,6 +194,10 @@ def _model(name: str, device: torch.device) -> LanguageModel:
     return LanguageModel(model, tokenizer, name, fingerprint=f"random-{name}")
 
 
+#: Stored memories as attention reads them.
+_Decode = Callable[[Sequence[StoredMemory]], SetOfMemories]
+
+
 class Bench:
     """A model, and a database of memories for it. The ways to answer are its methods: each gives
     the seconds to the first token, and tokens/s of decoding, for a batch.
@@ -209,14 +226,17 @@ class Bench:
         )
         many = TOGETHER * min(batch, 8)
         self._db = MemDB.create(
-            folder / "db", shape=self._shape, dimension=_DIMENSION, codec="int8", cache_bytes=0
+            folder / "db", shape=self._shape, dimension=_DIMENSION, cache_bytes=0
         )
-        vectors = self._random.standard_normal((many, _DIMENSION)).astype(np.float32)
+        vectors = self._random.standard_normal((FITTED, _DIMENSION)).astype(np.float32)
+        vectors[many:] = -np.abs(vectors[many:])  # nobody asks for those
         self._db.insert_many(
-            [f"reference {number}" for number in range(many)],
+            [f"reference {number}" for number in range(FITTED)],
             embeddings=vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
-            memories=self._memories(many),
+            memories=[*self._memories(many, SHARE), *self._memories(FITTED - many, SHARE / THIN)],
         )
+        self._db.recode(DEFAULT_CODEC)
+        self._decoder = DeviceDecoder(model.device, model.model.dtype)
 
     def close(self) -> None:
         """Close the database."""
@@ -229,24 +249,32 @@ class Bench:
             "RAG": self._rag,
             "memory": partial(self._memory, False),
             "memory, graph": partial(self._memory, True),
+            "memory, CPU's": partial(self._memory, True, by=self._pack),
+            "5 memories": self._decode_only,
+            "5, by the CPU": partial(self._decode_only, by=self._pack),
         }
 
-    def _memories(self, many: int) -> list[ExplicitMemory]:
+    def _memories(self, many: int, share: float) -> list[ExplicitMemory]:
         """At random, as uneven over the heads as real ones: some keep nearly all, most next to
-        nothing."""
-        rows = len(self._shape.layers) * self._shape.kv_heads
+        nothing. Their vectors lie along few directions, as real ones do, else no codec would pay.
+
+        Args:
+            many: how many.
+            share: of all pairs that each keeps.
+        """
+        rows, d = len(self._shape.layers) * self._shape.kv_heads, self._shape.head_dim
+        along = np.random.default_rng(1).standard_normal((d, d)).astype(np.float32)
+        along *= np.geomspace(3, 0.03, d, dtype=np.float32)[:, None] / d**0.5
         shares = self._random.lognormal(0.0, 1.5, rows)
-        shares *= SHARE / shares.mean()
+        shares *= share / shares.mean()
         made = []
         for _ in range(many):
             counts = (shares * self._random.lognormal(0.0, 0.3, rows) * REFERENCE).astype(int)
             counts = counts.clip(0, REFERENCE)
             offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
             positions = [np.sort(self._random.permutation(REFERENCE)[:count]) for count in counts]
-            vectors = self._random.standard_normal((2, offsets[-1], self._shape.head_dim))
-            keys, values = (
-                from_float32(part.astype(np.float32), self._shape.dtype) for part in vectors
-            )
+            vectors = self._random.standard_normal((2, offsets[-1], d), np.float32) @ along
+            keys, values = (from_float32(part, self._shape.dtype) for part in vectors)
             places = np.concatenate(positions).astype(self._shape.position_dtype)
             made.append(ExplicitMemory(offsets, places, keys, values))
         return made
@@ -287,21 +315,48 @@ class Bench:
         finally:
             model.set_attn_implementation("memdb")
 
+    def _decode(self, stored: Sequence[StoredMemory]) -> SetOfMemories:
+        """As a generation does it on a GPU."""
+        return self._decoder(pack_coded(stored, self._shape))
+
+    def _pack(self, stored: Sequence[StoredMemory]) -> SetOfMemories:
+        """As it does on a CPU."""
+        return pack(stored, self._shape)
+
+    def _decode_only(self, batch: int, by: _Decode | None = None) -> tuple[float, float]:
+        """The memories of all sequences, from the database to the device."""
+        queries = self._queries(batch)
+        like = torch.zeros(
+            1, self._shape.kv_heads, 0, self._shape.head_dim, dtype=self._model.model.dtype
+        ).to(self._model.device)
+
+        def decode() -> tuple[Tensor, Any]:
+            found = self._db.retrieve_batch(queries, TOGETHER)
+            sets = Sets([(by or self._decode)(retrieval.stored) for retrieval in found])
+            there = [sets.sets(layer, like).keys for layer in self._shape.layers]
+            return torch.stack([keys.flatten()[-1] for keys in there]), there
+
+        return self._firsts(decode)[0], 0.0
+
     @torch.no_grad()
-    def _memory(self, fixed: bool, batch: int) -> tuple[float, float]:
-        first = self._reader(batch)
+    def _memory(self, fixed: bool, batch: int, by: _Decode | None = None) -> tuple[float, float]:
+        first = self._reader(batch, by or self._decode)
         seconds, (chosen, context) = self._firsts(first)
         if fixed and not context.fix(self._steps):
             raise ValueError("its steps cannot be recorded")
         return seconds, self._decoded(lambda tokens: context.step(tokens).argmax(-1), chosen)
 
-    def _reader(self, batch: int) -> Callable[[], tuple[Tensor, Context]]:
+    def _queries(self, batch: int) -> list[NDArray[np.float32]]:
+        drawn = self._random.standard_normal((batch, _DIMENSION))
+        return list(np.abs(drawn).astype(np.float32))
+
+    def _reader(self, batch: int, decode: _Decode) -> Callable[[], tuple[Tensor, Context]]:
         """What reads a prompt behind memories: the first tokens, and the context that goes on."""
         ids = self._ids(batch, PROMPT).tolist()
-        queries = self._random.standard_normal((batch, _DIMENSION)).astype(np.float32)
+        queries = self._queries(batch)
 
         def first() -> tuple[Tensor, Context]:
-            found = self._db.retrieve_batch(list(queries), TOGETHER)
+            found = self._db.retrieve_batch(queries, TOGETHER)
             context = Context(
                 self._model,
                 self._shape.prefix,
@@ -309,7 +364,7 @@ class Bench:
                 batch=batch,
                 capacity=PROMPT + self._steps,
             )
-            packed = [pack(retrieval.stored, self._shape) for retrieval in found]
+            packed = [decode(retrieval.stored) for retrieval in found]
             logits = context.read([[Stretch(row, p)] for row, p in zip(ids, packed, strict=True)])
             return torch.cat(logits).argmax(-1), context
 

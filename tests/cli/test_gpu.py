@@ -22,9 +22,11 @@ def test_each_way_has_a_row_and_what_is_missing_a_reason(tmp_path: Path) -> None
     assert out.read_text() == result.output
     figures = json.loads(rows.read_text())
     measured = [(row["batch"], row["what"]) for row in figures if not row["reason"]]
-    ways = ["transformers", "RAG", "memory", "memory, graph"]
+    ways = ["transformers", "RAG", "memory", "memory, graph", "memory, CPU's"]
+    ways += ["5 memories", "5, by the CPU"]
     assert measured == [(batch, what) for batch in (1, 2) for what in ways]
-    assert all(row["first"] > 0 < row["decoding"] for row in figures if not row["reason"])
+    assert all(row["first"] > 0 for row in figures if not row["reason"])
+    assert all((row["decoding"] > 0) == ("5" not in row["what"]) for row in figures if row["first"])
     lacking, *_, vllm = (row for row in figures if row["reason"])
     assert lacking["model"] == str(tmp_path / "none")
     assert "InvalidInputError" in lacking["reason"]
