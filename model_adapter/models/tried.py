@@ -19,7 +19,7 @@ import xxhash
 from model_adapter.catalog import cache_folder
 from model_adapter.models.probe import Found
 
-_TRIAL = 3  # which trial: another number when `probe` tries other things, or attention changes
+_TRIAL = 4  # which trial: another number when `probe` tries other things, or attention changes
 
 
 def was_tried(model: Any, exact: bool) -> Found | None:
