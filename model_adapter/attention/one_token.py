@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model_adapter.attention.rows import Rows
-from model_adapter.attention.sight import Rule, Sight
+from model_adapter.attention.sight import Buffer, Rule, Sight
 
 _API = 1  # as this file calls them
 
@@ -52,12 +52,13 @@ def attend_one(
     ):
         return None
     buffer = sight.memories.buffer(layer)
+    if buffer is None or not _lie_there(buffer, key, value):
+        return None
     if isinstance(buffer, Rows):
-        return buffer.attend(query, scale) if buffer.are_of(key, value) else None
+        return buffer.attend(query, scale)
     batch, heads, _, length = query.shape
     if (
         _KERNELS is None
-        or buffer is None
         or query.device.type != "cpu"
         or query.dtype != torch.float32
         or length % _LANES
@@ -83,3 +84,11 @@ def attend_one(
         mixed.data_ptr(),
     )
     return mixed
+
+
+def _lie_there(buffer: Buffer | Rows, key: Tensor, value: Tensor) -> bool:
+    """Whether these are the context's in the buffer, and no model made others of them (MLA)."""
+    return all(
+        held.data_ptr() + buffer.begin * held.stride(2) * held.element_size() == given.data_ptr()
+        for held, given in ((buffer.keys, key), (buffer.values, value))
+    )

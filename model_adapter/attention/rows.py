@@ -64,11 +64,6 @@ class Rows:
         # What comes is seen.
         self.added.copy_(shifted.clamp_min(_NEVER).masked_fill(column >= filled + length, 0))
 
-    def are_of(self, key: Tensor, value: Tensor) -> bool:
-        """Whether these are the context's in the buffer, and no model made others of them."""
-        parts = (self.keys, key), (self.values, value)
-        return all(part[:, :, self.begin :].data_ptr() == given.data_ptr() for part, given in parts)
-
     def attend(self, query: Tensor, scale: float) -> Tensor | None:
         """Attention of one token of each sequence, without a gradient.
 

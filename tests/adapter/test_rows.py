@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_adapter.attention import merging, rows
+from model_adapter.attention import merging, one_token, rows
 from model_adapter.attention.merging import attend
 from model_adapter.attention.rows import Rows
 
@@ -76,9 +76,9 @@ def test_without_memories_rows_begin_at_the_context() -> None:
 def test_keys_that_a_model_made_others_of_are_not_those_of_the_buffer() -> None:
     made, _ = buffer(6)
     key, value = made.keys[:, :, ROOM:], made.values[:, :, ROOM:]
-    assert made.are_of(key, value)
-    assert not made.are_of(key.clone(), value)
-    assert not made.are_of(key, value * 1)
+    assert one_token._lie_there(made, key, value)
+    assert not one_token._lie_there(made, key.clone(), value)
+    assert not one_token._lie_there(made, key, value * 1)
 
 
 @pytest.mark.parametrize("group", [1, 7])
