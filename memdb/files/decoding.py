@@ -138,13 +138,16 @@ def _encoding(chunks: Iterable[bytes], source: Source) -> str:
     return "latin-1" if undefined else "cp1252"
 
 
-def binary_lines(source: Source) -> Iterator[tuple[int, bytes]]:
+def binary_lines(source: Source, most: int = 2 * TEXT_LIMIT) -> Iterator[tuple[int, bytes]]:
     """Numbered lines of a file, without the mark of UTF-8.
 
+    Args:
+        source: the file.
+        most: bytes of a line.
+
     Raises:
-        InvalidInputError: one is longer than a document may be.
+        InvalidInputError: one is longer than that.
     """
-    most = 2 * TEXT_LIMIT
     with opened(source) as file:
         for number, line in enumerate(iter(lambda: file.readline(most + 1), b""), 1):
             if len(line) > most:

@@ -30,6 +30,7 @@ Why = Literal[
     "cannot be read",
 ]
 
+
 @dataclass(frozen=True)
 class PassedOver:
     """A file, or a folder with all that is in it, that gave no document.

@@ -43,8 +43,8 @@ class Gathered:
         self._reach = reach
 
     def __iter__(self) -> Iterator[Document]:
-        for entry in self.entries():
-            yield entry.document
+        for key, document, _ in self.entries():
+            yield document if document.id == key else replace(document, id=key)
 
     def entries(self) -> Iterator[Entry]:
         """Documents with their ids.

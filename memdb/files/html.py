@@ -25,7 +25,7 @@ _CELLS = {"td", "th"}
 _LISTS = {"ul", "ol"}
 _BLOCKS = _tags(
     "address article aside blockquote body caption center dd details dialog div dl dt fieldset "
-    "figcaption figure footer form header hgroup hr html legend li main ol p section summary "
+    "figcaption figure footer form header hgroup hr html legend li main nav ol p section summary "
     "table tbody tfoot thead tr ul"
 )
 # What is no text of the page.
@@ -40,7 +40,9 @@ _AROUND = {"aside", "footer", "header"}
 def html(source: Source) -> Iterator[Converted]:
     """A page as one document."""
     trees, etree = library("lxml.html", "an HTML file"), library("lxml.etree", "an HTML file")
-    parser = trees.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True)
+    parser = trees.HTMLParser(
+        encoding="utf-8", remove_comments=True, remove_pis=True, huge_tree=True
+    )
     content = _decoded(source)
     if not content.strip():
         raise Unfit("empty", "it is empty")
@@ -48,6 +50,8 @@ def html(source: Source) -> Iterator[Converted]:
         tree = trees.document_fromstring(content.encode("utf-8", "replace"), parser=parser)
     except (etree.ParserError, etree.XMLSyntaxError) as error:
         raise Unfit("empty", f"it holds no text: {error}") from error
+    if any(error.message.startswith("Excessive depth") for error in parser.error_log):
+        raise source.wrong("its elements are nested too deep")
     title = " ".join((tree.findtext(".//title") or "").split())
     outline = Outline(title)
     main = _main(tree)
@@ -101,8 +105,9 @@ class _Page:
                 continue
             skipped = tag in left_out or (element is not top and _is_hidden(element))
             if event == "start":
-                if skipped or tag == "pre":
+                if tag == "pre" or (skipped and tag in _BLOCKS):
                     self._flush()
+                if skipped or tag == "pre":
                     walk.skip_subtree()
                     if not skipped:
                         self._outline.code("".join(element.itertext()), _language(element))

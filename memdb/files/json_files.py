@@ -19,6 +19,7 @@ _CHUNK = 1 << 20  # characters
 _LIKE = '{"id": "a", "text": "…"}'
 _SPACE = re.compile(r"[ \t\r\n]*")
 _CUT_SHORT = 16  # characters from the end in which what is cut short looks wrong
+_FIRST = 16 << 20  # bytes of a first line that is looked at
 _OWN = {"id", "text", "metadata"}
 
 
@@ -61,9 +62,9 @@ def is_beir(fields: Mapping[str, Any]) -> bool:
 def first_line(source: Source) -> dict[str, Any] | None:
     """The object in the first line that is not blank; None if there is none."""
     try:
-        for _, line in binary_lines(source):
+        for _, line in binary_lines(source, _FIRST):
             if line.strip():
-                return json_object(line, _LIKE)
+                return json_object(line, _LIKE) if line.lstrip().startswith(b"{") else None
     except InvalidInputError:
         pass
     return None

@@ -186,9 +186,12 @@ def corpus(place: Place) -> Path:
     return write_corpus(place.folder / "corpus.jsonl", [{"id": "new", "text": "A new text."}])
 
 
-def gathered(files: memdb.Files, progress: Any) -> list[memdb.Document]:
-    with files.gather(progress) as found:
-        return list(found)
+def gathering(files: memdb.Files) -> Callable[..., Any]:
+    def gather(progress: Any = memdb.no_progress) -> list[memdb.Document]:
+        with files.gather(progress) as gathered:
+            return list(gathered)
+
+    return gather
 
 
 def exported(place: Place) -> Path:
@@ -242,10 +245,7 @@ CALLS: dict[str, Call] = {
     ),
     "MemDB.ingest": lambda p: (p.db.ingest, {"path": corpus(p)}),
     "Files": lambda p: (listed(memdb.Files), {"paths": corpus(p)}),
-    "Files.gather": lambda p: (
-        lambda progress=memdb.no_progress: gathered(memdb.Files(corpus(p)), progress),
-        {},
-    ),
+    "Files.gather": lambda p: (gathering(memdb.Files(corpus(p))), {}),
     "MemDB.load": lambda p: (p.db.load, {"batches": [BATCH]}),
     "MemDB.warm": lambda p: (p.db.warm, {}),
     "MemDB.warm_batches": lambda p: (p.db.warm_batches, {"batches": [[1]]}),
@@ -356,7 +356,6 @@ WRONG: dict[str, list[Any]] = {
     "prune": FLAG,
     "paths": [*PATH, [], [5], [None], "nowhere", ["nowhere", "there"]],
     "include": PATTERNS,
-    "exclude": PATTERNS,
     "gitignore": FLAG,
     "text_field": [5, "", b"text", ["text"], True],
     "id_field": [5, b"id", ["id"], True],
@@ -421,6 +420,7 @@ WRONG: dict[str, list[Any]] = {
 }
 #: And where another meaning has the same name.
 WRONG_HERE: dict[tuple[str, str], list[Any]] = {
+    ("Files", "exclude"): PATTERNS,
     ("MemDB.insert", "id"): [5, "", "a" * 481, "a\0b", "\ud800", b"a", True, ["a"]],
     ("MemDB.insert", "metadata"): METADATA,
     ("MemDB.upsert", "id"): [5, "", "a" * 481, "a\0b", "\ud800", b"a", True, ["a"]],
