@@ -12,7 +12,7 @@ import click
 
 from cli.common import notify, one_line, print_json
 from cli.ingested import done, shortened
-from memdb import Files, IngestReport, MemDB, MemDBError, MissingPartError
+from memdb import Files, IngestReport, InvalidInputError, MemDB, MemDBError, MissingPartError
 
 _QUIET = 200  # ms without a change, after which what changed is brought in
 _LONGEST = 2000  # ms that changes may go on before it is
@@ -53,7 +53,10 @@ class Followed:
             raise_interrupt=True,
             ignore_permission_denied=True,
         )
-        next(self._changes)  # from here on they are noted
+        try:
+            next(self._changes)  # from here on they are noted
+        except (OSError, RuntimeError) as error:  # as where the system allows no more watches
+            raise InvalidInputError(f"the folder cannot be followed: {error}") from error
         return self
 
     def __exit__(

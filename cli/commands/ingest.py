@@ -143,8 +143,10 @@ def ingest(
             _require_folders(given, workers)
             followed = stack.enter_context(Followed(given, path))
             reading["skip_bad"] = True
+        # Chosen files may be none: who follows a folder may begin with an empty one.
+        files = Files(given, name=name, only=given if watch else None, **reading)
         with progress_bar() as progress:
-            gathered = stack.enter_context(Files(given, name=name, **reading).gather(progress))
+            gathered = stack.enter_context(files.gather(progress))
         if not path.exists():
             gathered.check()  # a mistake in it leaves no database behind
             make_database(path, model=model, adapter=adapter_name, embedder=embedder)

@@ -23,8 +23,10 @@ class Headings:
     def place(self) -> tuple[str, ...]:
         """All of them, below the document's title."""
         names = [name for _, name in self._open if name]
-        if self._title and names[:1] != [self._title]:
-            names.insert(0, self._title)
+        if self._title:
+            # A title mostly repeats the first heading, and says more: "json - Python 3.11".
+            repeated = bool(names) and names[0] in self._title
+            names = [self._title, *names[repeated:]]
         return tuple(names)
 
 
