@@ -66,7 +66,8 @@ def html(source: Source) -> Iterator[Converted]:
 def _decoded(source: Source) -> str:
     data = whole(source, _LIMIT)
     named = _CHARSET.search(data[:4096])
-    if named and not data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+    # What reads as ASCII up to here is no UTF-16, whatever it says.
+    if named and b"\0" not in data and not named[1].lower().startswith((b"utf-16", b"utf-8")):
         try:
             return data.decode(named[1].decode("ascii"))
         except (LookupError, UnicodeDecodeError):

@@ -35,7 +35,7 @@ def _rows(source: Source, separator: str | None) -> Iterator[Converted]:
         sample = text.read(_SAMPLE)
         if not sample.strip():
             raise Unfit("empty", "it is empty")
-    with lines_of(source) as text:
+        text.seek(0)
         reader = csv.reader(text, **_dialect(sample, separator))
         line = 1
         names: list[str] = []

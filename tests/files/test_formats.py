@@ -55,12 +55,12 @@ def test_an_encoding_is_found_or_guessed_and_said(
     tmp_path: Path, encoding: str, noted: bool
 ) -> None:
     mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
-    (tmp_path / "a.txt").write_bytes(mark + "Grüße aus Mörel".encode(encoding))
-    with Files(tmp_path / "a.txt").gather() as gathered:
-        assert [document.text for document in gathered] == ["Grüße aus Mörel"]
-        assert [("a.txt: not UTF-8; read as Latin-1" in note) for note in gathered.notes] == (
-            [True] if noted else []
-        )
+    for name, before in (("a.txt", ""), ("a.csv", "text\n"), ("a.html", "<p>")):
+        (tmp_path / name).write_bytes(mark + f"{before}Grüße aus Mörel".encode(encoding))
+        with Files(tmp_path / name).gather() as gathered:
+            assert [document.text for document in gathered] == ["Grüße aus Mörel"]
+            said = [f"{name}: not UTF-8; read as Latin-1" in note for note in gathered.notes]
+            assert said == [True] * noted
 
 
 def test_quotes_of_windows_are_quotes(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_character_may_be_cut_by_a_chunk(tmp_path: Path) -> None:
         b"x" * (1 << 20) + b"\0",
     ],
 )
-@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.py", "a.csv", "a.json"])
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.py", "a.csv", "a.json", "a.html"])
 def test_what_is_binary_is_no_text(tmp_path: Path, name: str, data: bytes) -> None:
     (tmp_path / "folder").mkdir()
     path = tmp_path / "folder" / name
@@ -226,8 +226,9 @@ def test_a_page_says_its_encoding(tmp_path: Path) -> None:
     page = '<meta http-equiv="Content-Type" content="text/html; charset=iso-8859-2"><p>Łódź'
     (tmp_path / "a.html").write_bytes(page.encode("iso-8859-2"))
     assert one(tmp_path / "a.html").text == "Łódź"
-    (tmp_path / "a.html").write_bytes('<meta charset="no-such"><p>Łódź'.encode())
-    assert one(tmp_path / "a.html").text == "Łódź"
+    for said in ("no-such", "utf-16", "ascii", "hex"):  # and is it not
+        (tmp_path / "a.html").write_bytes(f'<meta charset="{said}"><p>Łódź'.encode())
+        assert one(tmp_path / "a.html").text == "Łódź"
 
 
 @pytest.mark.parametrize("page", ["", " \n", "<html></html>", "<script>x</script>", "<!-- x -->"])

@@ -366,7 +366,9 @@ def test_nothing_is_left_behind(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     with Files(folder).gather() as gathered:
         assert len(list(gathered)) == len(list(gathered)) == 4
-        assert len(list((tmp_path / "temporary").iterdir())) == 1
+        # Not even meanwhile: what has no name goes with the process, however that ends.
+        assert list((tmp_path / "temporary").iterdir()) == []
+        assert all(a == b for a, b in zip(gathered, gathered, strict=True))
     iterator = iter(Files(folder))
     next(iterator)
     iterator.close()
@@ -374,6 +376,22 @@ def test_nothing_is_left_behind(
     with pytest.raises(InvalidInputError):
         list(Files(folder))
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\n" + "word\n" * 100_000)
+    code = (
+        "import resource, sys; from memdb import Files, StorageError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        "try: list(Files(sys.argv[1]))\n"
+        "except StorageError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert "cannot be kept in" in done.stdout
+    assert "Set TMPDIR to a folder with room" in done.stdout
+    assert done.stderr == ""
 
 
 def test_only_chosen_files(folder: Path) -> None:
