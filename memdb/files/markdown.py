@@ -11,7 +11,7 @@ from typing import Any, Literal
 from memdb.files.decoding import text_of
 from memdb.files.extra import library
 from memdb.files.found import Converted, Source
-from memdb.files.outline import Headings, following
+from memdb.files.outline import Headings, first_heading, following
 from memdb.files.plain import filled
 from memdb.types.document import Part
 
@@ -32,7 +32,7 @@ def markdown(source: Source) -> Iterator[Converted]:
     content = filled(content)
     title = fields.get("title", "")
     parts = markdown_parts(content, title)
-    first = next((part.place[-1] for part in parts if part.kind == "heading"), "")
+    first = first_heading(parts)
     if not title and first:
         fields["title"] = first
     yield Converted(content, metadata=fields, parts=parts)

@@ -9,6 +9,7 @@ from typing import Any
 from memdb.files.decoding import text_of
 from memdb.files.found import Converted, Source, Unfit
 from memdb.files.markdown import markdown_parts
+from memdb.files.outline import first_heading
 
 
 def notebook(source: Source) -> Iterator[Converted]:
@@ -31,7 +32,7 @@ def notebook(source: Source) -> Iterator[Converted]:
     if not content.strip():
         raise Unfit("empty", "it has no cell with a text")
     parts = markdown_parts(content)
-    first = next((part.place[-1] for part in parts if part.kind == "heading"), "")
+    first = first_heading(parts)
     yield Converted(content, metadata={"title": first} if first else {}, parts=parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from memdb.types.document import Part
@@ -95,6 +96,11 @@ class Outline:
     def parts(self) -> tuple[Part, ...]:
         """Its parts."""
         return following(self._starts, self._size)
+
+
+def first_heading(parts: Iterable[Part]) -> str:
+    """The first heading that says something; "" if there is none."""
+    return next((part.place[-1] for part in parts if part.kind == "heading" and part.place), "")
 
 
 def following(

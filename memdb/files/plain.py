@@ -8,7 +8,7 @@ from typing import Literal
 
 from memdb.files.decoding import text_of
 from memdb.files.found import Converted, Source, Unfit
-from memdb.files.outline import Headings, following
+from memdb.files.outline import Headings, first_heading, following
 from memdb.types.document import Part
 
 _Starts = list[tuple[int, Literal["heading", "text", "code"], tuple[str, ...]]]
@@ -41,8 +41,8 @@ def rst(source: Source) -> Iterator[Converted]:
     the directives of Sphinx. Its headings are found."""
     content = filled(text_of(source))
     parts = rst_parts(content)
-    titles = [part.place[-1] for part in parts if part.kind == "heading"]
-    yield Converted(content, metadata={"title": titles[0]} if titles else {}, parts=parts)
+    title = first_heading(parts)
+    yield Converted(content, metadata={"title": title} if title else {}, parts=parts)
 
 
 def rst_parts(content: str) -> tuple[Part, ...]:

@@ -146,6 +146,16 @@ def test_front_matter_is_metadata(tmp_path: Path, end: str) -> None:
     assert parts(document)[-1] == ("text", ("On tides",), "Text.")
 
 
+@pytest.mark.parametrize(
+    ("text", "title"), [("#\n\n# A\n", "A"), ("#\nText.\n", None), ("## B\n\n###\n\nc\n", "B")]
+)
+def test_a_heading_may_say_nothing(tmp_path: Path, text: str, title: str | None) -> None:
+    (tmp_path / "a.md").write_text(text)
+    document = one(tmp_path / "a.md")
+    assert metadata(document).get("title") == title
+    assert "".join(document.text[p.start : p.end] for p in document.parts) == text
+
+
 def test_a_rule_is_no_front_matter(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("---\n\nText: a\n")
     assert one(tmp_path / "a.md").text == "---\n\nText: a\n"
