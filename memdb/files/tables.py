@@ -46,7 +46,7 @@ def _rows(source: Source, separator: str | None) -> Iterator[Converted]:
                 if not any(value.strip() for value in values):
                     continue
                 if rows is None:
-                    names = _names(values)
+                    names = _names(source, values, begins)
                     rows = Rows(source, known=names)
                     continue
                 if len(values) != len(names):
@@ -86,10 +86,10 @@ def _dialect(sample: str, separator: str | None) -> dict[str, Any]:
     return {"delimiter": separator, "quoting": csv.QUOTE_NONE}
 
 
-def _names(values: list[str]) -> list[str]:
+def _names(source: Source, values: list[str], line: int) -> list[str]:
     """The columns' names."""
     names = [value.strip() or f"column {place}" for place, value in enumerate(values, 1)]
     for name in names:
         if names.count(name) > 1:
-            raise InvalidInputError(f"two columns are called {name!r:.60}")
+            raise source.wrong(f"two columns are called {name!r:.60}", line)
     return names

@@ -328,21 +328,3 @@ def test_a_document_may_come_back_out_and_in(database: MemDB, folder: Path, tmp_
     assert database.ingest(tmp_path / "all.jsonl").unchanged == 14
     assert database.ingest(folder).unchanged == 14
     assert state(database) == before
-
-
-def test_the_example_of_the_page_runs(
-    database: MemDB,
-    folder: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "ingest.md").read_text()
-    code = page.partition("## In a program")[2].partition("```python\n")[2].partition("```")[0]
-    monkeypatch.chdir(folder.parent)
-    Path("faq.csv").write_text("slug,answer\ntide,Twice a day.\n")
-    Path("notes.md").write_text("Notes.")
-    exec(code, {"db": database, "Files": Files})
-    first, *others = capsys.readouterr().out.splitlines()
-    assert first.startswith("{'markdown': 2, ")
-    assert len(others) == 14
-    assert {*database} > {"faq.csv#tide", "notes.md", "a.md"}
