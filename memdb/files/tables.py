@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from memdb.errors import InvalidInputError
@@ -55,19 +56,13 @@ def _rows(source: Source, separator: str | None) -> Iterator[Converted]:
                     )
                 document = rows.document(dict(zip(names, values, strict=True)))
                 if document is not None:
-                    yield _at(document, begins)
+                    yield replace(document, line=begins)
         except csv.Error as error:
             raise source.wrong(f"no table: {error}", line) from error
         except InvalidInputError as error:
             if rows is None:
                 raise
             raise source.wrong(str(error), begins) from error
-
-
-def _at(document: Converted, line: int) -> Converted:
-    return Converted(
-        document.text, document.key, document.own_id, document.metadata, document.parts, line
-    )
 
 
 def _dialect(sample: str, separator: str | None) -> dict[str, Any]:

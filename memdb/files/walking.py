@@ -132,6 +132,9 @@ class _Folder:
             except OSError as error:
                 yield self._unread(folder, error)
                 continue
+            if "CURRENT" in names and any(name.startswith("gen-") for name in names):
+                yield self._passed(folder, "database")
+                continue
             questions = _QUESTIONS if self._is_beir(folder, names) else ()
             folders = []
             for name in names:
@@ -168,7 +171,7 @@ class _Folder:
         if is_folder:
             if rules.exclude.match(shown, folder=True):
                 return self._passed(inner, "not included")
-            return self._passed(inner, "database") if _is_database(path) else inner
+            return inner
         if rules.leave_out(shown):
             return self._passed(inner, "not included")
         if not stat.S_ISREG(mode):
@@ -196,8 +199,3 @@ class _Folder:
     def _unread(self, inner: str, error: OSError) -> Unread:
         shown = shown_name(self._given / inner)
         return Unread(self._root, readable_name(inner), shown, error.strerror or str(error))
-
-
-def _is_database(path: Path) -> bool:
-    """Whether a folder is one of memdb's databases."""
-    return (path / "CURRENT").is_file() and any(path.glob("gen-*/data.mdb"))

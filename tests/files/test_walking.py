@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from memdb.files import markdown
 from memdb.files.found import Converted, Source
 from memdb.files.kinds import CONVERTERS
 from memdb.types.checks import MAX_ID_BYTES
-from tests.engine.helpers import WordEmbedder, make_shape
+from tests.engine.helpers import ROOT, WordEmbedder, make_shape
 from tests.files.made import (
     NOTEBOOK,
     metadata,
@@ -175,16 +176,48 @@ def test_a_file_that_cannot_be_read_is_named(folder: Path) -> None:
         assert passed(gathered) == {"bad.md": "cannot be read"}
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_cannot_be_read_is_named(folder: Path) -> None:
-    (folder / "b").chmod(0)
-    try:
-        with pytest.raises(InvalidInputError, match="docs/b: cannot be read: Permission denied"):
-            list(Files(folder))
-        with Files(folder, skip_bad=True).gather() as gathered:
-            assert passed(gathered) == {"b": "cannot be read"}
-    finally:
-        (folder / "b").chmod(0o755)
+SETS = ("bounding-set", "inh-caps")
+#: Root may read everything, but for a program that is not allowed to.
+NO_ROOT = ["setpriv", *(f"--{which}=-dac_override,-dac_read_search" for which in SETS)]
+
+CLOSED = """
+import sys
+from memdb import Files, InvalidInputError
+from tests.files.made import passed
+try:
+    list(Files(sys.argv[1]))
+except InvalidInputError as error:
+    print(error)
+with Files(sys.argv[1], skip_bad=True).gather() as gathered:
+    print([document.id for document in gathered], passed(gathered))
+    for name in sys.argv[2:]:
+        print(gathered.goes({"origin": {"root": sys.argv[1], "path": name}}))
+"""
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything"
+)
+def test_what_may_not_be_read_is_named_and_not_taken_for_gone(folder: Path) -> None:
+    for name in ("a.md", "b/d", "b"):
+        (folder / name).chmod(0)
+    before = NO_ROOT if os.geteuid() == 0 else []
+    names = ["a.md", "b/c.txt", "b/d/e.py", "bb.txt", "gone.md"]
+    done = subprocess.run(
+        [*before, sys.executable, "-c", CLOSED, str(folder), *names],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    for name in ("b", "b/d", "a.md"):
+        (folder / name).chmod(0o755)
+    *error, found, a, c, e, bb, gone = done.stdout.splitlines()
+    assert done.stderr == ""
+    assert error[0].startswith("2 files cannot be read")
+    assert error[1].endswith("docs/b: cannot be read: Permission denied")
+    assert error[2].endswith("docs/a.md: cannot be read: Permission denied")
+    assert found == "['f.rst'] {'b': 'cannot be read', 'a.md': 'cannot be read'}"
+    assert [a, c, e, bb, gone] == ["False", "False", "False", "True", "True"]
 
 
 def test_names_of_all_kinds(tmp_path: Path) -> None:
@@ -215,6 +248,11 @@ def test_a_database_is_no_document(folder: Path) -> None:
     MemDB.create(folder / "db", embedder=WordEmbedder(), shape=make_shape()).close()
     with Files(folder).gather() as gathered:
         assert passed(gathered) == {"db": "database"}
+    with (
+        MemDB.open(folder / "db", embedder=WordEmbedder()) as database,
+        pytest.raises(InvalidInputError, match=r"holds no documents \(passed over: 1 database\)"),
+    ):
+        database.ingest(folder / "db")
 
 
 # --- JSON lines -----------------------------------------------------------------------------------
