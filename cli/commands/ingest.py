@@ -84,8 +84,7 @@ def _with_file_options(command: Any) -> Any:
 
 @click.command(
     epilog=example(
-        "memdb ingest corpus.jsonl",
-        "memdb ingest docs README.md --exclude drafts/ --prune",
+        "memdb ingest docs corpus.jsonl --exclude drafts/ --prune",
         "memdb ingest faq.csv --text-field answer --id-field slug",
         "memdb ingest notes --watch",
         "cat more.jsonl | memdb ingest - --cold",
