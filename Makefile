@@ -114,7 +114,7 @@ $(VENV)/adapter.installed: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/py
 
 $(VENV)/test.installed: $(VENV)/adapter.installed
 	@echo "Installing the test tools ..."
-	@$(INSTALL) -e '.[adapter,test]'
+	@$(INSTALL) -e '.[adapter,files,test]'
 	@touch $@
 
 $(VENV)/bench.installed: $(VENV)/adapter.installed

@@ -41,6 +41,7 @@ from memdb.errors import (
     UnknownNamespaceError,
     UnsupportedModelError,
 )
+from memdb.files import FORMATS, Files, Gathered, PassedOver
 from memdb.importing import import_database
 from memdb.index import IndexInfo, IndexKind
 from memdb.ingest.chunking import Chunker, Piece, text_tokenizer
@@ -64,7 +65,7 @@ from memdb.retrieval import Hit, Mode, Query, Rerank, Retrieval
 from memdb.storage.environment import Durability
 from memdb.transaction import WriteTransaction
 from memdb.types.change import Change
-from memdb.types.document import Document, Reference, StoredDocument
+from memdb.types.document import Document, Part, Reference, StoredDocument
 from memdb.types.memory import ExplicitMemory, from_float32, to_float32
 from memdb.types.memory_batch import MemoryBatch
 from memdb.types.shape import DType, Framing, MemoryShape, Rope
@@ -78,6 +79,7 @@ __all__ = [
     "CODECS",
     "CODEC_NAMES",
     "DEFAULT_CODEC",
+    "FORMATS",
     "Batch",
     "BusyError",
     "CacheStats",
@@ -100,9 +102,11 @@ __all__ = [
     "Durability",
     "Embedder",
     "ExplicitMemory",
+    "Files",
     "ForkedProcessError",
     "FormatError",
     "Framing",
+    "Gathered",
     "Hit",
     "IndexInfo",
     "IndexKind",
@@ -123,6 +127,8 @@ __all__ = [
     "NotADatabaseError",
     "PackedLayer",
     "PackedMemories",
+    "Part",
+    "PassedOver",
     "Piece",
     "Problem",
     "Progress",

@@ -78,7 +78,7 @@ class MismatchError(MemDBError):
 
 class MissingPartError(MemDBError):
     """The call needs an embedder, a memory writer or a tokenizer, and the database was opened
-    without."""
+    without; or a library that is not installed (`pip install 'explicit-memdb[files]'`)."""
 
 
 class CorruptRecordError(MemDBError):

@@ -14,6 +14,8 @@ from memdb.care.recode import RecodeReport, recode
 from memdb.care.takeover import Takeover
 from memdb.errors import BusyError, InvalidInputError, MismatchError
 from memdb.exchange.export import export
+from memdb.files import Files, Gathered
+from memdb.files.files import AnyPath
 from memdb.filters.declared import checked_keys, declare_keys, undeclare_keys
 from memdb.index import IndexInfo, IndexKind, IndexPolicy, Searcher
 from memdb.ingest.chunking import Chunker
@@ -62,48 +64,68 @@ class Maintainable(ABC):
 
     def ingest(
         self,
-        path: str | os.PathLike[str],
+        path: AnyPath | Iterable[AnyPath] | Files | Gathered,
         *,
         cold: bool = False,
         prune: bool = False,
         progress: Progress = no_progress,
         name: str | None = None,
     ) -> IngestReport:
-        """Bring the documents of a JSONL file in: new ones are inserted, changed ones updated.
+        """Bring the documents of files in: new ones are inserted, changed ones updated.
 
-        The whole file is read for errors before anything is written. The same file again changes
+            db.ingest("corpus.jsonl")
+            db.ingest(["docs", "notes.md"])
+            db.ingest(Files("faq.csv", text_field="answer"))
+
+        All files are read for errors before anything is written. The same files again change
         nothing; an interrupted ingest goes on where it stopped when it is called again.
 
         Args:
-            path: JSON lines of `id` (optional), `text`, `metadata` (optional).
+            path: a file, a folder or several; `Files` says more about how to read them. A file of
+                JSON lines of `id` (optional), `text`, `metadata` (optional) is read as it is; what
+                becomes of others, `docs/ingest.md` says.
             cold: leave memories to their first use, or to `warm`.
-            prune: delete the documents that the file does not have, once its own are in.
+            prune: delete the documents that went from the files and folders given, once those that
+                are there are in: of a folder, those whose files it has no more. A file of JSON
+                lines stands for all documents that did not come from other files.
             progress: told of the work.
-            name: what to call the file in errors.
+            name: what to call the one file in errors.
 
         Raises:
             CorpusError: naming file and line; nothing was written.
+            InvalidInputError: naming the file; nothing was written.
+            MissingPartError: a library that reads such files is not installed.
         """
         self._require_writable()
         arguments.function(progress, "progress")
         prune = arguments.flag(prune, "prune")
-        if name is not None:
-            arguments.a(str, name, "name")
+        cold = arguments.flag(cold, "cold") or not self._memory_store.can_write
+        if isinstance(path, (Files, Gathered)):
+            if name is not None:
+                raise InvalidInputError("name is an argument of `Files`, where those are given")
+            if isinstance(path, Gathered):
+                return self._ingest(path, cold, prune, progress)
+        files = path if isinstance(path, Files) else Files(path, name=name)
+        with files.gather(progress) as gathered:
+            return self._ingest(gathered, cold, prune, progress)
+
+    def _ingest(
+        self, gathered: Gathered, cold: bool, prune: bool, progress: Progress
+    ) -> IngestReport:
         codec = self._codec_choice.codec.name
         report = ingest(
-            arguments.path(path, "the corpus"),
-            name=name,
+            gathered,
             store=self._store,
             chunker=self._chunker,
             embedder=self._attached.embedder(),
             memory_store=self._memory_store,
-            cold=arguments.flag(cold, "cold") or not self._memory_store.can_write,
+            cold=cold,
             prune=prune,
             progress=progress,
         )
         self._take_over(codec, progress)
         self.index_if_due(progress)
-        return report
+        return gathered.described(report)
 
     def load(
         self, batches: Iterable[DocumentBatch], *, progress: Progress = no_progress

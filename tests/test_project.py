@@ -51,7 +51,7 @@ FLOORS = (
     {"storage", "codecs", "background"},
     {"memories", "filters", "index", "keywords"},
     {"ingest"},
-    {"retrieval", "care", "exchange"},
+    {"retrieval", "care", "exchange", "files"},
     {"searchable"},
     {"readable", "namespaces"},
     {"writable", "maintainable"},

@@ -36,7 +36,7 @@ class Entry:
 
 GROUPS = {
     "Remember and answer": (
-        Entry("ingest", "Documents in: a JSONL file."),
+        Entry("ingest", "Documents in: files and folders."),
         Entry("query", "The references nearest to a text."),
         Entry("generate", "An answer with explicit memories."),
         Entry("chat", "A conversation with explicit memories."),

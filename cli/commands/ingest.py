@@ -6,11 +6,11 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import click
 
@@ -19,7 +19,6 @@ from cli.commands.warm import warm_database, workers_option
 from cli.common import (
     adapter_option,
     busy_timeout_option,
-    counted,
     db_option,
     embedder_option,
     example,
@@ -28,25 +27,84 @@ from cli.common import (
     model_option,
     one_line,
     open_database,
-    print_json,
 )
+from cli.following import Followed, follow
+from cli.ingested import show
 from cli.progress import progress_bar
-from memdb import read_corpus
+from memdb import FORMATS, CorpusError, Files, InvalidInputError
+
+_file_options = (
+    click.option(
+        "--include",
+        multiple=True,
+        metavar="PATTERN",
+        help="Of a folder, only files that this means, as in .gitignore: '*.md', 'guide/'; may be "
+        "given again. Files of unknown kind are then read as text.",
+    ),
+    click.option(
+        "--exclude",
+        multiple=True,
+        metavar="PATTERN",
+        help="Of a folder, no files that this means; may be given again.",
+    ),
+    click.option(
+        "--gitignore/--no-gitignore",
+        default=True,
+        show_default=True,
+        help="Pass over what .gitignore files leave out.",
+    ),
+    click.option(
+        "--text-field",
+        metavar="NAME",
+        help="Of tables and JSON, the field that is the text; what else there is goes to the "
+        "metadata. Default: text.",
+    ),
+    click.option(
+        "--id-field",
+        metavar="NAME",
+        help="Of tables and JSON, the field that tells rows apart; '' numbers them. Default: id or "
+        "_id, or else their number.",
+    ),
+    click.option(
+        "--format",
+        type=click.Choice(FORMATS),
+        help="What the files are that are named here, or the pipe. Default: as their names say.",
+    ),
+    click.option(
+        "--skip-bad", is_flag=True, help="Name files that cannot be read, and go on without them."
+    ),
+)
+
+
+def _with_file_options(command: Any) -> Any:
+    for option in reversed(_file_options):
+        command = option(command)
+    return command
 
 
 @click.command(
     epilog=example(
-        "memdb ingest corpus.jsonl",
-        "memdb ingest corpus.jsonl --workers 4",
+        "memdb ingest docs corpus.jsonl --exclude drafts/ --prune",
+        "memdb ingest faq.csv --text-field answer --id-field slug",
+        "memdb ingest notes --watch",
         "cat more.jsonl | memdb ingest - --cold",
     ),
 )
-@click.argument("corpus", type=click.Path(path_type=Path))
+@click.argument(
+    "paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(path_type=Path)
+)
 @db_option
 @click.option("--cold", is_flag=True, help="Leave memories to their first use, or to `memdb warm`.")
 @click.option(
-    "--prune", is_flag=True, help="Delete the documents that the file does not have any more."
+    "--prune",
+    is_flag=True,
+    help="Delete the documents that the files and folders do not have any more.",
 )
+@_with_file_options
+@click.option(
+    "--watch", is_flag=True, help="Follow the folders, and bring in what changes. Ctrl-C ends it."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Name all files that were passed over.")
 @workers_option
 @busy_timeout_option
 @model_option
@@ -54,89 +112,120 @@ from memdb import read_corpus
 @embedder_option
 @json_option
 def ingest(
-    corpus: Path,
+    paths: tuple[Path, ...],
     path: Path,
     cold: bool,
     prune: bool,
+    watch: bool,
+    verbose: bool,
     workers: int,
     busy_timeout: float,
     model: str | None,
     adapter_name: str | None,
     embedder: str | None,
     as_json: bool,
+    **reading: Any,
 ) -> None:
-    """Bring in a JSONL file: lines of "id" (optional), "text" and "metadata" (optional).
+    """Bring in files and folders: text, Markdown, HTML, PDF, Word, notebooks, code, tables, JSON.
 
-    CORPUS is a file, a pipe, or - for standard input. New documents are inserted, changed ones
-    updated; the same file again changes nothing. An interrupted ingest goes on where it stopped
-    when it is run again. A database that is not there is made, with the defaults of `memdb init`.
+    PATH is a file, a folder, a pipe, or - for standard input. JSON lines have "id" (optional),
+    "text" and "metadata" (optional), or are a BEIR corpus; other documents have ids made of their
+    paths. New documents are inserted, changed ones updated; the same files again change nothing. An
+    interrupted ingest goes on where it stopped when it is run again. A database that is not there
+    is made, with the defaults of `memdb init`.
     """
     goes_on()
-    with _as_file(corpus) as (file, name):
-        if not path.exists():
-            for _ in read_corpus(file, name):  # a mistake in it leaves no database behind
-                pass
-            make_database(path, model=model, adapter=adapter_name, embedder=embedder)
+    with ExitStack() as stack:
+        given, name = stack.enter_context(_as_files(paths, reading))
+        followed = None
+        if watch:
+            _require_folders(given, workers)
+            followed = stack.enter_context(Followed(given, path))
+            reading["skip_bad"] = True
+        # Chosen files may be none: who follows a folder may begin with an empty one.
+        files = Files(given, name=name, only=given if watch else None, **reading)
         with progress_bar() as progress:
-            with open_database(
-                path, model, embedder, adapter_name=adapter_name, busy_timeout=busy_timeout
-            ) as database:
+            gathered = stack.enter_context(files.gather(progress))
+        if not path.exists():
+            gathered.check()  # a mistake in it leaves no database behind
+            make_database(path, model=model, adapter=adapter_name, embedder=embedder)
+        with open_database(
+            path, model, embedder, adapter_name=adapter_name, busy_timeout=busy_timeout
+        ) as database:
+            with progress_bar() as progress:
                 report = database.ingest(
-                    file, cold=cold or workers > 1, prune=prune, progress=progress, name=name
+                    gathered, cold=cold or workers > 1, prune=prune, progress=progress
                 )
-            if workers > 1 and not cold:
-                ids = [key for _, key, _ in read_corpus(file, name)]
+            if followed is not None:
+                show(report, prune, as_json, gathered if verbose else None)
+                follow(database, followed, reading, cold=cold, prune=prune, as_json=as_json)
+                return
+        if workers > 1 and not cold:
+            with progress_bar() as progress:
                 memories = warm_database(
                     path,
                     workers=workers,
-                    ids=ids,
+                    ids=[entry.key for entry in gathered.entries()],
                     model=model,
                     adapter=adapter_name,
                     busy_timeout=busy_timeout,
                     progress=progress,
                 )
-                report = replace(report, memories=memories)
-    if as_json:
-        print_json(vars(report))
-    else:
-        deleted = f", {report.deleted} deleted" if prune else ""
-        click.echo(
-            f"{counted(report.inserted, 'document')} inserted, {report.updated} updated, "
-            f"{report.unchanged} unchanged{deleted}; {counted(report.references, 'reference')} and "
-            f"{counted(report.memories, 'memory', 'memories')} written"
-        )
+            report = replace(report, memories=memories)
+        show(report, prune, as_json, gathered if verbose else None)
+
+
+def _require_folders(paths: Sequence[Path], workers: int) -> None:
+    """Refuse what cannot be followed."""
+    for path in paths:
+        if not path.is_dir():
+            raise click.UsageError(f"--watch follows folders, and '{path}' is none")
+    if workers > 1:
+        raise click.UsageError("--watch writes memories by one process; leave out --workers")
 
 
 @contextmanager
-def _as_file(corpus: Path) -> Iterator[tuple[Path, str]]:
-    """The corpus as a file that can be read twice, and its name for errors."""
-    name = str(corpus)
-    if name == "-":
-        with _spooled(sys.stdin.buffer) as copy:
-            yield copy, "<stdin>"
+def _as_files(
+    paths: Sequence[Path], reading: dict[str, Any]
+) -> Iterator[tuple[Sequence[Path], str | None]]:
+    """The paths, and what a pipe is called. A pipe's content is a file meanwhile, which can be read
+    twice; it is JSON lines where nothing else is said."""
+    pipe = next((path for path in paths if _is_pipe(path)), None)
+    if pipe is None:
+        yield paths, None
         return
+    name = "<stdin>" if str(pipe) == "-" else str(pipe)
+    if len(paths) > 1:
+        raise click.UsageError(f"'{one_line(str(pipe), 100)}' is a pipe, and comes alone")
+    said = reading["format"] is not None
+    if not said:
+        reading["format"] = "jsonl"
+    source = sys.stdin.buffer if str(pipe) == "-" else pipe.open("rb")
+    with _spooled(source) as copy:
+        try:
+            yield [copy], name
+        except CorpusError as error:
+            if said or error.line > 1:
+                raise
+            raise InvalidInputError(
+                f"{error} (a pipe holds JSON lines; --format says what else it is)"
+            ) from error
+
+
+def _is_pipe(path: Path) -> bool:
+    if str(path) == "-":
+        return True
     try:
-        mode = corpus.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise click.BadParameter(f"'{name}' is a folder, not a file", param_hint="CORPUS")
-        source = None if stat.S_ISREG(mode) else corpus.open("rb")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise click.BadParameter(f"there is no file '{name}'", param_hint="CORPUS") from error
-    except OSError as error:
-        raise click.BadParameter(
-            f"cannot read '{one_line(name, 100)}': {error.strerror}", param_hint="CORPUS"
-        ) from error
-    if source is None:
-        yield corpus, name
-        return
-    with source, _spooled(source) as copy:
-        yield copy, name
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False  # it is refused where files are read
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 @contextmanager
 def _spooled(source: BinaryIO) -> Iterator[Path]:
     """What a stream holds, as a file for a while."""
-    with tempfile.NamedTemporaryFile(suffix=".jsonl") as copy:
+    with source, tempfile.NamedTemporaryFile() as copy:
         shutil.copyfileobj(source, copy)
         copy.flush()
         yield Path(copy.name)

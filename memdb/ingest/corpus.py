@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from memdb.errors import CorpusError, InvalidInputError
 from memdb.types import arguments
@@ -13,6 +16,21 @@ from memdb.types.checks import checked, content_hash
 from memdb.types.document import Document
 
 _FIELDS = ("id", "text", "metadata")
+
+
+class Entry(NamedTuple):
+    """A document that is to be brought in.
+
+    Attributes:
+        key: its id.
+        document: it, checked.
+        by_path: whether the id is from a file's path, so that it may replace only what came from
+            there.
+    """
+
+    key: str
+    document: Document
+    by_path: bool
 
 
 def read_corpus(
@@ -23,7 +41,7 @@ def read_corpus(
     A line without an id whose text another such line has is the same document and comes once.
 
     Args:
-        path: a file of UTF-8 JSON lines.
+        path: a file of UTF-8 JSON lines, or one compressed (`.gz`).
         name: what to call it in errors; default: the path.
 
     Raises:
@@ -33,7 +51,7 @@ def read_corpus(
     name = str(path) if name is None else arguments.a(str, name, "name")
     seen: dict[str, tuple[int, bytes]] = {}
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             for number, line in enumerate(file, 1):
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
@@ -52,8 +70,14 @@ def read_corpus(
                     raise CorpusError(name, number, _duplicate(document, first))
                 seen[key] = number, content
                 yield number, key, document
+    except (EOFError, zlib.error) as error:
+        raise InvalidInputError(f"cannot read '{name}': {error}") from error
     except OSError as error:
         raise InvalidInputError(f"cannot read '{name}': {error.strerror or error}") from error
+
+
+def _opened(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def json_object(line: bytes, like: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Ingest: a corpus file into the store, idempotent and resumable.
+"""Ingest: documents into the store, idempotent and resumable.
 
-First the whole file is checked and compared with the store; nothing is written. Then new and
+First all are checked and compared with the store; nothing is written. Then new and
 changed documents are written cold, a batch to a transaction; last, unless the caller wants them
 cold, their memories. Whatever is interrupted goes on at the next call, since what is there already
 is recognised by its content hash.
@@ -8,18 +8,19 @@ is recognised by its content hash.
 
 from __future__ import annotations
 
-import stat
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from memdb.errors import InvalidInputError
+from memdb.errors import CorruptRecordError
 from memdb.ingest.chunking import Chunker, Piece
-from memdb.ingest.corpus import read_corpus
+from memdb.ingest.corpus import Entry
 from memdb.ingest.recording import delete, embedded, put, put_metadata
 from memdb.memories.memory_store import MemoryStore
 from memdb.protocols import Embedder, Progress
 from memdb.storage.record_layout import DocumentEntry
 from memdb.storage.store import Store
+from memdb.storage.transaction import Transaction
 from memdb.types.checks import content_hash, text_hash
 from memdb.types.document import Document
 
@@ -37,7 +38,12 @@ class IngestReport:
         unchanged: documents that were there already.
         references: references written.
         memories: memories written.
-        deleted: documents that the file does not have (`prune`).
+        deleted: documents that the files do not have (`prune`).
+        kinds: how many documents the files hold, by kind of file (`memdb.FORMATS`).
+        passed_over: how many files gave no document, by the reason.
+        blank_rows: rows of tables without text, which gave none.
+        notes: what to know, and names: an encoding that was guessed, a file that was passed over
+            though it looked like one to read.
     """
 
     inserted: int
@@ -46,12 +52,36 @@ class IngestReport:
     references: int
     memories: int
     deleted: int = 0
+    kinds: Mapping[str, int] = field(default_factory=dict, compare=False)
+    passed_over: Mapping[str, int] = field(default_factory=dict, compare=False)
+    blank_rows: int = field(default=0, compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+
+class Corpus(Protocol):
+    """What is brought in; it is gone through twice."""
+
+    def entries(self) -> Iterator[Entry]:
+        """Documents with their ids, checked.
+
+        Raises:
+            CorpusError: one is wrong.
+        """
+
+    def require_some(self, count: int) -> None:
+        """Raise `InvalidInputError` if so many documents are none."""
+
+    def require_own(self, entry: Entry, old: Mapping[str, Any]) -> None:
+        """Raise `InvalidInputError` if a document may not replace the one with this metadata."""
+
+    def goes(self, metadata: Mapping[str, Any]) -> bool:
+        """Whether a document with this metadata, which is not among these, is deleted by
+        `prune`."""
 
 
 def ingest(
-    path: Path,
+    corpus: Corpus,
     *,
-    name: str | None,
     store: Store,
     chunker: Chunker,
     embedder: Embedder,
@@ -63,18 +93,16 @@ def ingest(
     """See `MemDB.ingest`.
 
     Args:
-        path: the corpus.
-        name: what to call it in errors.
+        corpus: what to bring in.
         store: where to.
         chunker: cuts documents into references.
         embedder: embeds them.
         memory_store: writes their memories.
         cold: whether they stay without.
-        prune: whether to delete the documents that the corpus does not have.
+        prune: whether to delete the documents that went from where the corpus is.
         progress: told of the work.
     """
-    _check_file(path, name or str(path))
-    names, total = _survey(path, name, store, chunker, progress)
+    names, total = _survey(corpus, store, chunker, progress)
     if total and not cold:
         memory_store.require_writer()  # loaded, or refused, before anything is written
     batch: list[tuple[str, Document, list[Piece]]] = []
@@ -95,7 +123,7 @@ def ingest(
         references += sum(len(pieces) for _, _, pieces in batch)
         batch.clear()
 
-    for _, key, document in read_corpus(path, name):
+    for key, document, _ in corpus.entries():
         with store.read() as transaction:
             change = _change(transaction.document(key), document)
         if change == "metadata":
@@ -118,14 +146,18 @@ def ingest(
             missing = memory_store.cold(transaction, filter(None, entries))
         memories = memory_store.warm(missing, progress)
     unchanged = len(names) - inserted - updated
-    deleted = _prune(store, set(names), progress) if prune else 0
+    deleted = _prune(corpus, store, set(names), progress) if prune else 0
     return IngestReport(inserted, updated, unchanged, references, memories, deleted)
 
 
-def _prune(store: Store, names: set[str], progress: Progress) -> int:
-    """Delete the documents of other names; returns how many there were."""
+def _prune(corpus: Corpus, store: Store, names: set[str], progress: Progress) -> int:
+    """Delete the documents of other names that went; returns how many there were."""
     with store.read() as transaction:
-        others = [name for name, _ in transaction.documents() if name not in names]
+        others = [
+            name
+            for name, entry in transaction.documents()
+            if name not in names and corpus.goes(_metadata(transaction, name, entry))
+        ]
     for start in range(0, len(others), _DELETED):
         progress("deleting", start, len(others))
         with store.write() as transaction:
@@ -137,37 +169,33 @@ def _prune(store: Store, names: set[str], progress: Progress) -> int:
     return len(others)
 
 
-def _check_file(path: Path, name: str) -> None:
-    """Refuse what cannot be read twice, before anything else is done."""
+def _metadata(transaction: Transaction, name: str, entry: DocumentEntry) -> dict[str, Any]:
+    """A document's metadata; none where they are damaged."""
     try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InvalidInputError(f"there is no file '{name}'") from error
-    except (OSError, ValueError) as error:  # ValueError: a zero character in the path
-        reason = getattr(error, "strerror", None) or error
-        raise InvalidInputError(f"cannot read '{name}': {reason}") from error
-    if stat.S_ISDIR(mode):
-        raise InvalidInputError(f"there is no file '{name}': it is a folder")
-    if not stat.S_ISREG(mode):
-        raise InvalidInputError(f"'{name}' is no regular file, and a corpus is read twice")
+        return transaction.metadata(name, entry.version)
+    except CorruptRecordError:
+        return {}
 
 
 def _survey(
-    path: Path, name: str | None, store: Store, chunker: Chunker, progress: Progress
+    corpus: Corpus, store: Store, chunker: Chunker, progress: Progress
 ) -> tuple[list[str], int]:
-    """Check the whole file. Returns its documents' ids, and how many references are to write."""
+    """Check the whole corpus. Returns its documents' ids, and how many references are to write."""
     names = []
     total = 0
-    for number, key, document in read_corpus(path, name):
+    for entry in corpus.entries():
+        key, document, by_path = entry
         names.append(key)
         with store.read() as transaction:
-            change = _change(transaction.document(key), document)
+            old = transaction.document(key)
+            change = _change(old, document)
+            if by_path and old is not None and change is not None:
+                corpus.require_own(entry, _metadata(transaction, key, old))
         if change == "text":
             total += len(chunker.split(document.text))
-        if number % 1000 == 0:
-            progress("reading", number, 0)
-    if not names:
-        raise InvalidInputError(f"'{name or path}' holds no documents")
+        if len(names) % 1000 == 0:
+            progress("reading", len(names), 0)
+    corpus.require_some(len(names))
     return names, total
 
 

@@ -5,9 +5,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from memdb.types.shown import shown
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a document's text that its author set apart. The parts of a document follow each
+    other from the text's beginning to its end.
+
+    Attributes:
+        start, end: its characters, `text[start:end]`, the white space behind it included.
+        kind: a heading, running text, or code.
+        place: the headings it stands under, the outermost first; of a heading, itself the last.
+    """
+
+    start: int
+    end: int
+    kind: Literal["heading", "text", "code"]
+    place: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)
@@ -19,11 +36,14 @@ class Document:
         id: at most 480 bytes of UTF-8. None: derived from the text, so that the same text is the
             same document.
         metadata: anything that JSON can hold.
+        parts: what the text is made of, where that is known (see `memdb.files`). They are not
+            stored, and no part of what makes two documents the same.
     """
 
     text: str
     id: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[Part, ...] = field(default=(), compare=False)
 
     def __repr__(self) -> str:
         return f"Document({shown(self.text, 40)}, id={shown(self.id, 40)})"

@@ -207,9 +207,9 @@ def test_a_folder_that_may_not_be_entered(run: Run, tmp_path: Path) -> None:
         assert "Permission denied" in run(*command, code=2).stderr
 
 
-def test_a_folder_as_a_corpus(run: Run, tmp_path: Path) -> None:
+def test_a_folder_without_texts(run: Run, tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
-    assert "'texts' is a folder, not a file" in run("ingest", "texts", code=2).stderr
+    assert "'texts' holds no documents" in run("ingest", "texts", code=2).stderr
     assert not (tmp_path / "db").exists()
 
 

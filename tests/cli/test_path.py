@@ -59,7 +59,8 @@ def test_every_command(run: Run, corpus: Path, tmp_path: Path) -> None:
     assert "plain framing" in made.stderr
     (report,) = rows(run("ingest", str(corpus), "--cold", "--json"))
     assert report == {
-        "inserted": 4, "updated": 0, "unchanged": 0, "references": 4, "memories": 0, "deleted": 0
+        "inserted": 4, "updated": 0, "unchanged": 0, "references": 4, "memories": 0, "deleted": 0,
+        "kinds": {"jsonl": 4}, "passed_over": {}, "blank_rows": 0, "notes": [],
     }  # fmt: skip
     assert "4 unchanged; 0 references and 0 memories" in run("ingest", str(corpus), "--cold").stdout
 

@@ -115,6 +115,21 @@ def test_the_engine(folder: Path) -> None:
         assert db.get("heron").text == "The heron is blue."
 
 
+def test_files_and_folders(folder: Path) -> None:
+    Path("docs").mkdir()
+    for name in ("a.md", "b.txt", "drafts.py"):
+        Path("docs", name).write_text(f"This is {name}.")
+    Path("notes.md").write_text("Notes.")
+    Path("faq.csv").write_text("slug,answer\ntide,Twice a day.\n")
+    writer = TokenWriter(reference_length=64)
+    with MemDB.create(folder / "db", embedder=WordEmbedder(), writer=writer) as db:
+        (printed,) = run(ROOT / "docs" / "ingest.md", {"db": db})
+        gathered, *documents = printed.splitlines()
+        assert gathered == "{'markdown': 2, 'text': 1, 'code': 1} []"
+        assert documents == ["a.md markdown 13", "b.txt text 14", "drafts.py code 18"]
+        assert {*db} == {"a.md", "b.txt", "drafts.py", "notes.md", "faq.csv#tide"}
+
+
 def test_a_generation() -> None:
     names: dict[str, Any] = {}
     run(ROOT / "docs" / "generation.md", names)

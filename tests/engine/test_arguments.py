@@ -147,6 +147,7 @@ NUMBER = [0, -1, 1.5, NAN, INF, "0.9", True, None, [0.9]]
 KIND = ["", "faiss", 5, True, ["auto"], np.array(["auto", "ivf"])]
 CODEC = ["", "zip", 5, ["exact"], True]
 NAMES = [5, "", "a" * 65, None, b"a", ["a"], "\ud800"]
+PATTERNS = [None, 5, "*.md", b"*.md", [5], [None], [""], [b"*.md"]]
 LIST = [5, "text", b"text", {"a": 1}]
 PART = [5, "text", [], object()]
 
@@ -183,6 +184,14 @@ def listed(call: Callable[..., Any]) -> Callable[..., Any]:
 
 def corpus(place: Place) -> Path:
     return write_corpus(place.folder / "corpus.jsonl", [{"id": "new", "text": "A new text."}])
+
+
+def gathering(files: memdb.Files) -> Callable[..., Any]:
+    def gather(progress: Any = memdb.no_progress) -> list[memdb.Document]:
+        with files.gather(progress) as gathered:
+            return list(gathered)
+
+    return gather
 
 
 def exported(place: Place) -> Path:
@@ -235,6 +244,8 @@ CALLS: dict[str, Call] = {
         {"where": {"year": 3}},
     ),
     "MemDB.ingest": lambda p: (p.db.ingest, {"path": corpus(p)}),
+    "Files": lambda p: (listed(memdb.Files), {"paths": corpus(p)}),
+    "Files.gather": lambda p: (gathering(memdb.Files(corpus(p))), {}),
     "MemDB.load": lambda p: (p.db.load, {"batches": [BATCH]}),
     "MemDB.warm": lambda p: (p.db.warm, {}),
     "MemDB.warm_batches": lambda p: (p.db.warm_batches, {"batches": [[1]]}),
@@ -343,6 +354,14 @@ WRONG: dict[str, list[Any]] = {
     "memories": [5, "m", [], [5], [None], [MEMORY] * 2, [make_memory(OTHER_SHAPE, 1)]],
     "if_version": MAYBE_COUNT,
     "prune": FLAG,
+    "paths": [*PATH, [], [5], [None], "nowhere", ["nowhere", "there"]],
+    "include": PATTERNS,
+    "gitignore": FLAG,
+    "text_field": [5, "", b"text", ["text"], True],
+    "id_field": [5, b"id", ["id"], True],
+    "format": [5, "", "word", b"text", ["text"], True],
+    "skip_bad": FLAG,
+    "only": [5, "text", b"text", {"a": 1}, [5], [None], ["a\0b"]],
     "progress": FUNCTION,
     "name": MAYBE_PATH_TEXT,
     "batches": [None, *LIST, BATCH, [None], [[BATCH]]],
@@ -401,6 +420,7 @@ WRONG: dict[str, list[Any]] = {
 }
 #: And where another meaning has the same name.
 WRONG_HERE: dict[tuple[str, str], list[Any]] = {
+    ("Files", "exclude"): PATTERNS,
     ("MemDB.insert", "id"): [5, "", "a" * 481, "a\0b", "\ud800", b"a", True, ["a"]],
     ("MemDB.insert", "metadata"): METADATA,
     ("MemDB.upsert", "id"): [5, "", "a" * 481, "a\0b", "\ud800", b"a", True, ["a"]],

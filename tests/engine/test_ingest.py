@@ -273,7 +273,7 @@ def test_an_empty_corpus_is_an_error(database: MemDB, corpus: Path, text: str) -
         database.ingest(corpus)
 
 
-@pytest.mark.parametrize("name", ["missing.jsonl", "."])
+@pytest.mark.parametrize("name", ["missing.jsonl", "missing/corpus.jsonl"])
 def test_a_corpus_that_is_not_there_is_an_error(database: MemDB, tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidInputError, match="there is no file"):
         database.ingest(tmp_path / name)
