@@ -22,6 +22,9 @@ class Scaled:
     numbers: NDArray[Any]
     scales: NDArray[np.float32] | None = None
 
+    def __repr__(self) -> str:
+        return f"Scaled({self.numbers.shape}, {self.numbers.dtype})"
+
 
 @dataclass(frozen=True)
 class Digits:
@@ -68,6 +71,10 @@ class Recipe:
     turns: NDArray[np.float32] | None
     kinds: NDArray[np.int64]
 
+    def __repr__(self) -> str:
+        rows, levels, head_dim = self.along.shape
+        return f"Recipe({rows} rows, {levels - 1} levels, head_dim={head_dim})"
+
 
 @dataclass(frozen=True)
 class Levels:
@@ -80,6 +87,9 @@ class Levels:
 
     codes: NDArray[np.uint8]
     recipe: Recipe
+
+    def __repr__(self) -> str:
+        return f"Levels({self.codes.shape[1]} vectors, {self.recipe})"
 
 
 #: What a codec leaves to be computed.

@@ -33,6 +33,10 @@ class CodedLayer:
     memory: NDArray[np.signedinteger[Any]]
     positions: NDArray[np.signedinteger[Any]]
 
+    def __repr__(self) -> str:
+        heads, width = self.mask.shape
+        return f"CodedLayer(place={self.place}, kv_heads={heads}, width={width})"
+
 
 @dataclass(frozen=True)
 class CodedGroup:
@@ -52,6 +56,10 @@ class CodedGroup:
     keys: CodedVectors
     values: CodedVectors
 
+    def __repr__(self) -> str:
+        ways = type(self.keys).__name__, type(self.values).__name__
+        return f"CodedGroup({len(self.places)} pairs, keys={ways[0]}, values={ways[1]})"
+
 
 @dataclass(frozen=True)
 class CodedMemories:
@@ -70,6 +78,10 @@ class CodedMemories:
     layers: dict[int, CodedLayer]
     places: int
     groups: list[CodedGroup]
+
+    def __repr__(self) -> str:
+        pairs = sum(len(group.places) for group in self.groups)
+        return f"CodedMemories({len(self.layers)} layers, {pairs} pairs)"
 
 
 def pack_coded(

@@ -25,19 +25,23 @@ from memdb import (
     ExplicitMemory,
     Hit,
     IndexStats,
+    Levels,
     MemDB,
     MemoryBatch,
     MemoryBytes,
     MissingPartError,
     Piece,
     Problem,
+    Recipe,
     Reference,
     Repair,
     Retrieval,
     Rope,
+    Scaled,
     Stats,
     StoredDocument,
     pack,
+    pack_coded,
 )
 from tests.engine.helpers import (
     PAGE,
@@ -163,6 +167,8 @@ def test_a_damaged_memory_is_not_pickled_as_if_it_were_whole(
 LONG = "Many\nlines “and” 'quotes' of \u2028 text \0 and more. " * 50
 NAME = "ä" * 200
 _VECTORS = np.zeros((500, 4), np.float32)
+CODED = pack_coded([make_memory(SHAPE, n) for n in range(50)], SHAPE)
+RECIPE = Recipe((), np.zeros((6, 13, 64), np.float32), None, np.zeros(3, np.int64))
 SHOWN = {
     "Document": Document(LONG, NAME, {"n": [0] * 500}),
     "StoredDocument": StoredDocument(NAME, 3, LONG, {"n": [0] * 500}, tuple(range(500)), 7),
@@ -178,6 +184,12 @@ SHOWN = {
     "DocumentBatch": DocumentBatch([Document(LONG)] * 500, _VECTORS),
     "PackedMemories": pack([make_memory(SHAPE, n) for n in range(50)], SHAPE),
     "PackedLayer": pack([make_memory(SHAPE, n) for n in range(50)], SHAPE).layers[0],
+    "CodedMemories": CODED,
+    "CodedLayer": CODED.layers[0],
+    "CodedGroup": CODED.groups[0],
+    "Levels": Levels(np.zeros((12, 500), np.uint8), RECIPE),
+    "Recipe": RECIPE,
+    "Scaled": Scaled(_VECTORS),
     "Repair": Repair([LONG] * 50, [NAME] * 50, [Problem("memories", "1", LONG)] * 50),
     "CacheStats": CacheStats(*[2**40] * 5),
     "Retrieval of nothing": Retrieval(LONG),
