@@ -23,9 +23,21 @@ from memdb import Progress
 
 #: Seconds back that the time left goes by: a large model takes minutes for a batch of references.
 _LOOK_BACK = 600
+_MB = 1_000_000
 
+#: Stages that count bytes.
+_BYTES = ("downloading",)
 #: Stages that count references; others count documents, records or steps.
 _REFERENCES = ("embedding", "writing memories", "loading", "building the index", "indexing words")
+
+
+class _Done(MofNCompleteColumn):
+    """How many of how many; of bytes, in MB."""
+
+    def render(self, task: Task) -> Text:
+        if task.description not in _BYTES:
+            return super().render(task)
+        return Text(f"{task.completed / _MB:,.1f}/{(task.total or 0) / _MB:,.0f} MB")
 
 
 class _Rate(ProgressColumn):
@@ -34,6 +46,8 @@ class _Rate(ProgressColumn):
         if not seconds or not task.completed:
             return Text("")
         rate = task.completed / seconds
+        if task.description in _BYTES:
+            return Text(f"{rate / _MB:,.1f} MB/s")
         unit = " references" if task.description in _REFERENCES else ""
         return Text(f"{rate:,.1f}{unit}/s" if rate < 100 else f"{rate:,.0f}{unit}/s")
 
@@ -44,7 +58,7 @@ def progress_bar() -> Iterator[Progress]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        _Done(),
         _Rate(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),

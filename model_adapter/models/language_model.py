@@ -136,7 +136,8 @@ class LanguageModel:
         notify: Notify = lambda _: None,
         **loading: Unpack[LoadingOptions],
     ) -> Self:
-        """Load a model by a name of the catalogue, by folder, or by Hugging Face id.
+        """Load a model by a name of the catalogue, by folder, by GGUF file (of several parts: any
+        of them), or by Hugging Face id.
 
         On a CPU it reads (prompts, and what it generates) by weights of 8 bits, three to five times
         as fast as by float32, in a third of the memory; they are kept in the cache folder. Memories

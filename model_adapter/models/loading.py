@@ -28,6 +28,7 @@ from model_adapter.models.eight_bit.reading import (
     rounded_model,
 )
 from model_adapter.models.fingerprint import weights_fingerprint
+from model_adapter.models.gguf_models import exact_model, gguf_in, is_gguf, model_folder
 from model_adapter.models.loading_options import require_device, require_no_code, warn_of_fast
 
 _TOKENS = 8
@@ -135,9 +136,9 @@ class Loaded:
 def load(
     name: str, loading: Loading, notify: Notify, adapter: ReadingAdapter | None = None
 ) -> Loaded:
-    """Load a model by a name of the catalogue, by folder, or by Hugging Face id, which may end in
-    @ and a revision. An adapter that reads is in the weights if these are rounded to 8 bits; else
-    they are the model's own.
+    """Load a model by a name of the catalogue, by folder, by GGUF file, or by Hugging Face id, that
+    may end in @ and a revision. An adapter that reads is in the weights if these are rounded to 8
+    bits; else they are the model's own.
 
     Raises:
         InvalidInputError: it cannot be loaded.
@@ -146,13 +147,16 @@ def load(
     if entry is not None and entry.kind != "language":
         raise InvalidInputError(f"'{name}' is an embedder, not a language model")
     source, revision = name, loading.revision
-    if entry is not None or Path(name).is_dir():
+    if entry is not None or Path(name).is_dir() or is_gguf(name):
         if revision is not None:
             raise InvalidInputError(
                 f"a revision ('{revision}') is one of a model of a hub; '{name}' is none"
             )
-        source = str(pull(name, notify)) if entry is not None else str(Path(name).resolve())
-        name = name if entry is not None else source
+        if entry is not None:
+            source = str(pull(name, notify))
+        else:
+            name = str(Path(name).resolve())
+            source = str(model_folder(name, notify) or name)
     else:
         source, _, at = name.partition("@")
         revision = revision or at or None
@@ -192,7 +196,12 @@ def _load(
         return transformers.AutoTokenizer.from_pretrained(source, **of)
 
     def read(dtype: torch.dtype | None) -> Any:
-        model = _auto(config()).from_pretrained(source, dtype=dtype or "auto", **how)
+        gguf = gguf_in(Path(source)) if Path(source).is_dir() else []
+        auto, as_told = _auto(config()), {"dtype": dtype or "auto", **how}
+        if gguf:
+            model = exact_model(auto, Path(source), gguf, config(), **as_told)
+        else:
+            model = auto.from_pretrained(source, **as_told)
         return language_model_of(model)
 
     how: dict[str, Any] = dict(of)

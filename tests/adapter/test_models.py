@@ -23,7 +23,7 @@ from model_adapter import (
     open_database,
     pull,
 )
-from model_adapter.catalog import pulling
+from model_adapter.catalog import downloading
 from tests.helpers import FACTS, TEMPLATE, tiny_model
 
 
@@ -127,7 +127,7 @@ def test_a_download_with_another_checksum_is_not_used(
 
 
 def test_pull_does_nothing_twice(minilm: SentenceEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pulling.subprocess, "run", None)  # calling it would fail
+    monkeypatch.setattr(downloading.subprocess, "Popen", None)  # calling it would fail
     assert pull("all-minilm-l6-v2").is_dir()
 
 

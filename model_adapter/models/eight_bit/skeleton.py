@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
@@ -16,8 +17,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
+from model_adapter.gguf.weights import GGUFWeights
 from model_adapter.models.eight_bit.file import Source, WeightFile
 from model_adapter.models.eight_bit.layers import EightBitEmbedding, EightBitLinear
+from model_adapter.models.gguf_models import gguf_in
 from model_adapter.models.products import Linear
 
 _INDEX, _WHOLE = "model.safetensors.index.json", "model.safetensors"
@@ -32,12 +35,15 @@ def empty_model(config: Any) -> Any:
 
 
 def sources_in(folder: Path, model: Any) -> dict[str, Source] | None:
-    """The weights of a model as they lie in a folder's safetensors, to be read some at a time.
+    """The weights of a model as they lie in a folder's safetensors, or in its GGUF file, to be read
+    some at a time.
 
     Returns:
         By name; None where the folder has them under other names or in other shapes than the model:
         then transformers alone knows how to load them.
     """
+    if gguf := gguf_in(folder):
+        return _marked(_dequantized(gguf, model), model)
     files = _files(folder)
     found: dict[str, Source] = {}
     for name, weight in _weights(model).items():
@@ -58,6 +64,21 @@ def sources_in(folder: Path, model: Any) -> dict[str, Source] | None:
 
         found[name] = Source(tuple(weight.shape), rows, False, _counts(weight))
     return _marked(found, model)
+
+
+def _dequantized(gguf: list[Path], model: Any) -> dict[str, Source]:
+    """The weights of a model as they lie in a GGUF file; what is not there is the model's own."""
+    weights = GGUFWeights(gguf, model)
+    found = {}
+    for name, weight in _weights(model).items():
+
+        def rows(start: int, end: int, name: str = name, own: Tensor = weight) -> Tensor:
+            if name in weights.names:
+                return torch.from_numpy(np.ascontiguousarray(weights.rows(name, start, end)))
+            return own.detach() if not own.dim() else own.detach()[start:end]
+
+        found[name] = Source(tuple(weight.shape), rows, False, _counts(weight))
+    return found
 
 
 def sources_of(model: Any) -> dict[str, Source]:
