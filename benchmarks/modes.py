@@ -6,6 +6,7 @@ by reciprocal ranks (Cormack, Clarke and Büttcher, 2009) instead.
 
     python benchmarks/modes.py --data data
     python benchmarks/modes.py --data data --references 100000
+    python benchmarks/modes.py --data data --embedder all-mpnet-base-v2
 
 `--data`: a folder with a folder for each set, of a `corpus.jsonl` and a `questions.jsonl` as for
 `memdb eval`. With `--references` also the times, on so many references, made of the sets' sentences
@@ -161,12 +162,15 @@ def times(asked: Sequence[Asked], count: int, embedder: SentenceEmbedder, folder
 @click.option("--data", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--set", "sets", multiple=True, help="Only these folders; may be given again.")
 @click.option("--references", type=click.IntRange(min=1000), help="Measure times on so many.")
+@click.option("--embedder", "source", default=DEFAULT_EMBEDDER, help="Another one: name or folder.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write figures here.")
-def main(data: Path, sets: tuple[str, ...], references: int | None, output: Path | None) -> None:
+def main(
+    data: Path, sets: tuple[str, ...], references: int | None, source: str, output: Path | None
+) -> None:
     """What each mode of a query finds, and what keyword search costs."""
     figures: dict[str, Any] = {}
     try:
-        embedder = SentenceEmbedder(DEFAULT_EMBEDDER, print)
+        embedder = SentenceEmbedder(source, print)
         tokenizer = (pull(DEFAULT_MODEL, print) / "tokenizer.json").read_text()
         names = sets or sorted(path.parent.name for path in data.glob("*/questions.jsonl"))
         asked = [read(data / name, tokenizer, None, None) for name in names]

@@ -45,12 +45,16 @@ class _Recipe:
         pooling: `mean` or `cls`.
         longest: tokens, at most.
         lower: whether texts are made lower case before they are cut into tokens.
+        prompts: what may stand before a text, by name.
+        default_prompt_name: which of them does if no other is meant.
     """
 
     config: Mapping[str, Any]
     pooling: str
     longest: int
     lower: bool
+    prompts: Mapping[str, str | None]
+    default_prompt_name: str | None
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -59,8 +63,6 @@ class _Recipe:
         if tuple(kinds) not in (_MODULES, _MODULES[:2]):
             raise _Unusual
         settings = _json(folder / "config_sentence_transformers.json")
-        if any((settings.get("prompts") or {}).values()) or settings.get("default_prompt_name"):
-            raise _Unusual
         inner = folder / modules[0]["path"]
         config, how = _json(inner / "config.json"), _json(inner / "sentence_bert_config.json")
         usual = {"position_embedding_type": "absolute", "hidden_act": "gelu", "is_decoder": False}
@@ -72,10 +74,16 @@ class _Recipe:
             raise _Unusual
         modes = _json(folder / modules[1]["path"] / "config.json")
         chosen = [name for name, on in modes.items() if name.startswith("pooling_mode_") and on]
-        if len(chosen) != 1 or chosen[0] not in _KNOWN_POOLING:
+        if (
+            not modes.get("include_prompt", True)
+            or len(chosen) != 1
+            or chosen[0] not in _KNOWN_POOLING
+        ):
             raise _Unusual
         longest = int(how["max_seq_length"])
-        return cls(config, _KNOWN_POOLING[chosen[0]], longest, bool(how.get("do_lower_case")))
+        lower = bool(how.get("do_lower_case"))
+        prompts, default = settings.get("prompts") or {}, settings.get("default_prompt_name")
+        return cls(config, _KNOWN_POOLING[chosen[0]], longest, lower, prompts, default)
 
 
 class BertGraph:
@@ -90,6 +98,8 @@ class BertGraph:
         dimension: length of a vector.
         pooling: how one vector is made of a text's many.
         longest: tokens of a text; what comes behind is cut off.
+        prompts: what may stand before a text, by name. Who embeds puts it there.
+        default_prompt_name: which of them does if no other is meant.
         weights_fingerprint: as `weights_fingerprint` has it of the module.
     """
 
@@ -98,6 +108,7 @@ class BertGraph:
     ) -> None:
         self.dimension = int(recipe.config["hidden_size"])
         self.pooling, self.longest = recipe.pooling, recipe.longest
+        self.prompts, self.default_prompt_name = recipe.prompts, recipe.default_prompt_name
         self.weights_fingerprint = values_fingerprint(weights.values())
         self._lower = recipe.lower
         self._first = 0 if recipe.config["model_type"] == "bert" else _padding(recipe.config) + 1

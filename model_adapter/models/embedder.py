@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from memdb import InvalidInputError
 from model_adapter.catalog import CATALOG, Notify, in_brief, pull
 from model_adapter.models.bert_graph import BertGraph
+from model_adapter.models.embedding_prompts import EmbeddingPrompts, names_of
 from model_adapter.models.fingerprint import weights_fingerprint
 from model_adapter.models.loading_options import require_device, require_no_code
+from model_adapter.models.static_vectors import StaticVectors
 
 
 class SentenceEmbedder:
-    """A sentence-transformers model (paper, 3.1: BGE-M3; here any, by default all-MiniLM-L6-v2).
+    """A sentence-transformers model (paper, 3.1: BGE-M3; here any, by default all-MiniLM-L6-v2), or
+    a static one of model2vec.
 
     Args:
         name: a name of the catalogue, a folder, or a Hugging Face id.
@@ -50,9 +53,14 @@ class SentenceEmbedder:
         folder = str(pull(name, notify)) if entry is not None else name
         if entry is None and Path(folder).is_dir():
             self.name = str(Path(folder).resolve())
-        self._light = BertGraph.load(Path(folder)) if device == "cpu" else None
+        self._light: BertGraph | StaticVectors | None = StaticVectors.load(folder)
+        if self._light is None and device == "cpu":
+            self._light = BertGraph.load(Path(folder))
         if self._light is None:
             self._model = _loaded(name, folder, device, trust_remote_code)
+        named = names_of(self.name, Path(folder))
+        said = self._model if self._light is None else self._light
+        self._prompts = EmbeddingPrompts.of(named, said.prompts, said.default_prompt_name)
 
     @property
     def dimension(self) -> int:
@@ -66,27 +74,33 @@ class SentenceEmbedder:
         """Over weights, pooling, prompts and the longest input: all that the vectors depend on, in
         terms that no release of the library renames."""
         light = self._light
+        recipe: dict[str, Any]
         if light is not None:
-            recipe = {"pooling": [light.pooling], "prompts": {}, "max_seq_length": light.longest}
+            recipe = {"pooling": [light.pooling], "max_seq_length": light.longest}
             weights = light.weights_fingerprint
         else:
+            weights = weights_fingerprint(self._model)
             recipe = {
                 "pooling": [_pooling(module) for module in self._model if _pooling(module)],
-                "prompts": {name: text for name, text in self._model.prompts.items() if text},
                 "max_seq_length": self._model.max_seq_length,
             }
-            weights = weights_fingerprint(self._model)
         digest = xxhash.xxh3_64(weights.encode())
-        digest.update(json.dumps(recipe, sort_keys=True).encode())
+        digest.update(json.dumps(recipe | self._prompts.recipe, sort_keys=True).encode())
         return str(digest.hexdigest())
 
     def embed(self, texts: Sequence[str], *, query: bool = False) -> NDArray[np.float32]:
-        """See `memdb.Embedder.embed`."""
+        """See `memdb.Embedder.embed`. What the model wants to stand before a query, or a text, is
+        put there."""
+        prompt = self._prompts.query if query else self._prompts.document
         if self._light is not None:
-            return self._light.embed(texts)
+            return self._light.embed([prompt + text for text in texts] if prompt else texts)
         encode = self._model.encode_query if query else self._model.encode_document
         vectors = encode(
-            list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+            list(texts),
+            prompt=prompt,
+            normalize_embeddings=True,
+            convert_to_numpy=True,
+            show_progress_bar=False,
         )
         return np.asarray(vectors, np.float32)
 

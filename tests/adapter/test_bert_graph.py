@@ -109,8 +109,7 @@ def test_the_real_one_is_light(minilm: SentenceEmbedder) -> None:
 @pytest.mark.parametrize(
     ("file", "changes"),
     [
-        ("config_sentence_transformers.json", {"prompts": {"query": "query: "}}),
-        ("config_sentence_transformers.json", {"default_prompt_name": "query"}),
+        ("1_Pooling/config.json", {"include_prompt": False}),
         ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}),
         ("config.json", {"hidden_act": "relu"}),
         ("config.json", {"model_type": "distilbert"}),
