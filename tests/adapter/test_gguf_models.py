@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from gguf.quants import dequantize, quantize
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from memdb import InvalidInputError, MismatchError
 from model_adapter import (
@@ -245,7 +245,7 @@ def test_no_copy_of_four_bytes_a_weight(tmp_path: Path, cache: Path) -> None:
     assert sum(kept.values()) < size / 2
     assert not [path for path in kept if path.suffix == ".bin"]
     folder = next(path for path in (cache / "gguf").iterdir() if path.is_dir())
-    empty = empty_model(read.config)
+    empty = empty_model(AutoConfig.from_pretrained(folder))
     gc.collect()
     tracemalloc.start()  # knows of numpy's arrays, which the weights are until they are rounded
     try:
