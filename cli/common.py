@@ -74,7 +74,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 # it recorded them (others are refused). No environment variable sets them: it would be given to
 # every database, and refused by those of other models.
 _named_model = click.option(
-    "--model", help="The model: a name (`memdb model list`), a folder, or a Hugging Face id."
+    "--model",
+    help="The model: a name (`memdb model list`), a GGUF file, a folder, or a Hugging Face id.",
 )
 
 

@@ -70,7 +70,8 @@ def warm_database(
         workers: how many; 1: this process.
         ids: documents to warm; default: all.
         top: only so many references: those that were retrieved most often.
-        model: a name of the catalogue, a folder or a Hugging Face id; default: as recorded.
+        model: a name of the catalogue, a GGUF file, a folder or a Hugging Face id; default: as
+            recorded.
         adapter: a name of the catalogue, a folder, or `none`; default: as recorded.
         busy_timeout: seconds that each of them waits for another that writes.
         progress: told of the work, in this process.

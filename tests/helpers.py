@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
 )
 
@@ -36,8 +37,11 @@ ARCHITECTURES = {
     "smollm3": SmolLM3Config,  # every fourth layer has no position encoding
     "glm": GlmConfig,  # another kind of rotation
 }
-#: What a GGUF file of tests is not made of.
-MORE = {"gpt_oss": GptOssConfig}  # attention sinks, a window in every other layer
+#: Not of every test.
+MORE = {
+    "gpt_oss": GptOssConfig,  # attention sinks, a window in every other layer
+    "qwen3_moe": Qwen3MoeConfig,  # experts
+}
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
 SAMPLE = """The harbour of Veldmoor is old. Ships from many countries come to the harbour, and the

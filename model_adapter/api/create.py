@@ -48,11 +48,12 @@ def create_database(
 
     Args:
         path: a folder that is missing or empty.
-        model: a name of the catalogue (pulled if need be), a folder, a Hugging Face id, or a model
-            (with its adapter, if it has one).
+        model: a name of the catalogue (pulled if need be), a GGUF file, a folder, a Hugging Face
+            id, or a model (with its adapter, if it has one).
         adapter: by which memories are written: a name of the catalogue, a folder, or `none`;
             default: the catalogue's for this model, if it has one.
-        embedder: as `model`.
+        embedder: a name of the catalogue, a folder or a Hugging Face id: of sentence-transformers,
+            or of model2vec; or an embedder.
         framing: `plain` or `chat`; fixed for the database. Default: `chat` where the model has a
             template.
         layers: memory layers; default: all.

@@ -47,7 +47,7 @@ def evaluate(
         questions: JSON lines of `question`, `answers`, `document` or `documents`, and `id`,
             `distractors`, `kind`, `wrong` (optional).
         settings: see `Settings`; default: its defaults.
-        model: a name of the catalogue, a folder, a Hugging Face id, or a model.
+        model: a name of the catalogue, a GGUF file, a folder, a Hugging Face id, or a model.
         adapter: by which memories are written: a name of the catalogue, a folder, or `none`;
             default: as `create_database`. A model that is given has its own.
         embedder: as for the model.

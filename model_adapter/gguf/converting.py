@@ -15,6 +15,12 @@ from model_adapter.gguf.file import GGUFFile, opened
 from model_adapter.gguf.rope import stretch
 from model_adapter.gguf.weights import GGUFWeights
 
+_SIZES = {
+    "attention.key_length": "head_dim",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+}
+
 
 def convert(parts: Sequence[Path], target: Path, name: str) -> None:
     """Write configuration and tokenizer of a GGUF model, having seen that its weights can be read.
@@ -38,7 +44,7 @@ def convert(parts: Sequence[Path], target: Path, name: str) -> None:
         config = AutoConfig.from_pretrained(**where)
         # transformers looks into the first part alone.
         config.tie_word_embeddings = "output.weight" not in tensors
-        _set_head_dim(config, file)
+        _complete(config, file)
         stretch(config, file, tensors)
         with torch.device("meta"):  # names and shapes, no numbers
             model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -60,9 +66,13 @@ def convert(parts: Sequence[Path], target: Path, name: str) -> None:
     model.generation_config.save_pretrained(target)
 
 
-def _set_head_dim(config: Any, file: GGUFFile) -> None:
-    """Of some architectures transformers does not ask the file for it."""
-    said = f"{file.fields.get('general.architecture')}.attention.key_length"
-    one_for_all = said in file.fields and f"{said}_swa" not in file.fields
-    if one_for_all and hasattr(config, "head_dim"):
-        config.head_dim = int(file.fields[said])
+def _complete(config: Any, file: GGUFFile) -> None:
+    """Sizes that transformers does not ask a file of every architecture for."""
+    architecture = file.fields.get("general.architecture")
+    for said, name in _SIZES.items():
+        field = f"{architecture}.{said}"
+        # Where layers have several, transformers knows which is which.
+        if field in file.fields and f"{field}_swa" not in file.fields and hasattr(config, name):
+            value = file.fields[field]
+            if isinstance(value, int):
+                setattr(config, name, value)
