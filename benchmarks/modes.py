@@ -6,7 +6,7 @@ by reciprocal ranks (Cormack, Clarke and Büttcher, 2009) instead.
 
     python benchmarks/modes.py --data data
     python benchmarks/modes.py --data data --references 100000
-    python benchmarks/modes.py --data data --embedder all-mpnet-base-v2
+    python benchmarks/modes.py --data data --embedder FOLDER
 
 `--data`: a folder with a folder for each set, of a `corpus.jsonl` and a `questions.jsonl` as for
 `memdb eval`. With `--references` also the times, on so many references, made of the sets' sentences
