@@ -65,6 +65,7 @@ from memdb.retrieval import Hit, Mode, Query, Rerank, Retrieval
 from memdb.storage.environment import Durability
 from memdb.transaction import WriteTransaction
 from memdb.types.change import Change
+from memdb.types.cutting import Cutting
 from memdb.types.document import Document, Part, Reference, StoredDocument
 from memdb.types.memory import ExplicitMemory, from_float32, to_float32
 from memdb.types.memory_batch import MemoryBatch
@@ -93,6 +94,7 @@ __all__ = [
     "ConflictError",
     "CorpusError",
     "CorruptRecordError",
+    "Cutting",
     "DType",
     "DatabaseExistsError",
     "Digits",

@@ -48,7 +48,7 @@ FLOORS = (
     {"errors"},
     {"types"},
     {"protocols"},
-    {"storage", "codecs", "background"},
+    {"storage", "codecs", "background", "cutting"},
     {"memories", "filters", "index", "keywords"},
     {"ingest"},
     {"retrieval", "care", "exchange", "files"},

@@ -1,0 +1,1 @@
+"""Where a text may be cut, and what stands above each of its parts (docs/cutting.md)."""
