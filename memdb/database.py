@@ -11,7 +11,7 @@ threads; a database may be open in several processes, each of which opens it for
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -22,6 +22,7 @@ from memdb.care.rewrite import PENDING
 from memdb.care.statistics import Stats, statistics
 from memdb.care.takeover import Takeover
 from memdb.codecs import codec_named
+from memdb.cutting.places import title_of
 from memdb.errors import FormatError, InvalidInputError, StorageError
 from memdb.filters.declared import checked_keys
 from memdb.filters.language import Filter
@@ -36,6 +37,7 @@ from memdb.memories.attached import Attached, require_part
 from memdb.memories.cache import CacheStats, MemoryCache
 from memdb.memories.codec_choice import CodecChoice
 from memdb.memories.memory_store import MemoryStore
+from memdb.memories.placing import Placing
 from memdb.namespaces import (
     create_namespace,
     drop_namespace,
@@ -47,14 +49,15 @@ from memdb.readable import Readable, Snapshot
 from memdb.retrieval import Retriever
 from memdb.storage.environment import Durability
 from memdb.storage.locks import BUSY_TIMEOUT
-from memdb.storage.record_layout import CALIBRATION, checked_setting
+from memdb.storage.record_layout import CALIBRATION, CUTTING, checked_setting
 from memdb.storage.store import ReadTransaction, Store, checked_timeout
 from memdb.storage.transaction import Transaction
 from memdb.storage.usage import Usage
 from memdb.transaction import WriteTransaction, require_no_transaction
 from memdb.types import arguments
 from memdb.types.canonical import json_payload, read_json
-from memdb.types.checks import check_text
+from memdb.types.checks import check_metadata
+from memdb.types.cutting import Cutting
 from memdb.types.document import StoredDocument
 from memdb.types.shape import MemoryShape
 from memdb.writable import Seen, Writable
@@ -84,8 +87,8 @@ class MemDB(Readable, Writable, Maintainable):
     Attributes:
         path: the database's folder.
         shape: what all its memories share.
-        settings: the JSON settings it was created with (`model`, `embedder`, `memory`), and
-            `calibration`, if there is one (see `record_calibration`).
+        settings: the JSON settings it was created with (`model`, `embedder`, `memory`, `cutting`),
+            and `calibration`, if there is one (see `record_calibration`).
     """
 
     def __init__(
@@ -104,19 +107,26 @@ class MemDB(Readable, Writable, Maintainable):
                 name: transaction.required_setting(name) for name in ("embedder", "model", "memory")
             }
             calibration = transaction.optional_setting(CALIBRATION)
+            cutting = Cutting.from_json(transaction.optional_setting(CUTTING))
             tokenizer = transaction.tokenizer()
             recut = bool((transaction.setting(PENDING) or {}).get("recut"))
         if calibration is not None:
             self.settings[CALIBRATION] = calibration
+        self.settings[CUTTING] = cutting.to_json()
         dimension = self.settings["embedder"]["dimension"]
-        self._chunker = Chunker(tokenizer, self.shape.reference_length)
+        self._chunker = Chunker(tokenizer, self.shape.reference_length, cutting)
         self._attached = Attached(self.settings["embedder"], self.shape, embedder, writer)
         self._codec_choice = CodecChoice(store, self.shape, self.settings["memory"])
         self._takeover = Takeover(store, self.shape, self._codec_choice)
         self._cache = MemoryCache(cache_bytes)
         self._usage = Usage(keep=not store.read_only)
         self._memory_store = MemoryStore(
-            store, self._attached, self.shape, self._codec_choice, self._cache
+            store,
+            self._attached,
+            self.shape,
+            self._codec_choice,
+            self._cache,
+            Placing(self._chunker.places if cutting.place else None),
         )
         self._preparer = Preparer(self._chunker, self._attached, self._memory_store, dimension)
         self._searcher = Searcher(store, dimension)
@@ -151,6 +161,7 @@ class MemDB(Readable, Writable, Maintainable):
         index: IndexKind = "auto",
         recall: float = 0.99,
         keys: Sequence[str] = (),
+        place: bool = False,
         durability: Durability = "full",
         cache_bytes: int = _CACHE,
         busy_timeout: float = BUSY_TIMEOUT,
@@ -172,6 +183,9 @@ class MemDB(Readable, Writable, Maintainable):
                 `exact` or `ivf`: always that.
             recall: share of the true 5 nearest that an ANN index has to find.
             keys: metadata keys that filters ask for, to be indexed (see `declare_keys`).
+            place: embed each reference, and write its memory, behind the place where it stands in
+                its document: the title (in the metadata, the first heading, or the id) and the
+                headings above it. It takes of the reference's tokens, and is no part of its text.
             durability: see `open`.
             cache_bytes: see `open`.
             busy_timeout: see `open`.
@@ -198,6 +212,7 @@ class MemDB(Readable, Writable, Maintainable):
             "model": {"name": writer.name if writer else None},
             "memory": {"codec": codec, **(writer.settings if writer else {})},
             "index": rule.to_json(),
+            CUTTING: Cutting("structure", arguments.flag(place, "place")).to_json(),
         }
         try:  # what could not be read again is not written
             for name, setting in settings.items():
@@ -450,10 +465,14 @@ class MemDB(Readable, Writable, Maintainable):
     def _pinning(self) -> None:
         self._require_open()
 
-    def split(self, text: str) -> list[Piece]:
-        """The references that a text would become, in order."""
-        check_text(text)
-        return self._chunker.split(text)
+    def split(
+        self, text: str, *, id: str | None = None, metadata: Mapping[str, Any] | None = None
+    ) -> list[Piece]:
+        """The references that a text would become, in order. Id and metadata of its document are
+        of use where references have a place (see `create`): it takes of their tokens."""
+        metadata = {} if metadata is None else metadata
+        check_metadata(metadata)
+        return self._chunker.split(text, id=id, title=title_of(metadata))
 
     def stats(self) -> Stats:
         """Counts, bytes on disk by table, how much memories are compressed, why their codec is not

@@ -17,9 +17,10 @@ from memdb.ingest.load import DocumentBatch, LoadReport
 from memdb.protocols import Progress, no_progress
 from memdb.storage.folder import exists
 from memdb.storage.locks import BUSY_TIMEOUT
-from memdb.storage.record_layout import CALIBRATION
+from memdb.storage.record_layout import CALIBRATION, CUTTING
 from memdb.storage.store import Store, checked_timeout
 from memdb.types import arguments
+from memdb.types.cutting import Cutting
 
 
 def import_database(
@@ -90,8 +91,9 @@ def _create(path: Path, manifest: Manifest, source: Path, busy_timeout: float) -
         "memory": _memory(manifest),
         "index": IndexPolicy(keys=checked_keys(manifest.keys)).to_json(),
     }
-    if CALIBRATION in manifest.settings:
-        settings[CALIBRATION] = manifest.settings[CALIBRATION]
+    for name in (CALIBRATION, CUTTING):
+        if name in manifest.settings:
+            settings[name] = manifest.settings[name]
     Chunker(manifest.tokenizer, manifest.shape.reference_length).count("")  # loads, or is refused
     Store.create(path, settings, manifest.tokenizer, manifest.codecs, busy_timeout=busy_timeout)
 
@@ -120,6 +122,14 @@ def _add_codecs(path: Path, manifest: Manifest, busy_timeout: float) -> None:
 def _require_same(database: MemDB, manifest: Manifest, source: Path) -> None:
     if manifest.shape is not None:
         database.shape.require_equal(manifest.shape, f"the export '{source}'")
+    placed = Cutting.from_json(manifest.settings.get(CUTTING)).place
+    if placed != database.settings[CUTTING]["place"]:
+        have = ("have no place", "have a place")
+        raise MismatchError(
+            f"references of the export '{source}' {have[placed]}, those of the database "
+            f"{have[not placed]} (the setting 'cutting'), so neither their vectors nor their "
+            "memories can be compared; import into a database of its own"
+        )
     mine = database.settings["embedder"]
     theirs = manifest.settings.get("embedder", {})
     for name in ("dimension", "fingerprint"):

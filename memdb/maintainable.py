@@ -429,7 +429,12 @@ class Maintainable(ABC):
                 target,
                 shape=self.shape,
                 memory_store=MemoryStore(
-                    self._store, self._attached, self.shape, self._codec_choice, MemoryCache(0)
+                    self._store,
+                    self._attached,
+                    self.shape,
+                    self._codec_choice,
+                    MemoryCache(0),
+                    self._memory_store.placing,
                 ),
                 arrays=arrays,
                 progress=progress,

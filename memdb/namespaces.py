@@ -3,8 +3,8 @@ each other.
 
 A namespace is a database of its own in the folder of the one that it belongs to. It has its own
 documents, ids, versions, index and change log; it is searched alone, so that no filter can be
-forgotten; and it is dropped at once. Its model, embedder, codec, indexed keys and calibration are
-those that the database had when it was made.
+forgotten; and it is dropped at once. Its model, embedder, codec, cutting, indexed keys and
+calibration are those that the database had when it was made.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from memdb.errors import DatabaseExistsError, MismatchError, UnknownNamespaceErr
 from memdb.storage.folder import current_generation, exists
 from memdb.storage.locks import BUSY_TIMEOUT
 from memdb.storage.namespaces import namespace_folder, namespace_names, remove_namespace
-from memdb.storage.record_layout import CALIBRATION
+from memdb.storage.record_layout import CALIBRATION, CUTTING
 from memdb.storage.store import Store
 from memdb.types import arguments
 
@@ -67,9 +67,10 @@ def create_namespace(
                     "(`memdb rewrite`), then make the namespace"
                 )
             settings = {key: transaction.required_setting(key) for key in _SETTINGS}
-            calibration = transaction.optional_setting(CALIBRATION)
-            if calibration is not None:
-                settings[CALIBRATION] = calibration
+            for key in (CALIBRATION, CUTTING):
+                value = transaction.optional_setting(key)
+                if value is not None:
+                    settings[key] = value
             tokenizer = transaction.tokenizer()
             fitted = settings["memory"].get("fitted")
             codecs = {} if fitted is None else {fitted: transaction.codec_parameters(fitted)}

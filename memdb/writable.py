@@ -202,8 +202,9 @@ class Writable(ABC):
     ) -> StoredDocument:
         """Replace a document's text, its metadata, or both; what is None stays.
 
-        A new text has new references. New metadata alone keeps them and their memories. The same
-        content again changes nothing.
+        A new text has new references. New metadata alone keeps them and their memories (but for a
+        new `title` where references have a place, see `create`). The same content again changes
+        nothing.
 
         Args and errors: as `insert`, and
 
@@ -227,7 +228,12 @@ class Writable(ABC):
         )
         seen = entry_for(old)
         step: Put | Describe
-        if document.text != old.text or embeddings is not None or memories is not None:
+        if (
+            document.text != old.text
+            or embeddings is not None
+            or memories is not None
+            or not self._preparer.are_placed_alike(old.metadata, document.metadata)
+        ):
             (ready,) = self._preparer.prepare(
                 [(name, document)], cold=cold, embeddings=embeddings, memories=memories
             )
@@ -314,7 +320,7 @@ class Writable(ABC):
         new = [
             (name, document)
             for name, document in named.items()
-            if given or not _has_text(seen[name], document)
+            if given or not self._keeps_references(name, seen[name], document)
         ]
         ready = self._preparer.prepare(
             new, cold=cold, embeddings=embeddings, memories=memories, progress=progress
@@ -340,6 +346,14 @@ class Writable(ABC):
             outcomes.update({document.id: document for document in written})
         return list(outcomes.values())
 
+    def _keeps_references(self, name: str, seen: Seen | None, document: Document) -> bool:
+        """Whether a document is there whose references this one would have, too."""
+        if seen is None or seen.entry.text_hash != checks.text_hash(document.text):
+            return False
+        return seen.entry.content_hash == checks.content_hash(document) or (
+            self._preparer.are_placed_alike(self.get(name).metadata, document.metadata)
+        )
+
 
 def _check_version(wanted: int | None) -> None:
     if wanted is not None:
@@ -348,11 +362,6 @@ def _check_version(wanted: int | None) -> None:
 
 def _entries(seen: Mapping[str, Seen | None]) -> dict[str, DocumentEntry | None]:
     return {name: None if one is None else one.entry for name, one in seen.items()}
-
-
-def _has_text(seen: Seen | None, document: Document) -> bool:
-    """Whether a document is there with this text."""
-    return seen is not None and seen.entry.text_hash == checks.text_hash(document.text)
 
 
 def _named(

@@ -18,8 +18,10 @@ from memdb.filters.postings import Postings
 from memdb.index.ann import FILE
 from memdb.index.policy import IndexPolicy
 from memdb.index.searcher import Searcher
+from memdb.ingest.chunking import Chunker
 from memdb.ingest.recording import unit_vectors
 from memdb.keywords import remove_index
+from memdb.memories.placing import Placing
 from memdb.protocols import Embedder, Progress, no_progress
 from memdb.storage import record_layout
 from memdb.storage.folder import opening
@@ -27,6 +29,7 @@ from memdb.storage.locks import BUSY_TIMEOUT
 from memdb.storage.record_layout import (
     CALIBRATION,
     CHANGES,
+    CUTTING,
     DOCUMENTS,
     EMBEDDINGS,
     MEMORIES,
@@ -42,6 +45,9 @@ from memdb.storage.transaction import Transaction
 from memdb.storage.usage import FILE as USAGE
 from memdb.types import arguments
 from memdb.types.checks import check_id, content_hash_of, text_hash
+from memdb.types.cutting import Cutting
+from memdb.types.document import Reference
+from memdb.types.shape import MemoryShape
 
 _OF_REFERENCES = (REFERENCES, EMBEDDINGS, MEMORIES)
 _ROUNDS = 4
@@ -229,6 +235,16 @@ class _Mending:
             self._transaction.delete_setting(CALIBRATION)
             self._report.mended.append("the calibration was damaged: removed, to be made anew")
         try:
+            self._transaction.optional_setting(CUTTING)
+        except CorruptRecordError as error:
+            # Whether references have places shows in none of the records.
+            self._put_setting_aside(CUTTING, error.problem)
+            self._transaction.delete_setting(CUTTING)
+            self._report.mended.append(
+                "the setting 'cutting' was damaged: removed; new documents are cut at sentences, "
+                "and their references have no place"
+            )
+        try:
             self._transaction.setting(RECODING)
         except CorruptRecordError as error:
             self._put_setting_aside(RECODING, error.problem)
@@ -379,11 +395,24 @@ class _Mending:
                 )
             return
         embedder = self._embedder()
-        vectors = unit_vectors(embedder.embed([reference.content]), 1, embedder.dimension)
+        vectors = unit_vectors(embedder.embed(self._contents(reference)), 1, embedder.dimension)
         self._aside.put(EMBEDDINGS, key, why)
         transaction.put_embedding(reference, vectors[0])
         self._embedded = True
         self._report.mended.append(f"the embedding of reference {number} was damaged: made anew")
+
+    def _contents(self, reference: Reference) -> list[str]:
+        """What the reference's embedding is of, as far as the rest of its document is there."""
+        transaction = self._transaction
+        cutting = Cutting.from_json(transaction.optional_setting(CUTTING))
+        if not cutting.place:
+            return [reference.content]
+        shape = MemoryShape.from_json(transaction.required_setting("shape"))
+        chunker = Chunker(transaction.tokenizer(), shape.reference_length, cutting)
+        try:
+            return Placing(chunker.places).contents(transaction, [reference])
+        except CorruptRecordError:
+            return [reference.content]
 
     def _log(self) -> None:
         """Begin the change log anew: indexes that were built from the old one are, too."""

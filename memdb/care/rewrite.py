@@ -15,6 +15,7 @@ from typing import Any
 
 from memdb.care.recode import recode
 from memdb.codecs import codec_named
+from memdb.cutting.places import title_of
 from memdb.errors import MismatchError
 from memdb.ingest.chunking import Chunker, text_tokenizer
 from memdb.ingest.recording import embedded, put
@@ -22,12 +23,14 @@ from memdb.memories.attached import Attached, require_part
 from memdb.memories.cache import MemoryCache
 from memdb.memories.codec_choice import CodecChoice
 from memdb.memories.memory_store import MemoryStore
+from memdb.memories.placing import Placing
 from memdb.protocols import Embedder, MemoryWriter, Progress, no_progress
 from memdb.storage.locks import BUSY_TIMEOUT
-from memdb.storage.record_layout import CALIBRATION, DOCUMENTS, DocumentEntry
+from memdb.storage.record_layout import CALIBRATION, CUTTING, DOCUMENTS, DocumentEntry
 from memdb.storage.store import Store
 from memdb.storage.transaction import Transaction
 from memdb.types import arguments
+from memdb.types.cutting import Cutting
 from memdb.types.document import Document
 from memdb.types.shape import MemoryShape
 
@@ -99,13 +102,20 @@ class _Rewriting:
             total = transaction.count(DOCUMENTS)
             memory = transaction.required_setting("memory")
             settings = transaction.required_setting("embedder")
+            cutting = Cutting.from_json(transaction.optional_setting(CUTTING))
         attached = Attached(settings, self._writer.shape, self._embedder, self._writer)
         self._attached = attached
         codec_choice = CodecChoice(self._store, self._writer.shape, memory)
+        length = self._writer.shape.reference_length
+        self._chunker = Chunker(self._writer.tokenizer, length, cutting)
         self._memory_store = MemoryStore(
-            self._store, attached, self._writer.shape, codec_choice, MemoryCache(0)
+            self._store,
+            attached,
+            self._writer.shape,
+            codec_choice,
+            MemoryCache(0),
+            Placing(self._chunker.places if cutting.place else None),
         )
-        self._chunker = Chunker(self._writer.tokenizer, self._writer.shape.reference_length)
         done = memories = cut = 0
         while True:
             self._progress("rewriting documents", done, total)
@@ -166,9 +176,12 @@ class _Rewriting:
         if (shape.get("model"), shape.get("adapter"), old.get("adapter")) != mine:
             transaction.delete_setting(CALIBRATION)  # it was of the memories of another
         length = shape["reference_length"]
+        cutting = Cutting.from_json(transaction.optional_setting(CUTTING))
         recut = (
             transaction.tokenizer() != writer.tokenizer
             or length > writer.shape.reference_length
+            # A place may take more of a longer reference, so it may be another.
+            or (length != writer.shape.reference_length and cutting.place)
             or bool(pending and pending["recut"])
         )
         if recut and self._embedder is None:
@@ -211,11 +224,12 @@ class _Rewriting:
                 ]
             else:
                 kept = [transaction.reference(n) for name, _ in page for n in warm[name]]
+                contents = self._memory_store.placing.contents(transaction, kept)
         if recut:
             return self._cut(page, documents, warm)
         payloads = []
         if kept:
-            memories = self._memory_store.write([reference.content for reference in kept])
+            memories = self._memory_store.write(contents)
             payloads = self._memory_store.encode(memories, len(kept))
         with self._store.write() as transaction:
             self._memory_store.require_shape(transaction)
@@ -231,13 +245,16 @@ class _Rewriting:
         documents: list[tuple[str, Document]],
         warm: dict[str, list[int]],
     ) -> tuple[int, int]:
-        pieces = [(name, text, self._chunker.split(text.text)) for name, text in documents]
+        pieces = [
+            (name, one, self._chunker.split(one.text, id=name, title=title_of(one.metadata)))
+            for name, one in documents
+        ]
         ready = embedded(pieces, self._attached.embedder())
         written = 0
         cut = []
         for item in ready:
             if warm[item.id]:
-                made = self._memory_store.write([piece.text.strip() for piece in item.pieces])
+                made = self._memory_store.write([piece.placed for piece in item.pieces])
                 item = replace(item, memories=self._memory_store.encode(made, len(item.pieces)))
                 written += len(item.pieces)
             cut.append(item)

@@ -79,11 +79,13 @@ class Stats(TypedDict):
         shape: what all memories share, as JSON.
         model, embedder, memory: what the database records of them.
         calibration: how memories are best read, if that was measured.
+        cutting: how documents are cut, and whether references have a place.
     """
 
     path: str
     id: str
     calibration: dict[str, Any] | None
+    cutting: dict[str, Any]
     embedder: dict[str, Any]
     model: dict[str, Any]
     memory: dict[str, Any]

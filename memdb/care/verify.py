@@ -227,8 +227,9 @@ class Walk:
         for key, record in transaction.records(SETTINGS):
             try:
                 record_layout.unseal(SETTINGS, key, record)
-                if bytes(key) == record_layout.CALIBRATION.encode():
-                    transaction.required_setting(record_layout.CALIBRATION)
+                for name in (record_layout.CALIBRATION, record_layout.CUTTING):
+                    if bytes(key) == name.encode():
+                        transaction.required_setting(name)
             except CorruptRecordError as error:
                 if not bytes(key).startswith(
                     record_layout.codec_key("")

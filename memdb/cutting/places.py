@@ -35,7 +35,7 @@ class Places:
     Args:
         text: the document's.
         id: its id; None: it has none.
-        metadata: its metadata.
+        title: what its metadata call it (`title_of`); empty: nothing.
         count: counts a text's tokens.
         room: most tokens of a reference; 0: they are not counted.
     """
@@ -44,7 +44,7 @@ class Places:
         self,
         text: str,
         id: str | None,
-        metadata: Mapping[str, Any],
+        title: str,
         count: Callable[[str], int],
         room: int,
     ) -> None:
@@ -52,7 +52,7 @@ class Places:
         self._room = room
         self._headings = headings_of(text)
         self._starts = [heading.at for heading in self._headings]
-        self._title = title_of(metadata)
+        self._title = name_of(title)
         if not self._title and self._headings:
             self._title = self._headings[0].name
         if not self._title and id is not None and not id.startswith(_DERIVED):

@@ -15,13 +15,13 @@ _LAST = 40  # characters that a word may have to be looked at
 
 # What a full stop behind these does not end; nor behind those before a number; behind the last
 # before a small letter.
-_SHORT = frozenset(
-    "mr mrs ms mx dr prof st sr fr gen col sgt capt lt maj rev hon gov sen rep messrs mme mlle "
-    "vs cf eg ie viz resp approx incl excl jan feb mar apr jun jul aug sep sept oct nov dec "
-    "bzw ca vgl sog evtl ggf hrsg abb str zb dh ua".split()
+_SHORT = re.compile(
+    r"(mr|mrs|ms|mx|dr|prof|st|sr|fr|gen|col|sgt|capt|lt|maj|rev|hon|gov|sen|rep|messrs|mme|mlle"
+    r"|vs|cf|eg|ie|viz|resp|approx|incl|excl|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec"
+    r"|bzw|ca|vgl|sog|evtl|ggf|hrsg|abb|str|zb|dh|ua)\Z"
 )
-_NUMBERED = frozenset("no nos nr fig figs eq eqs vol vols ch sec art ed pp op bd tel".split())
-_AT_ENDS = frozenset("dept corp bros".split())
+_NUMBERED = re.compile(r"(no|nos|nr|figs?|eqs?|vols?|ch|sec|art|ed|pp|op|bd|tel)\Z")
+_AT_ENDS = re.compile(r"(dept|corp|bros)\Z")
 _WHOLE = 4  # letters of a word that is hardly a short form
 
 
@@ -41,14 +41,18 @@ def _is_end(text: str, found: re.Match[str]) -> bool:
         return not following.islower()  # "Why?" he asked
     word = _WORD.search(text, max(0, found.start() - _LAST), found.start())
     before = "" if word is None else word[0].lower()
-    if before.replace(".", "") in _SHORT or _INITIALS.match(before):
+    if _SHORT.match(before.replace(".", "")) or _INITIALS.match(before):
         return False
-    if before in _NUMBERED and following.isdigit():
+    if _NUMBERED.match(before) and following.isdigit():
         return False
-    if before.isdigit() and len(before) < _WHOLE and _begins_line(text, found.start() - len(before)):
+    if (
+        before.isdigit()
+        and len(before) < _WHOLE
+        and _begins_line(text, found.start() - len(before))
+    ):
         return False  # the number of an item
     if following.islower():
-        return len(before) >= _WHOLE and before not in _AT_ENDS
+        return len(before) >= _WHOLE and not _AT_ENDS.match(before)
     return True
 
 

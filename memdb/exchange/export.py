@@ -9,7 +9,7 @@ from memdb.filters.declared import declared_keys
 from memdb.ingest.chunking import Piece
 from memdb.memories.memory_store import MemoryStore
 from memdb.protocols import Progress
-from memdb.storage.record_layout import CALIBRATION, DOCUMENTS
+from memdb.storage.record_layout import CALIBRATION, CUTTING, DOCUMENTS
 from memdb.storage.transaction import Transaction
 from memdb.types.document import Document
 from memdb.types.memory_batch import MemoryBatch
@@ -32,9 +32,10 @@ def export(
     total = transaction.count(DOCUMENTS)
     done = 0
     settings = {name: transaction.required_setting(name) for name in _SETTINGS}
-    calibration = transaction.optional_setting(CALIBRATION)
-    if calibration is not None:
-        settings[CALIBRATION] = calibration
+    for name in (CALIBRATION, CUTTING):
+        value = transaction.optional_setting(name)
+        if value is not None:
+            settings[name] = value
     with ExportWriter(
         folder,
         shape=shape,

@@ -24,13 +24,14 @@ from memdb.exchange.files import (
     short,
 )
 from memdb.storage.durable import sync, write_file
-from memdb.storage.record_layout import CALIBRATION, checked_setting
+from memdb.storage.record_layout import CALIBRATION, CUTTING, checked_setting
 from memdb.types.canonical import json_payload
+from memdb.types.cutting import Cutting
 from memdb.types.shape import MemoryShape
 
 FORMAT, VERSION = "memdb-export", 1
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
-_SETTINGS = ("embedder", "model", "memory", CALIBRATION)
+_SETTINGS = ("embedder", "model", "memory", CALIBRATION, CUTTING)
 _REQUIRED = ("format", "version", "parts", "documents", "references")
 _OPTIONAL: dict[str, Any] = {
     "shape": None,
@@ -48,8 +49,8 @@ class Manifest:
 
     Attributes:
         shape: of the memories; None: there are none.
-        settings: the database's settings `embedder`, `model`, `memory` and `calibration`, those
-            that there are.
+        settings: the database's settings `embedder`, `model`, `memory`, `calibration` and
+            `cutting`, those that there are.
         keys: metadata keys that the database has an index of.
         tokenizer: the text of tokenizer.json, or None.
         codecs: parameters of the fitted codecs that memories are stored with, by name.
@@ -209,8 +210,10 @@ def _check_values(values: dict[str, Any]) -> None:
     dimension = settings.get("embedder", {}).get("dimension")
     if dimension is not None and not is_integer(dimension, 1, 1 << 31):
         raise InvalidInputError(f"the embedder's dimension is {short(dimension)}, not 1 or more")
-    if CALIBRATION in settings:
-        checked_setting(CALIBRATION, settings[CALIBRATION])
+    for name in (CALIBRATION, CUTTING):
+        if name in settings:
+            checked_setting(name, settings[name])
+    Cutting.from_json(settings.get(CUTTING))
     json_payload(settings)  # or a database cannot keep them: NaN, half a surrogate
     keys = values["keys"]
     if not isinstance(keys, list) or not all(is_text(key) and key for key in keys):

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -21,7 +19,7 @@ from memdb.cutting.units import WORD, Unit, units_of
 from memdb.errors import InvalidInputError, MissingPartError
 from memdb.ingest.text_only import TextOnly, text_only
 from memdb.types import arguments
-from memdb.types.checks import check_text
+from memdb.types.checks import check_id, check_text
 from memdb.types.cutting import Cutting
 from memdb.types.shown import shown
 
@@ -31,7 +29,6 @@ _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+|(?<=[。！？])|
 _WORD_END = re.compile(r"\s+")
 _LINE_END = re.compile(r"\n\s*")
 _AS_EVER = Cutting()
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,9 +84,7 @@ class Chunker:
         cutting: by which rule, and whether pieces have a place.
     """
 
-    def __init__(
-        self, tokenizer: str | None, max_tokens: int, cutting: Cutting = _AS_EVER
-    ) -> None:
+    def __init__(self, tokenizer: str | None, max_tokens: int, cutting: Cutting = _AS_EVER) -> None:
         self.max_tokens = arguments.whole_number(max_tokens, "max_tokens", 1)
         if tokenizer is not None:
             arguments.a(str, tokenizer, "tokenizer")
@@ -132,9 +127,7 @@ class Chunker:
                 raise InvalidInputError(f"{token!r:.60} is no token id")
         return self._made.decode(list(map(int, numbers)))
 
-    def split(
-        self, text: str, *, id: str | None = None, metadata: Mapping[str, Any] = _NOTHING
-    ) -> list[Piece]:
+    def split(self, text: str, *, id: str | None = None, title: str = "") -> list[Piece]:
         """The pieces of a text that is not blank, in order; the same text, title and id give the
         same pieces always.
 
@@ -145,14 +138,18 @@ class Chunker:
 
         Args:
             text: a document's.
-            id: the document's; it is part of a place where there is no title and no heading.
-            metadata: the document's, of which the title is part of a place.
+            id: the document's; a place begins with it where there is no title and no heading.
+            title: the document's, with which a place begins; empty: it has none but its first
+                heading.
 
         Raises:
-            InvalidInputError: the text is blank, or none.
+            InvalidInputError: the text is blank, or none; id or title is none.
         """
         check_text(text)
-        places = self._places(text, id, metadata)
+        if id is not None:
+            check_id(id)
+        arguments.a(str, title, "title")
+        places = self._places(text, id, title)
         if self._tokenizer is None:
             return [Piece(text, 0, self._place(places, text, 0))]
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
@@ -172,27 +169,22 @@ class Chunker:
             at += len(pieces[-1].text)
         return pieces
 
-    def placed(
-        self, parts: Sequence[str], id: str, metadata: Mapping[str, Any] = _NOTHING
-    ) -> list[str]:
-        """What is embedded and made a memory of a stored document's references.
+    def places(self, parts: Sequence[str], id: str, title: str) -> list[str]:
+        """The places of a stored document's references; empty for those that have none.
 
         Args:
             parts: their texts, all of them, in order.
             id: the document's.
-            metadata: the document's.
+            title: the document's, as its metadata say it.
         """
-        contents = [part.strip() for part in parts]
-        places = self._places("".join(parts), id, metadata)
-        if places is None:
-            return contents
-        return list(map(placed, places.of_parts(parts), contents))
+        places = self._places("".join(parts), id, title)
+        return [""] * len(parts) if places is None else places.of_parts(parts)
 
-    def _places(self, text: str, id: str | None, metadata: Mapping[str, Any]) -> Places | None:
+    def _places(self, text: str, id: str | None, title: str) -> Places | None:
         if not self.cutting.place:
             return None
         room = 0 if self._source is None else self.max_tokens
-        return Places(text, id, metadata, self.count, room)
+        return Places(text, id, title, self.count, room)
 
     @staticmethod
     def _place(places: Places | None, text: str, at: int) -> str:
@@ -334,7 +326,9 @@ class _Cuts:
     @cached_property
     def _ends(self) -> tuple[list[int], ...]:
         """Those, then those of words, ascending."""
-        return tuple([m.end() for m in each.finditer(self.text)] for each in (self._preferred, _WORD_END))
+        return tuple(
+            [m.end() for m in each.finditer(self.text)] for each in (self._preferred, _WORD_END)
+        )
 
     def window(self, begin: int, tokens: int) -> int:
         """Where the window of so many tokens ends that begins at character `begin`."""

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from memdb.cutting.places import title_of
 from memdb.errors import CorruptRecordError
 from memdb.ingest.chunking import Chunker, Piece
 from memdb.ingest.corpus import Entry
 from memdb.ingest.recording import delete, embedded, put, put_metadata
 from memdb.memories.memory_store import MemoryStore
 from memdb.protocols import Embedder, Progress
-from memdb.storage.record_layout import DocumentEntry
 from memdb.storage.store import Store
 from memdb.storage.transaction import Transaction
 from memdb.types.checks import content_hash, text_hash
@@ -116,7 +116,8 @@ def ingest(
             memory_store.require_shape(transaction)
             for item in ready:
                 old = transaction.document(item.id)
-                if _change(old, item.document) is not None:  # else another process was faster
+                # Else another process was faster.
+                if _change(transaction, item.id, item.document, chunker) is not None:
                     put(transaction, item)
                     inserted += old is None
                     updated += old is not None
@@ -125,13 +126,13 @@ def ingest(
 
     for key, document, _ in corpus.entries():
         with store.read() as transaction:
-            change = _change(transaction.document(key), document)
+            change = _change(transaction, key, document, chunker)
         if change == "metadata":
             with store.write() as transaction:
                 put_metadata(transaction, key, document)
             updated += 1
         elif change == "text":
-            pieces = chunker.split(document.text)
+            pieces = chunker.split(document.text, id=key, title=title_of(document.metadata))
             if batch and sum(len(other) for _, _, other in batch) + len(pieces) > _BATCH:
                 flush()
             batch.append((key, document, pieces))
@@ -188,19 +189,28 @@ def _survey(
         names.append(key)
         with store.read() as transaction:
             old = transaction.document(key)
-            change = _change(old, document)
+            change = _change(transaction, key, document, chunker)
             if by_path and old is not None and change is not None:
                 corpus.require_own(entry, _metadata(transaction, key, old))
         if change == "text":
-            total += len(chunker.split(document.text))
+            total += len(chunker.split(document.text, id=key, title=title_of(document.metadata)))
         if len(names) % 1000 == 0:
             progress("reading", len(names), 0)
     corpus.require_some(len(names))
     return names, total
 
 
-def _change(old: DocumentEntry | None, document: Document) -> str | None:
-    """What a document brings that the store does not have: `text`, `metadata`, or nothing."""
+def _change(
+    transaction: Transaction, name: str, document: Document, chunker: Chunker
+) -> str | None:
+    """What a document brings that the store does not have: `text`, `metadata`, or nothing. Where
+    references have places, a new title is a new text to them."""
+    old = transaction.document(name)
     if old is None or old.text_hash != text_hash(document.text):
         return "text"
-    return None if old.content_hash == content_hash(document) else "metadata"
+    if old.content_hash == content_hash(document):
+        return None
+    if not chunker.cutting.place:
+        return "metadata"
+    titled_alike = title_of(transaction.metadata(name)) == title_of(document.metadata)
+    return "metadata" if titled_alike else "text"

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from memdb.cutting.places import title_of
 from memdb.errors import CorruptRecordError, InvalidInputError
 from memdb.ingest.chunking import Chunker, Piece
 from memdb.ingest.recording import Prepared, prepared, put, unit_vectors
@@ -219,7 +220,10 @@ def _prepared(
     named = [checked(arguments.a(Document, one, "each of the documents")) for one in documents]
     pieces: Sequence[Sequence[Piece]]
     if batch.pieces is None:
-        pieces = [chunker.split(document.text) for _, document in named]
+        pieces = [
+            chunker.split(document.text, id=name, title=title_of(document.metadata))
+            for name, document in named
+        ]
     else:
         pieces = _checked_pieces(named, batch.pieces, chunker)
     versions = _checked_versions(named, batch.versions)

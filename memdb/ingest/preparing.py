@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from memdb.cutting.places import title_of
 from memdb.ingest.chunking import Chunker
 from memdb.ingest.recording import Prepared, prepared, unit_vectors
 from memdb.memories.attached import Attached
@@ -38,6 +39,11 @@ class Preparer:
         self._memory_store = memory_store
         self._dimension = dimension
 
+    def are_placed_alike(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        """Whether references have the same places under these metadata of their document as under
+        those."""
+        return not self._memory_store.placing.is_on or title_of(one) == title_of(other)
+
     def prepare(
         self,
         named: Sequence[tuple[str, Document]],
@@ -60,8 +66,11 @@ class Preparer:
         cold = arguments.flag(cold, "cold")
         arguments.function(progress, "progress")
         codec = self._memory_store.codec_choice.codec.name
-        pieces = [self._chunker.split(document.text) for _, document in named]
-        texts = [piece.text.strip() for parts in pieces for piece in parts]
+        pieces = [
+            self._chunker.split(document.text, id=name, title=title_of(document.metadata))
+            for name, document in named
+        ]
+        texts = [piece.placed for parts in pieces for piece in parts]
         vectors = self._vectors(texts, embeddings, progress)
         encoded = self._memories(texts, cold, memories, progress)
         ready = []

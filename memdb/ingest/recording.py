@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from memdb.cutting.places import title_of
 from memdb.errors import ConflictError, InvalidInputError
 from memdb.filters.declared import Grouped, declared_keys, withdraw
 from memdb.ingest.chunking import Piece
 from memdb.protocols import Embedder
 from memdb.storage.record_layout import (
+    CUTTING,
     DOCUMENTS,
     EMBEDDINGS,
     INSERTED,
@@ -30,6 +32,7 @@ from memdb.storage.record_layout import (
 from memdb.storage.transaction import Transaction
 from memdb.types.canonical import json_payload
 from memdb.types.checks import content_hash, content_hash_of, text_hash
+from memdb.types.cutting import Cutting
 from memdb.types.document import Document
 
 #: Rows of one table: key, version, payload.
@@ -123,7 +126,7 @@ def embedded(
     documents: Sequence[tuple[str, Document, list[Piece]]], embedder: Embedder
 ) -> list[Prepared]:
     """Documents that were split, cold, with all their references embedded in one batch."""
-    texts = [piece.text.strip() for _, _, pieces in documents for piece in pieces]
+    texts = [piece.placed for _, _, pieces in documents for piece in pieces]
     vectors = unit_vectors(embedder.embed(texts), len(texts), embedder.dimension)
     ready = []
     at = 0
@@ -193,10 +196,15 @@ def put_metadata(transaction: Transaction, name: str, document: Document) -> Non
     """Write new metadata; the references stay with their ids, embeddings and memories.
 
     Raises:
-        ConflictError: the stored text is no longer that of `document`.
+        ConflictError: the stored text is no longer that of `document`, or references have places
+            here and stand under another title.
     """
     old = transaction.document(name)
-    if old is None or old.text_hash != text_hash(document.text):
+    if (
+        old is None
+        or old.text_hash != text_hash(document.text)
+        or not _is_titled_so(transaction, name, document)
+    ):
         raise ConflictError(
             f"another writer changed document '{name}' while its metadata was updated; run it again"
         )
@@ -208,6 +216,13 @@ def put_metadata(transaction: Transaction, name: str, document: Document) -> Non
     grouped = Grouped(declared_keys(transaction))
     grouped.add(document.metadata, old.references)
     grouped.write(transaction)
+
+
+def _is_titled_so(transaction: Transaction, name: str, document: Document) -> bool:
+    """Whether new metadata leave the places of a document's references as they are."""
+    if not Cutting.from_json(transaction.optional_setting(CUTTING)).place:
+        return True
+    return title_of(transaction.metadata(name)) == title_of(document.metadata)
 
 
 def delete(transaction: Transaction, name: str, entry: DocumentEntry) -> None:

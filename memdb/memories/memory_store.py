@@ -12,6 +12,7 @@ from memdb.errors import BusyError, InvalidInputError, MismatchError, MissingPar
 from memdb.memories.attached import Attached
 from memdb.memories.cache import Key, MemoryCache
 from memdb.memories.codec_choice import CodecChoice
+from memdb.memories.placing import Placing
 from memdb.protocols import Progress
 from memdb.storage.record_layout import MEMORIES, SETTINGS, DocumentEntry, integer_key, seal, unseal
 from memdb.storage.store import Store
@@ -136,8 +137,10 @@ class MemoryStore:
         shape: MemoryShape,
         codec_choice: CodecChoice,
         cache: MemoryCache,
+        placing: Placing,
     ) -> None:
         self.codec_choice = codec_choice
+        self.placing = placing
         self.cache = cache
         self._store = store
         self._attached = attached
@@ -159,7 +162,7 @@ class MemoryStore:
         self._attached.writer()
 
     def write(self, texts: Sequence[str]) -> list[ExplicitMemory]:
-        """The memories of texts, by the database's writer."""
+        """The memories of texts, their places included, by the database's writer."""
         return self._attached.writer().write(texts)
 
     def encode(self, memories: Sequence[ExplicitMemory], count: int) -> list[bytes]:
@@ -259,7 +262,9 @@ class MemoryStore:
         """
         if not references:
             return {}
-        memories = self.write([reference.content for reference in references])
+        with self._store.read() as transaction:
+            contents = self.placing.contents(transaction, references)
+        memories = self.write(contents)
         codec = self.codec_choice.codec.name
         encoded = self.encode(memories, len(references))
         with suppress(BusyError):
@@ -348,7 +353,8 @@ class MemoryStore:
                         if transaction.has_reference(number)
                         and not self.is_warm(transaction, number)
                     ]
-                memories = self.write([reference.content for reference in cold]) if cold else []
+                    contents = self.placing.contents(transaction, cold)
+                memories = self.write(contents) if cold else []
                 finish()
                 storing = len(numbers), thread.submit(self._encode_and_keep, cold, memories, fit)
             finish()

@@ -39,6 +39,9 @@ POSTINGS = "postings"
 #: The setting that says how memories are best read, as somebody measured it.
 CALIBRATION = "calibration"
 
+#: The setting that says how documents are cut, and whether references have a place; a database
+#: without it cuts as the releases before it did.
+CUTTING = "cutting"
 #: The setting that says why the codec of new memories is not fitted, though there are enough.
 UNFITTED = "unfitted"
 #: The setting that names the codec that took over, until all that was before is recoded.
@@ -82,6 +85,7 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
         "weighing": dict,
     },
     "counters": {"next_reference": int, "last_change": int, "trimmed": int},
+    "cutting": {"rule": str, "place": bool},
     "embedder": {"dimension": int, "name": (str, NoneType), "fingerprint": (str, NoneType)},
     "index": {"kind": str, "recall": (int, float), "keys": list},
     "memory": {"codec": str},

@@ -412,6 +412,9 @@ WRONG: dict[str, list[Any]] = {
     "reference_length": [*COUNT, 65536],
     "rope": [*LIST, (5, None), (Rope(1e4),), ("a", "b"), None],
     "adapter": [5, b"a", ["a"]],
+    "cutting": [None, 5, "structure", {}],
+    "place": FLAG,
+    "title": [None, 5, b"a", ["a"], True],
     "values": [None, 5, [], {}, {**SHAPE.to_json(), "layers": 5}, {**SHAPE.to_json(), "x": 1}],
     "other": [None, 5, SHAPE.to_json(), OTHER_SHAPE],
     "base": [*NUMBER[:2], NAN, INF, "1e4", True, None],
@@ -447,6 +450,9 @@ WRONG_HERE: dict[tuple[str, str], list[Any]] = {
     ("drop_namespace", "name"): [*NAMESPACES, "never"],
     ("Rope", "kind"): [None, 5, b"a"],
     ("repair", "embedder"): [5, "a", []],
+    ("Chunker.split", "id"): [5, "", "a" * 481, "a\0b", "\ud800", b"a", True, ["a"]],
+    ("MemDB.split", "id"): [5, "", "a" * 481, "a\0b", "\ud800", b"a", True, ["a"]],
+    ("MemDB.split", "metadata"): METADATA,
     ("Chunker", "tokenizer"): [5, b"{}", []],  # others are refused at their first use
 }
 #: What an argument may be refused with other than `InvalidInputError`; each is documented.
@@ -544,7 +550,7 @@ def test_every_public_call_is_here() -> None:
         > 1 - isinstance(value, classmethod)
     }
     functions = {name for name in memdb.__all__ if inspect.isfunction(getattr(memdb, name))}
-    passive = {"Chunker.may_have", "no_progress"}
+    passive = {"Chunker.may_have", "Chunker.places", "no_progress"}
     assert (methods | functions) - passive <= {name.split(" ")[0] for name in CALLS}
 
 

@@ -130,7 +130,7 @@ def test_a_calibration_goes_with_the_database(
 def test_an_export_without_one_is_as_it_was(path: Path, tmp_path: Path) -> None:
     copy = _exported(path, tmp_path)
     manifest = json.loads((tmp_path / "export" / "manifest.json").read_text())
-    assert manifest["settings"].keys() == {"embedder", "model", "memory"}
+    assert manifest["settings"].keys() == {"embedder", "model", "memory", "cutting"}
     assert recorded(copy) is None
 
 

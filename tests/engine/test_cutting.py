@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,9 +24,8 @@ def count(text: str) -> int:
 def cut(text: str, room: int = 128, *, place: bool = False, title: str = "") -> list[str]:
     """The pieces of a text, after a look at what must hold for all texts."""
     chunker = Chunker(tokenizer_json(), room, Cutting("structure", place))
-    metadata = {"title": title} if title else {}
     with time_limit():
-        pieces = chunker.split(text, id="a.md", metadata=metadata)
+        pieces = chunker.split(text, id="a.md", title=title)
     parts = [piece.text for piece in pieces]
     assert "".join(parts) == text
     for piece in pieces:
@@ -34,8 +35,8 @@ def cut(text: str, room: int = 128, *, place: bool = False, title: str = "") -> 
         assert chunker.count(piece.placed) <= room or len(content) == 1
         assert piece.placed.endswith(content)
         assert place or not piece.place
-    assert chunker.split(text, id="a.md", metadata=metadata) == pieces
-    assert chunker.placed(parts, "a.md", metadata) == [piece.placed for piece in pieces]
+    assert chunker.split(text, id="a.md", title=title) == pieces
+    assert chunker.places(parts, "a.md", title) == [piece.place for piece in pieces]
     return parts
 
 
@@ -76,8 +77,11 @@ PARTS = [
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(PARTS), st.sampled_from(["\n", "\n\n", "\r\n", " ", ""])),
-             min_size=1, max_size=40).filter(lambda p: "".join(a + b for a, b in p).strip()),
+    st.lists(
+        st.tuples(st.sampled_from(PARTS), st.sampled_from(["\n", "\n\n", "\r\n", " ", ""])),
+        min_size=1,
+        max_size=40,
+    ).filter(lambda p: "".join(a + b for a, b in p).strip()),
     st.integers(1, 48),
     st.booleans(),
 )
@@ -93,7 +97,13 @@ def test_any_text_becomes_pieces_that_fit(text: str, room: int, place: bool) -> 
 
 
 def test_what_has_no_structure_takes_no_longer_for_it() -> None:
-    for text in ("a" * 30_000, "a. " * 10_000, "# a\n" * 8_000, "```\n" * 8_000, "- \n-a\n" * 5_000):
+    for text in (
+        "a" * 30_000,
+        "a. " * 10_000,
+        "# a\n" * 8_000,
+        "```\n" * 8_000,
+        "- \n-a\n" * 5_000,
+    ):
         cut(text)
 
 
@@ -154,7 +164,8 @@ def test_references_end_at_paragraphs() -> None:
 def test_a_paragraph_is_cut_at_a_sentence() -> None:
     text = " ".join([words(30)] * 12)
     for part in cut(text):
-        assert part.startswith("The ship") and part.rstrip().endswith("ship.")
+        assert part.startswith("The ship")
+        assert part.rstrip().endswith("ship.")
 
 
 def test_no_reference_is_a_crumb() -> None:
@@ -181,7 +192,10 @@ def test_no_reference_is_a_crumb() -> None:
         ("It was in 1874. Then", ["It was in 1874. ", "Then"]),
         ("Ships, boats etc. were there. End", ["Ships, boats etc. were there. ", "End"]),
         ("Das ist z. B. so. Gut.", ["Das ist z. B. so. ", "Gut."]),
-        ("港は古い。灯台は「青い。」そうか？はい", ["港は古い。", "灯台は「青い。」", "そうか？", "はい"]),
+        (
+            "港は古い。灯台は「青い。」そうか？はい",
+            ["港は古い。", "灯台は「青い。」", "そうか？", "はい"],
+        ),
         ("¿Qué? Nada. ¡No! Sí", ["¿Qué? ", "Nada. ", "¡No! ", "Sí"]),
         ("यह है। वह है। अंत", ["यह है। ", "वह है। ", "अंत"]),
         ("ما هذا؟ هذا. نعم", ["ما هذا؟ ", "هذا. ", "نعم"]),
@@ -189,7 +203,7 @@ def test_no_reference_is_a_crumb() -> None:
 )
 def test_where_sentences_end(text: str, sentences: list[str]) -> None:
     ends = [0, *(end for end in sentence_ends(text) if end < len(text)), len(text)]
-    assert [text[a:b] for a, b in zip(ends, ends[1:], strict=False)] == sentences
+    assert [text[a:b] for a, b in itertools.pairwise(ends)] == sentences
 
 
 def test_chinese_and_japanese_are_cut_at_their_stops() -> None:
@@ -268,7 +282,7 @@ GUIDE = (
 
 def places(text: str, title: str = "", id: str | None = None, room: int = 128) -> list[str]:
     chunker = Chunker(tokenizer_json(), room, Cutting("structure", True))
-    pieces = chunker.split(text, id=id, metadata={"title": title})
+    pieces = chunker.split(text, id=id, title=title)
     return [piece.place for piece in pieces]
 
 
@@ -301,12 +315,14 @@ def test_a_long_place_loses_what_is_farthest_and_takes_a_quarter_at_most() -> No
     names = [f"{'#' * n} part {n} of the harbour of the north\n\n" for n in range(1, 6)]
     text = "".join(names) + " ".join([words(60)] * 4)
     found = places(text, "Ships")
-    assert found[-1].startswith("Ships > ") and found[-1].endswith("part 5 of the harbour of the north")
+    assert found[-1].startswith("Ships > ")
+    assert found[-1].endswith("part 5 of the harbour of the north")
     assert all(count(place + "\n") <= 32 for place in found)
     assert set(places(text, "Ships", room=4)) == {""}
 
 
 def test_without_a_tokenizer_a_text_stays_whole_and_has_its_place() -> None:
     chunker = Chunker(None, 128, Cutting("structure", True))
-    (piece,) = chunker.split(GUIDE, metadata={"title": "Guide"})
-    assert piece.text == GUIDE and piece.placed == f"Guide\n{GUIDE.strip()}"
+    (piece,) = chunker.split(GUIDE, title="Guide")
+    assert piece.text == GUIDE
+    assert piece.placed == f"Guide\n{GUIDE.strip()}"

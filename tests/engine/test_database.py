@@ -87,6 +87,7 @@ def test_what_was_recorded_is_there_after_opening(full: MemDB) -> None:
             "embedder": {"name": "words", "fingerprint": "words-64", "dimension": 64},
             "model": {"name": "tokens"},
             "memory": {"codec": DEFAULT_CODEC, "selection": "third"},
+            "cutting": {"rule": "structure", "place": False},
         }
 
 
