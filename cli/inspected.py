@@ -26,6 +26,8 @@ class Inspected:
         kept: (tokens,) how many rows keep each token; None: it is cold.
         numbers: what else its memory is, by name.
         used: where a question was asked: what the answer took from it; None: nothing.
+        place: where it stands in its document; empty: it was written without.
+        before: tokens of the place, which stand before the content in the memory.
     """
 
     reference: Reference
@@ -34,11 +36,16 @@ class Inspected:
     kept: NDArray[np.int64] | None
     numbers: dict[str, Any]
     used: Source | None = None
+    place: str = ""
+    before: int = 0
 
     @property
     def attention(self) -> list[float] | None:
         """(tokens,) share of all attention."""
-        return None if self.used is None else self.used.tokens[: len(self.pieces)].tolist()
+        if self.used is None:
+            return None
+        shares: list[float] = self.used.tokens[self.before :][: len(self.pieces)].tolist()
+        return shares
 
     def to_json(self) -> dict[str, Any]:
         """It as JSON values."""
@@ -50,6 +57,7 @@ class Inspected:
             "document": self.reference.document_id,
             "reference": self.reference.id,
             "ordinal": self.reference.ordinal,
+            "place": self.place,
             "warm": self.kept is not None,
             **self.numbers,
             "rows": self.rows,
@@ -71,12 +79,20 @@ def inspect_document(database: MemDB, id: str, sources: Sequence[Source]) -> lis
     tokenizer = text_tokenizer(database.writer.tokenizer)
     used = {source.reference.id: source for source in sources}
     found = []
-    for reference, stored in database.memories(id):
-        encoding = tokenizer.encode(reference.content, add_special_tokens=False)
-        pieces = _pieces(reference.content, [end for _, end in encoding.offsets])
-        kept, numbers = _memory(stored, len(pieces))
+    rows = database.shape.rows
+    with database.snapshot() as moment:
+        memories, places = moment.memories(id), moment.places(id)
+    for (reference, stored), place in zip(memories, places, strict=True):
+        content = reference.content
+        written = f"{place}\n{content}" if place else content
+        offsets = tokenizer.encode(written, add_special_tokens=False).offsets
+        start = len(written) - len(content)
+        ends = [end - start for _, end in offsets if end > start]
+        before = len(offsets) - len(ends)
+        pieces = _pieces(content, ends)
+        kept, numbers = _memory(stored, before, len(pieces))
         source = used.get(reference.id)
-        found.append(Inspected(reference, pieces, database.shape.rows, kept, numbers, source))
+        found.append(Inspected(reference, pieces, rows, kept, numbers, source, place, before))
     return found
 
 
@@ -91,13 +107,14 @@ def _pieces(text: str, ends: Sequence[int]) -> list[str]:
 
 
 def _memory(
-    stored: StoredMemory | None, tokens: int
+    stored: StoredMemory | None, before: int, tokens: int
 ) -> tuple[NDArray[np.int64] | None, dict[str, Any]]:
-    """By token how many rows keep it, and the memory's other numbers."""
+    """By token of the content, behind those of the place, how many rows keep it, and the memory's
+    other numbers."""
     if stored is None:
         return None, {"pairs": None, "bytes": None, "codec": None}
     coded = stored.coded()
-    kept = np.bincount(coded.positions, minlength=tokens)[:tokens]
+    kept = np.bincount(coded.positions, minlength=before + tokens)[before : before + tokens]
     numbers = {
         "pairs": len(coded.positions),
         "bytes": len(stored.payload),

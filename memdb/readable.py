@@ -59,6 +59,19 @@ class Readable(Searchable):
                 for number in entry_of(transaction, known(id)).references
             ]
 
+    def places(self, id: str) -> list[str]:
+        """Where the references of a document stand in it, in order: behind that, on a line of its
+        own, each was embedded, and its memory written. Empty for one that has no place.
+
+        Raises:
+            UnknownDocumentError: no document has this id.
+            CorruptRecordError: a reference is damaged.
+        """
+        with self._reading() as transaction:
+            numbers = entry_of(transaction, known(id)).references
+            references = [transaction.reference(number) for number in numbers]
+            return self._memory_store.placing.places(transaction, references)
+
     def get_many(self, ids: Iterable[str]) -> list[StoredDocument]:
         """Documents by their ids, in the order of these, all of one moment.
 

@@ -168,6 +168,12 @@ def how_options(command: Any) -> Any:
     help="auto: exact search for few references, an ANN index for many.",
 )
 @click.option("--recall", type=float, help="Share of the 5 nearest that an ANN index has to find.")
+@click.option(
+    "--place/--no-place",
+    default=None,
+    help="Embed references, and write their memories, behind the place where they stand: title and "
+    "headings. Default: --place.",
+)
 @key_option
 def init(path: Path, layers: str | None, adapter_name: str | None, **options: object) -> None:
     """Make a database, fixed to one model, one embedder and one framing.

@@ -42,12 +42,15 @@ class Placing:
             CorruptRecordError: what a place follows from is damaged: another reference of the
                 document, or its metadata.
         """
+        return list(
+            map(placed, self.places(transaction, references), (one.content for one in references))
+        )
+
+    def places(self, transaction: Transaction, references: Sequence[Reference]) -> list[str]:
+        """The places of references; empty for one that has none, or is not there any more."""
         if self._places_of is None:
-            return [reference.content for reference in references]
-        return [
-            placed(self._of(transaction, reference).get(reference.id, ""), reference.content)
-            for reference in references
-        ]
+            return [""] * len(references)
+        return [self._of(transaction, one).get(one.id, "") for one in references]
 
     def _of(self, transaction: Transaction, reference: Reference) -> dict[int, str]:
         """The places in a reference's document, by reference."""

@@ -20,6 +20,9 @@ from model_adapter.writing.head_weight_file import GivenWeights
 from model_adapter.writing.predictor import GivenPredictor
 from model_adapter.writing.writer import Writer
 
+#: What references without a place cost, and with one, `docs/cutting.md` says.
+DEFAULT_PLACE = True
+
 
 def create_database(
     path: str | os.PathLike[str],
@@ -40,6 +43,7 @@ def create_database(
     index: IndexKind = "auto",
     recall: float = 0.99,
     keys: Sequence[str] = (),
+    place: bool = DEFAULT_PLACE,
     embedder_device: str | None = None,
     notify: Notify = lambda _: None,
     **loading: Unpack[LoadingOptions],
@@ -70,6 +74,8 @@ def create_database(
         index: see `memdb.MemDB.create`.
         recall: likewise.
         keys: metadata keys that filters ask for, to be indexed.
+        place: whether each reference is embedded, and its memory written, behind the place where it
+            stands in its document; see `memdb.MemDB.create`.
         embedder_device: where the embedder runs; default: the CPU.
         notify: told when a model is pulled.
         loading: `device`, `dtype`, `threads` and what else `Loading` has, for a model by its name.
@@ -101,4 +107,5 @@ def create_database(
         index=index,
         recall=recall,
         keys=keys,
+        place=place,
     )

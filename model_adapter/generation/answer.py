@@ -24,7 +24,8 @@ class Source:
         reference: which.
         share: of the attention that all memories got while the answer was generated, 0 to 1.
         attention: its share of all attention, the mean over the answer's tokens, layers and heads.
-        tokens: (reference length,) float32: `attention`, by token of the reference.
+        tokens: (reference length,) float32: `attention`, by token of the reference; those of its
+            place, if it has one, come first.
     """
 
     reference: Reference

@@ -279,6 +279,7 @@ CALLS: dict[str, Call] = {
     "Readable.count": lambda p: (p.db.count, {}),
     "Readable.changes": lambda p: (listed(p.db.changes), {}),
     "Readable.memories": lambda p: (p.db.memories, {"id": "a"}),
+    "Readable.places": lambda p: (p.db.places, {"id": "a"}),
     "Readable.documents": lambda p: (listed(p.db.documents), {}),
     "Readable.query": lambda p: (p.db.query, {"text": "harbour"}),
     "Readable.retrieve": lambda p: (p.db.retrieve, {"tokens": "harbour"}),
