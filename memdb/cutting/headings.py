@@ -16,7 +16,7 @@ LONGEST_NAME = 200
 Kind = Literal["blank", "text", "heading", "fence", "code"]
 
 _FENCE = re.compile(r"[ \t]*(`{3,}(?=[^`]*$)|~{3,})")
-_HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+(\S.*)$")
+_HEADING = re.compile(r" {0,3}(#{1,6})[ \t](.*)$")
 _CLOSING = re.compile(r"[ \t]+#+$")
 
 

@@ -20,6 +20,7 @@ import lmdb
 import numpy as np
 import xxhash
 import zstandard
+from tokenizers import Tokenizer
 
 from tests.storage_format.coded import Parameters, Place, is_known, read_section, split_name, widen
 from tests.storage_format.document import rows
@@ -121,6 +122,18 @@ class Database:
     def tokenizer(self) -> str | None:
         found = self.table("settings").get(b"tokenizer")
         return None if found is None else frame(found[1])
+
+    @cached_property
+    def _text_tokenizer(self) -> Tokenizer | None:
+        if self.tokenizer is None:
+            return None
+        return Tokenizer.from_str(json.dumps({**json.loads(self.tokenizer), "added_tokens": []}))
+
+    def count(self, text: str) -> int:
+        """Tokens of a text; 0 where there is no tokenizer."""
+        if self._text_tokenizer is None:
+            return 0
+        return len(self._text_tokenizer.encode(text, add_special_tokens=False).ids)
 
     @cached_property
     def fitted(self) -> dict[str, bytes]:
@@ -306,6 +319,83 @@ def follow(index: set[int], built: int | None, database: Database) -> tuple[set[
     return (index - deleted) | (inserted - deleted), last
 
 
+# --- places, from the document ---
+
+
+def name_in(text: str) -> str | None:
+    name = re.sub(f"[{WHITE_SPACE}]+", " ", text).strip(" ")
+    return name if 1 <= len(name) <= 200 else None
+
+
+def headings(text: str) -> list[tuple[int, int, str]]:
+    """Where each heading begins, its level and its name."""
+    found = []
+    fence = None
+    at = 0
+    for line in re.findall("[^\n]*\n|[^\n]+", text):
+        bare = line.strip(WHITE_SPACE)
+        opening = re.match(r"[ \t]*(```+(?!.*`)|~~~+)", line)
+        heading = re.match(r"( {0,3})(#{1,6})[ \t](.*)", line)
+        if fence is not None:
+            if len(bare) >= len(fence) and set(bare) == {fence[0]}:
+                fence = None
+        elif opening:
+            fence = opening[1]
+        elif heading:
+            name = name_in(re.sub(r"(^|[ \t])#+$", "", heading[3].rstrip(WHITE_SPACE)))
+            if name is not None and set(name) != {"#"}:
+                found.append((at + len(heading[1]), len(heading[2]), name))
+        at += len(line)
+    return found
+
+
+def places(database: Database, name: str) -> list[str]:
+    """Of the references of a document; empty for one that has none."""
+    references = database.references()
+    texts = [references[reference][4] for reference in database.documents()[name][3]]
+    cutting = {"place": False}
+    if b"cutting" in database.records["settings"]:
+        cutting = database.setting("cutting")
+    if not cutting["place"]:
+        return [""] * len(texts)
+    room = database.shape["reference_length"]
+    metadata = json.loads(database.table("metadata")[name.encode()][1])
+    of_text = headings("".join(texts))
+    given = metadata.get("title")
+    title = name_in(given) if isinstance(given, str) else None
+    if title is None and of_text:
+        title = of_text[0][2]
+    if title is None and not name.startswith("sha256:"):
+        title = name_in(name)
+    found = []
+    at = 0
+    for text in texts:
+        content = text.strip(WHITE_SPACE)
+        start = at + text.index(content)
+        above: list[tuple[int, int, str]] = []
+        own = None
+        for heading in of_text:
+            if heading[0] <= start:
+                above = [one for one in above if one[1] < heading[1]]
+                if heading[0] < start:
+                    above.append(heading)
+                else:
+                    own = heading[2]
+        names = [one for _, _, one in above]
+        if title is not None and names[:1] != [title]:
+            names = [title, *names]
+        if names == [own]:
+            names = []
+        while names and database.count(" > ".join(names) + "\n") > min(32, room // 4):
+            del names[1 if len(names) > 2 else 0]
+        place = " > ".join(names)
+        if place and database.count(f"{place}\n{content}") > room:
+            place = ""
+        found.append(place)
+        at += len(text)
+    return found
+
+
 # --- the verifier, from the document --------------------------------------------------------------
 
 
@@ -327,7 +417,7 @@ def settings_are_there(database: Database) -> None:
     assert re.fullmatch("[0-9a-f]{32}", database.setting("format")["id"])
     for setting, name, kind, _ in rows("Settings", columns=4):
         there = setting.strip("`").encode() in database.records["settings"]
-        may_be_missing = ("`unfitted`", "`calibration`", "`rewriting`", "`recoding`")
+        may_be_missing = ("`unfitted`", "`calibration`", "`cutting`", "`rewriting`", "`recoding`")
         if setting in may_be_missing and not there:
             continue
         record = database.setting(setting.strip("`"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import struct
 from collections import Counter
 from collections.abc import Callable
@@ -12,8 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from memdb import CorruptRecordError, FormatError, MemDB, MemoryShape
+from memdb.cutting.headings import headings_of
 from tests.storage_format.coded import FAMILIES, PLAIN
 from tests.storage_format.databases import (
     DIMENSION,
@@ -51,6 +55,8 @@ from tests.storage_format.reader import (
     broken,
     fingerprint,
     follow,
+    headings,
+    places,
     read_database,
     seal,
     unseal,
@@ -166,6 +172,70 @@ def test_an_independent_reader_reads_it_all(tmp_path: Path, dtype: str, codec: s
         "usage",
     }
     assert (path / "CURRENT").read_bytes() == b"gen-000001\n"
+
+
+GUIDE = (
+    "One two\n\n# Guide #\n"
+    + LONG
+    + "\n ## Ships  of  war\n"
+    + LONG
+    + "\n### Deep\n"
+    + LONG
+    + "\n```\n# none\n```\n"
+    + LONG
+    + "\n## Ships of peace\n"
+    + LONG
+    + "\n# Guide\n"
+    + OTHER
+)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])  # of 8 and of 300 tokens
+def test_an_independent_reader_knows_every_place(tmp_path: Path, dtype: str) -> None:
+    with create(tmp_path / "db", dtype, "exact", place=True) as db:
+        db.insert(GUIDE, id="a", metadata={"title": " A\ttitle "})
+        db.insert(GUIDE, id="b")
+        db.insert(GUIDE, id="c", metadata={"title": "Guide"})
+        db.insert(GUIDE, id="d", metadata={"title": ["no", "name"]})
+        db.insert(LONG, id="e f")
+        db.insert(OTHER)
+        db.insert(LONG + OTHER, id="g", metadata={"title": "long " * 50})
+        known = {id: db.places(id) for id in db}
+        database = read_copy(db.path, tmp_path / "copy")
+    assert sum(map(bool, itertools.chain(*known.values()))) > 10
+    assert {id: places(database, id) for id in known} == known
+    for invariant in INVARIANTS.values():
+        invariant(database)
+    references, memories, vectors = (
+        database.references(),
+        database.memories(),
+        database.embeddings(),
+    )
+    for id, of_document in known.items():
+        for number, place in zip(database.documents()[id][3], of_document, strict=True):
+            content = references[number][4].strip()
+            written = f"{place}\n{content}" if place else content
+            memory = memories[number]
+            assert memory is not None
+            assert memory.positions == tuple(memory_of(written, shape_of(dtype)).positions)
+            wanted = FakeEmbedder().embed([written])[0]
+            np.testing.assert_allclose(
+                vectors[number], wanted / np.linalg.norm(wanted), rtol=1e-5, atol=1e-6
+            )
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [*"# `~a\n\n", "```", "~~~", "\n# ", "\n## a", "   ", "\t", "\r", "\u3000", "\x0b"]
+        ),
+        max_size=40,
+    )
+)
+def test_an_independent_reader_knows_every_heading(parts: list[str]) -> None:
+    text = "".join(parts)
+    known = [(heading.at, heading.level, heading.name) for heading in headings_of(text)]
+    assert headings(text) == known
 
 
 def check_all(db: MemDB, path: Path, copy: Path) -> Database:
