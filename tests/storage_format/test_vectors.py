@@ -129,6 +129,7 @@ def test_the_example_database_by_hand() -> None:
         ("settings", b"model"): (1, b'{"name":null}'),
         ("settings", b"memory"): (1, b'{"codec":"int8"}'),
         ("settings", b"index"): (1, b'{"keys":["lang","year"],"kind":"auto","recall":0.99}'),
+        ("settings", b"cutting"): (1, b'{"place":false,"rule":"structure"}'),
         ("settings", b"counters"): (1, b'{"last_change":1,"next_reference":2,"trimmed":0}'),
         ("documents", b"a"): (
             2,
