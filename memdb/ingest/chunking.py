@@ -246,18 +246,20 @@ class _Structured:
         while True:
             begins = self._chosen()
             found: list[Piece] = []
+            long: list[int] = []  # units that were counted as less than they are
             for first, behind in zip(begins, [*begins[1:], len(self._units)], strict=True):
                 piece = self._piece(first, behind)
                 if piece is None and behind > first + 1:
                     self._wrong.add((first, behind))
-                elif piece is None:  # it was counted as less than it is
-                    self._split_if_long(first)
-                    self._wrong.clear()  # the numbers of units are others now
-                    break
+                elif piece is None:
+                    long.append(first)
                 else:
                     found.append(piece)
             if len(found) == len(begins):
                 return found
+            for k in reversed(long):
+                self._split_if_long(k)
+                self._wrong.clear()  # the numbers of units are others now
 
     def _chosen(self) -> list[int]:
         units, tokens = self._units, self._tokens
