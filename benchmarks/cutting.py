@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb import Chunker, Cutting, Document, read_corpus
+from memdb import Chunker, Cutting, Document, Embedder, read_corpus
 from model_adapter import LanguageModel, load_embedder
 from model_adapter.evaluation import read_questions
 from model_adapter.evaluation.bootstrap import Bootstrap, Means
@@ -113,8 +113,25 @@ def recorded(folder: Path) -> tuple[list[Document], list[Asked]]:
     return documents, questions
 
 
+class Vectors:
+    """Those of texts, each made once."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+        self._known: dict[str, NDArray[np.float32]] = {}
+
+    def __call__(self, texts: Sequence[str], *, query: bool = False) -> NDArray[np.float32]:
+        """(texts, dimension) float32."""
+        if query:
+            return self._embedder.embed(texts, query=True)
+        new = list(dict.fromkeys(text for text in texts if text not in self._known))
+        if new:
+            self._known.update(zip(new, self._embedder.embed(new), strict=True))
+        return np.stack([self._known[text] for text in texts])
+
+
 def found_by(
-    chunker: Chunker, embedder: object, documents: Sequence[Document], questions: Sequence[Asked]
+    chunker: Chunker, vectors_of: Vectors, documents: Sequence[Document], questions: Sequence[Asked]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[int]]:
     """Of each question whether its documents, and its answer, are found; the references' tokens."""
     owners, spans, texts, placed, tokens = [], [], [], [], []
@@ -128,8 +145,8 @@ def found_by(
             placed.append(piece.placed)
             tokens.append(piece.tokens)
             at += len(piece.text)
-    vectors = embedder.embed(placed)  # type: ignore[attr-defined]
-    asked = embedder.embed([one.text for one in questions], query=True)  # type: ignore[attr-defined]
+    vectors = vectors_of(placed)
+    asked = vectors_of([one.text for one in questions], query=True)
     nearest = np.argsort(-(asked @ vectors.T), 1, kind="stable")[:, :SEEN]
     of_documents, of_answers = [], []
     for one, seen in zip(questions, nearest.tolist(), strict=True):
@@ -159,9 +176,10 @@ def main() -> None:
         "--tokenizer", default="smollm2-135m", help="model whose tokens are counted"
     )
     parser.add_argument("--embedder", default="all-minilm-l6-v2")
+    parser.add_argument("--only", action="append", help="of these corpora alone")
     options = parser.parse_args()
     tokenizer = LanguageModel.load(options.tokenizer).tokenizer_json
-    embedder = load_embedder(options.embedder)
+    vectors_of = Vectors(load_embedder(options.embedder))
     sets = {
         "python": python_documentation(name_module=False),
         "python+module": python_documentation(name_module=True),
@@ -172,11 +190,13 @@ def main() -> None:
     print("| corpus | questions | cut | references | tokens | document | answer | of the first |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, (documents, questions) in sets.items():
+        if options.only and name not in options.only:
+            continue
         first = next(iter(ARMS))
         columns: dict[str, NDArray[np.float64]] = {}
         for arm, cutting in ARMS.items():
             of_documents, of_answers, tokens = found_by(
-                Chunker(tokenizer, 128, cutting), embedder, documents, questions
+                Chunker(tokenizer, 128, cutting), vectors_of, documents, questions
             )
             columns[arm] = of_answers
             bootstrap = Bootstrap({one: columns[one] for one in {first, arm}}, 0)

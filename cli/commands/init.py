@@ -172,7 +172,7 @@ def how_options(command: Any) -> Any:
     "--place/--no-place",
     default=None,
     help="Embed references, and write their memories, behind the place where they stand: title and "
-    "headings. Default: --place.",
+    "headings. Default: --no-place.",
 )
 @key_option
 def init(path: Path, layers: str | None, adapter_name: str | None, **options: object) -> None:

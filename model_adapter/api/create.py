@@ -20,9 +20,6 @@ from model_adapter.writing.head_weight_file import GivenWeights
 from model_adapter.writing.predictor import GivenPredictor
 from model_adapter.writing.writer import Writer
 
-#: What references without a place cost, and with one, `docs/cutting.md` says.
-DEFAULT_PLACE = True
-
 
 def create_database(
     path: str | os.PathLike[str],
@@ -43,7 +40,7 @@ def create_database(
     index: IndexKind = "auto",
     recall: float = 0.99,
     keys: Sequence[str] = (),
-    place: bool = DEFAULT_PLACE,
+    place: bool = False,
     embedder_device: str | None = None,
     notify: Notify = lambda _: None,
     **loading: Unpack[LoadingOptions],
@@ -75,7 +72,7 @@ def create_database(
         recall: likewise.
         keys: metadata keys that filters ask for, to be indexed.
         place: whether each reference is embedded, and its memory written, behind the place where it
-            stands in its document; see `memdb.MemDB.create`.
+            stands in its document; see `memdb.MemDB.create`, and for its worth `docs/cutting.md`.
         embedder_device: where the embedder runs; default: the CPU.
         notify: told when a model is pulled.
         loading: `device`, `dtype`, `threads` and what else `Loading` has, for a model by its name.

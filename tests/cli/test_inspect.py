@@ -12,10 +12,10 @@ from rich.console import Console
 import model_adapter
 from cli.heat import has_colours, heat_lines, heat_map
 from memdb import MemDB
-from model_adapter import SentenceEmbedder, open_database
+from model_adapter import SentenceEmbedder, create_database, generate, open_database
 from tests.cli.conftest import Run, rows
-from tests.cli.small import make_database
-from tests.helpers import FACTS
+from tests.cli.small import make_database, model_folder
+from tests.helpers import FACTS, SAMPLE
 
 QUESTION = FACTS[0].question
 COLOURS = {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLORTERM": "truecolor"}
@@ -94,6 +94,49 @@ def test_what_an_answer_looked_at(run: Run, tmp_path: Path) -> None:
     short = ("--max-new-tokens", "3")
     (_, row) = rows(run("inspect", "pellonia", "--question", QUESTION, "--json", *short))
     assert answer.text.startswith(row["answer"])
+
+
+def test_tokens_of_a_place_are_not_shown(
+    run: Run, tmp_path: Path, minilm: SentenceEmbedder
+) -> None:
+    """A place is part of the memory, and no part of the text."""
+    path = tmp_path / "placed"
+    title = {"title": "The lighthouse"}
+    model = model_folder(minilm)
+    with create_database(path, model=model, embedder=minilm, codec="exact", place=True) as database:
+        database.insert(SAMPLE, id="long", metadata=title)
+        contents = [piece.placed for piece in database.split(SAMPLE, metadata=title)]
+        memories = [stored.memory for _, stored in database.memories("long") if stored]
+        # What is stored is what the model makes of the prompt of that text.
+        for memory, written in zip(memories, database.writer.write(contents), strict=True):
+            np.testing.assert_array_equal(memory.positions, written.positions)
+            np.testing.assert_allclose(memory.keys, written.keys, atol=1e-4)
+        own = [reference.content for reference, _ in database.memories("long")]
+        skipped = [
+            len(database.writer.model.tokens(placed)) - len(database.writer.model.tokens(content))
+            for placed, content in zip(contents, own, strict=True)
+        ]
+        found = generate(QUESTION, database, cite=True, max_new_tokens=4)
+        hit = database.retrieve("The harbour", k=1).hits[0]
+        assert hit.text in SAMPLE
+    assert min(skipped) > 0
+    asked = rows(run("inspect", "long", "--db", "placed", "--json"))
+    question = ("--question", QUESTION, "--max-new-tokens", "4", "--json")
+    used = rows(run("inspect", "long", "--db", "placed", *question))[:-1]
+    sources = {source.reference.id: source.tokens for source in found.sources()}
+    assert sources
+    for row, looked, memory, content, before in zip(
+        asked, used, memories, own, skipped, strict=True
+    ):
+        assert row["place"] == "The lighthouse"
+        assert "".join(token["text"] for token in row["tokens"]) == content
+        kept = np.bincount(memory.positions, minlength=before + len(row["tokens"]))[before:]
+        assert [token["kept"] for token in row["tokens"]] == kept.tolist()
+        if row["reference"] in sources:
+            shares = sources[row["reference"]][before:][: len(row["tokens"])]
+            np.testing.assert_allclose(
+                [token["used"] for token in looked["tokens"]], shares, atol=1e-4
+            )
 
 
 def test_a_document_that_an_answer_does_not_rest_on(run: Run) -> None:
