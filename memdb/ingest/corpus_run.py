@@ -19,6 +19,7 @@ from memdb.ingest.corpus import Entry
 from memdb.ingest.recording import delete, embedded, put, put_metadata
 from memdb.memories.memory_store import MemoryStore
 from memdb.protocols import Embedder, Progress
+from memdb.storage.record_layout import DocumentEntry
 from memdb.storage.store import Store
 from memdb.storage.transaction import Transaction
 from memdb.types.checks import content_hash, text_hash
