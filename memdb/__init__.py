@@ -67,6 +67,7 @@ from memdb.transaction import WriteTransaction
 from memdb.types.change import Change
 from memdb.types.cutting import Cutting
 from memdb.types.document import Document, Part, Reference, StoredDocument
+from memdb.types.html import Html
 from memdb.types.memory import ExplicitMemory, from_float32, to_float32
 from memdb.types.memory_batch import MemoryBatch
 from memdb.types.shape import DType, Framing, MemoryShape, Rope
@@ -110,6 +111,7 @@ __all__ = [
     "Framing",
     "Gathered",
     "Hit",
+    "Html",
     "IndexInfo",
     "IndexKind",
     "IndexStats",

@@ -21,6 +21,7 @@ from .generation.answer import Generation, Source
 from .generation.chat import Chat
 from .generation.chunks import Chunk
 from .generation.generate import Stream, generate, stream
+from .generation.inspected import Inspected, Inspection, inspect_document
 from .generation.options import Mode, Options
 from .models.adapters import Adapter, load_adapter
 from .models.embedder import SentenceEmbedder
@@ -46,6 +47,8 @@ __all__ = [
     "Context",
     "Frame",
     "Generation",
+    "Inspected",
+    "Inspection",
     "LanguageModel",
     "LayerMemory",
     "Loading",
@@ -66,6 +69,7 @@ __all__ = [
     "create_database",
     "default_framing",
     "generate",
+    "inspect_document",
     "is_pulled",
     "load_adapter",
     "load_embedder",

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -121,5 +122,7 @@ def test_the_docs_name_files_that_there_are() -> None:
 
 
 def test_one_version() -> None:
-    assert f'version = "{__version__}"' in (ROOT / "pyproject.toml").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "memdb.__version__"}
     assert __version__ in (ROOT / "CHANGELOG.md").read_text()

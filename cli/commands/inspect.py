@@ -26,11 +26,10 @@ from cli.common import (
     read_only_option,
 )
 from cli.heat import has_colours, heat_lines, heat_map
-from cli.inspected import Inspected, inspect_document
 from cli.sources import source_json, source_lines
 
 if TYPE_CHECKING:  # it loads torch
-    from model_adapter import Generation, Source
+    from model_adapter import Generation, Inspected, Source
 
 
 @click.command(
@@ -73,19 +72,20 @@ def inspect(
         if question is not None:
             options = {"max_new_tokens": max_new_tokens, "cite": True}
             answer = adapter().generate(question, database, **options)
-        inspected = inspect_document(database, id, [] if answer is None else answer.sources())
+        sources = [] if answer is None else answer.sources()
+        inspected = adapter().inspect_document(database, id, sources)
     if as_json:
         for part in inspected:
             print_json(part.to_json())
         if answer is not None:
-            sources = [source_json(source) for source in answer.sources()]
-            print_json({"question": question, "answer": answer.text, "sources": sources})
+            shown = [source_json(source) for source in sources]
+            print_json({"question": question, "answer": answer.text, "sources": shown})
         return
     console = Console(highlight=False)
     _show_kept(console, inspected)
     if answer is not None:
         click.echo(f"\n{question}\n{answer.text.strip()}")
-        _show_used(console, inspected, answer.sources())
+        _show_used(console, inspected, sources)
 
 
 def _show_kept(console: Console, inspected: Sequence[Inspected]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,8 +20,11 @@ from memdb.storage.record_layout import (
 )
 from memdb.storage.transaction import decoded
 from memdb.types.document import Reference
+from memdb.types.html import Html, brief
 from memdb.types.memory import ExplicitMemory
 from memdb.types.shown import shown
+
+_TEXT, _METADATA, _QUERY = 240, 100, 200  # characters of them that a notebook shows
 
 
 class Hit:
@@ -134,6 +138,19 @@ class Retrieval:
         best = f", best {self.hits[0].score:.4f}" if self.hits else ""
         return f"Retrieval({query}, hits={len(self.hits)}{best}, written={self.written})"
 
+    def _repr_html_(self) -> str:
+        """In a notebook: a table of the hits."""
+        query = "by an embedding" if self.query is None else f"“{brief(self.query, _QUERY)}”"
+        shown = Html().line(f"Retrieval {query}")
+        count = f"{len(self.hits)} hit{'' if len(self.hits) == 1 else 's'}"
+        written = f", {self.written} memories written for it" if self.written else ""
+        shown.line(count + written, small=True)
+        if not self.hits:
+            return str(shown)
+        worded = any(hit.keyword_score is not None for hit in self.hits)
+        head = ["", "score", *(["words"] if worded else []), "document", "text", "metadata"]
+        return str(shown.table(head, (_row(*of, worded) for of in enumerate(self.hits, 1))))
+
     @property
     def stored(self) -> list[StoredMemory]:
         """The hits' memories as they are stored, for `memdb.pack`."""
@@ -143,3 +160,15 @@ class Retrieval:
     def memories(self) -> list[ExplicitMemory]:
         """The hits' memories, decoded one by one."""
         return [stored.memory for stored in self.stored]
+
+
+def _row(place: int, hit: Hit, worded: bool) -> list[str]:
+    """A hit in a table; `worded`: with its keyword score."""
+    words = "" if hit.keyword_score is None else f"{hit.keyword_score:.2f}"
+    scores = [str(place), f"{hit.score:.3f}", *([words] if worded else [])]
+    try:
+        metadata = json.dumps(hit.metadata, ensure_ascii=False) if hit.metadata else ""
+        text = brief(hit.reference.content, _TEXT)
+        return [*scores, hit.document_id, text, brief(metadata, _METADATA)]
+    except CorruptRecordError:
+        return [*scores, "", f"reference {hit.id} is damaged: `memdb verify` says more", ""]

@@ -8,12 +8,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb import Reference
+from memdb import Html, Reference
 from model_adapter.generation.chunks import Chunk
 from model_adapter.generation.options import Mode
 
 #: Why an answer ended: by the model, by a stop string, or since max_new_tokens were there.
 Finish = Literal["end", "stop", "length"]
+
+_TEXT = 240  # characters of a source that a notebook shows
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,19 @@ class Generation:
     def __str__(self) -> str:
         return self.text
 
+    def _repr_html_(self) -> str:
+        """In a notebook: the answer; what it rests on, if it was cited; how long it took."""
+        shown = Html().text(self.text.strip() or "(an empty answer)")
+        sources = self.sources()
+        if sources:
+            head = ["", "of the memories' attention", "of all", "document", "text"]
+            shown.table(head, (_row(*of) for of in enumerate(sources, 1)))
+        took = ", ".join(
+            f"{name.replace('_', ' ')} {seconds:.2f} s" for name, seconds in self.seconds.items()
+        )
+        counts = f"{self.mode}: {self.prompt_tokens} prompt tokens, {len(self.token_ids)} new ones"
+        return str(shown.line(f"{counts}; {took}" if took else counts, small=True))
+
     def sources(self) -> list[Source]:
         """What the answer rests on, the most used first: the references whose memories were seen
         while it was generated. Needs `cite=True`; empty else."""
@@ -85,3 +100,15 @@ class Generation:
             for number, tokens in attention.items()
         ]
         return sorted(sources, key=lambda source: -source.share)
+
+
+def _row(place: int, source: Source) -> list[str]:
+    """A source in a table."""
+    text = " ".join(source.reference.content.split())
+    return [
+        str(place),
+        f"{source.share:.1%}",
+        f"{source.attention:.1%}",
+        source.reference.document_id,
+        text if len(text) <= _TEXT else text[: _TEXT - 1] + "…",
+    ]

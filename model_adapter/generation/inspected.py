@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memdb import MemDB, Reference, StoredMemory, text_tokenizer
-
-if TYPE_CHECKING:  # it loads torch
-    from model_adapter import Source
+from memdb import Html, MemDB, Reference, StoredMemory, text_tokenizer
+from model_adapter.generation.answer import Source
 
 
 @dataclass
@@ -68,17 +67,54 @@ class Inspected:
         }
 
 
-def inspect_document(database: MemDB, id: str, sources: Sequence[Source]) -> list[Inspected]:
-    """The references of a document, in order.
+class Inspection(list[Inspected]):
+    """The references of a document, in order. A notebook shows it as heat maps."""
+
+    def _repr_html_(self) -> str:
+        """In a notebook: which tokens are kept; and which ones an answer looked at, if one did."""
+        shown = Html()
+        most = max((int(part.kept.max()) for part in self if part.kept is not None), default=0)
+        looked = [max(part.attention) for part in self if part.attention]
+        for place, part in enumerate(self, 1):
+            reference = part.reference
+            shown.line(f"{reference.document_id}, reference {place} of {len(self)}")
+            if part.kept is None:
+                shown.line("cold: there is no memory yet", small=True).text(reference.content)
+            else:
+                shown.line(
+                    f"which tokens the memory keeps: {part.numbers['pairs']:,} pairs, "
+                    f"{part.numbers['bytes']:,} bytes, {part.numbers['codec']}",
+                    small=True,
+                )
+                counts = [f"kept by {count} of {part.rows} rows" for count in part.kept]
+                shown.heat(part.pieces, part.kept.tolist(), most, counts)
+            if part.used is not None and part.attention:
+                shown.line(
+                    f"which tokens the answer looked at: {part.used.share:.1%} of the memories' "
+                    f"attention, {part.used.attention:.1%} of all",
+                    small=True,
+                )
+                # Most often one token of all gets most of it: by their roots the others show, too.
+                heat = [math.sqrt(share) for share in part.attention]
+                shares = [f"{share:.4%} of all attention" for share in part.attention]
+                shown.heat(part.pieces, heat, math.sqrt(max(looked)), shares)
+        return str(shown)
+
+
+def inspect_document(database: MemDB, id: str, sources: Sequence[Source] = ()) -> Inspection:
+    """What the memories of a document keep, token by token; nothing is written.
 
     Args:
         database: opened with its model.
         id: of the document.
-        sources: of an answer, if a question was asked.
+        sources: of an answer that was made with `cite=True`, if one is to be shown.
+
+    Raises:
+        UnknownDocumentError: there is no such document.
     """
     tokenizer = text_tokenizer(database.writer.tokenizer)
     used = {source.reference.id: source for source in sources}
-    found = []
+    found = Inspection()
     rows = database.shape.rows
     with database.snapshot() as moment:
         memories, places = moment.memories(id), moment.places(id)
