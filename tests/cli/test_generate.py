@@ -141,12 +141,12 @@ def test_what_is_not_similar_enough_is_no_hit(run: Run, tmp_path: Path) -> None:
 
     asked: dict[str, Any] = {"weigh": False}
     (whole,) = found("--no-weigh")
-    asked["min_score"] = 0.3
-    assert found("--no-weigh", "--min-score", "0.3") == [[FACTS[0].id]] == [whole[:1]]
+    asked["min_score"] = 0.5
+    assert found("--no-weigh", "--min-score", "0.5") == [[FACTS[0].id]] == [whole[:1]]
     asked = {"min_score": 1.0}
     assert found("--min-score", "1") == [[]]
-    asked = {"min_score": 0.3, "mode": "rag"}
-    assert found("--min-score", "0.3", "--rag") == [[FACTS[0].id]]
+    asked = {"min_score": 0.5, "mode": "rag"}
+    assert found("--min-score", "0.5", "--rag") == [[FACTS[0].id]]
     wrong = run("generate", "x", "--min-score", "1.5", code=2).stderr
     assert "min_score must be -1 to 1, got 1.5" in wrong
 
