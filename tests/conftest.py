@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test asks a model hub
+# A shell lets what runs in its background ignore Ctrl-C, and programs that are started here would
+# do so, too; some tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 
