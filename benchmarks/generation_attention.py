@@ -6,8 +6,9 @@
 - **Decoding**: a step with 5 memories, which differ from sequence to sequence, against the same
   step without; retrieval is not in it (benchmarks/generation.py has whole generations).
 - **Long prompts**: one pass over a prompt in chunks of 64 tokens, each with 5 memories, against
-  transformers' own pass (sdpa) over the same tokens without any; and how much more RAM either takes
-  while it runs. The memories themselves are there before.
+  transformers' own pass (sdpa) over the same tokens without any, all by the exact weights, so that
+  nothing but attention differs; and how much more RAM either takes while it runs. The memories
+  themselves are there before.
 
 What is compared takes turns, and figures are medians. With one thread they are of its own time on
 the processor, which other programs change less than what a clock shows.
@@ -63,7 +64,8 @@ def main(model: str, threads: int, tokens: int, references: int, steps: int, rou
             f"decoding, batch {batch}: {one * 1e3:6.2f} ms a step without memories, "
             f"{other * 1e3:6.2f} with: {one / other:.3f} of the speed"
         )
-    ways = _reading(loaded, writer.shape, ids, sets)
+    exact = loaded if loaded.is_exact else LanguageModel.load(model, exact=True)
+    ways = _reading(exact, writer.shape, ids, sets)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
